@@ -1,0 +1,39 @@
+/* tensors.h: a checkpoint: named tensors in one or more safetensors files, memory-mapped.
+ *
+ * Opening reads the headers only; a tensor's bytes are touched when they are read, so a rank reads its slice
+ * alone. Read-only, any thread, owned by the opener. A malformed file (truncated, overlapping or out-of-range
+ * offsets, unknown dtype, wrong shape) is refused with file, tensor and what was expected. */
+#ifndef AFD_MODEL_TENSORS_H
+#define AFD_MODEL_TENSORS_H
+
+#include "model/model.h"
+#include "proto/wire.h"
+
+enum { AFD_MAX_DIMS = 4 };
+
+struct afd_tensor {
+    const char *name;
+    enum afd_dtype dtype;
+    uint32_t dims;
+    uint64_t shape[AFD_MAX_DIMS]; /* row-major, outermost first */
+    const void *data;             /* in the mapping, aligned to the element */
+    uint64_t bytes;
+    /* block-FP8 only: NAME_scale_inv, float32 [.., ceil(out/128), ceil(in/128)]; w = q * scale */
+    const float *scale;
+    uint64_t scale_rows, scale_columns; /* of one matrix */
+};
+
+struct afd_checkpoint;
+
+/* DIR/model.safetensors, or DIR/model.safetensors.index.json with its shards. */
+enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out, struct afd_error *error_out);
+void afd_checkpoint_close(struct afd_checkpoint *checkpoint); /* NULL is allowed */
+/* NULL when there is none of that name. */
+const struct afd_tensor *afd_checkpoint_find(const struct afd_checkpoint *checkpoint, const char *name);
+uint32_t afd_checkpoint_count(const struct afd_checkpoint *checkpoint);
+const struct afd_tensor *afd_checkpoint_at(const struct afd_checkpoint *checkpoint, uint32_t index);
+
+/* SHA-256 over config.json, the tensor headers and the file sizes: what hello and register compare. */
+enum afd_status afd_model_hash(const char *dir, uint8_t out[AFD_HASH_BYTES], struct afd_error *error_out);
+
+#endif

@@ -1,0 +1,89 @@
+/* weights.h: which weights a rank holds: the one list that the loader executes and the planner adds up.
+ *
+ * A weight is named by its use, not by a family's tensor name; a family file maps one to the other. A rank's
+ * share is cut along one axis of a matrix: `out` (rows) of gate and up, `in` (columns) of down, for tensor
+ * parallel FFN; everything else is whole. Cuts fall on block boundaries of block-FP8 weights. Pure functions
+ * over the model; only afd_weight_view touches the checkpoint. */
+#ifndef AFD_MODEL_WEIGHTS_H
+#define AFD_MODEL_WEIGHTS_H
+
+#include "model/tensors.h"
+
+enum afd_weight_use {
+    /* attention side */
+    AFD_W_EMBED,      /* [vocab, hidden] */
+    AFD_W_FINAL_NORM, /* [hidden] */
+    AFD_W_HEAD,       /* [vocab, hidden] */
+    AFD_W_ATTN_NORM,  /* [hidden] */
+    AFD_W_Q_DOWN,     /* [q_rank, hidden]; with q_rank 0 there is none */
+    AFD_W_Q_NORM,     /* [q_rank] */
+    AFD_W_Q_UP,       /* [heads * head_dim, q_rank or hidden] */
+    AFD_W_K,          /* [kv_heads * head_dim, hidden] */
+    AFD_W_V,
+    AFD_W_O,          /* [hidden, heads * head_dim] */
+    AFD_W_FFN_NORM,   /* [hidden] */
+    AFD_W_ROUTER,     /* [experts, hidden] */
+    /* FFN side; per expert the matrix is one slice of a stacked tensor */
+    AFD_W_GATE,       /* dense [intermediate, hidden] */
+    AFD_W_UP,
+    AFD_W_DOWN,       /* dense [hidden, intermediate] */
+    AFD_W_EXPERT_GATE,
+    AFD_W_EXPERT_UP,
+    AFD_W_EXPERT_DOWN,
+    AFD_W_SHARED_GATE,
+    AFD_W_SHARED_UP,
+    AFD_W_SHARED_DOWN,
+    AFD_W_COUNT
+};
+
+/* What a rank is, as far as weights go. */
+struct afd_share {
+    int ffn;            /* 0: attention, 1: FFN */
+    uint64_t shards;    /* FFN: the set of shards held */
+    uint32_t ep;        /* shards in all */
+    uint32_t tp, tp_index;
+};
+
+struct afd_weight {
+    enum afd_weight_use use;
+    uint32_t layer;           /* 0 for embed, final norm, head */
+    uint32_t expert;          /* of the expert uses; else 0 */
+    uint32_t out_begin, out_end; /* rows held of the whole matrix */
+    uint32_t in_begin, in_end;   /* columns held; a vector has out 0..1 */
+};
+
+/* The shard that owns `expert` of a layer with `experts`: contiguous ranges, the first ones longer by one. */
+uint32_t afd_shard_of_expert(uint32_t expert, uint32_t experts, uint32_t ep);
+/* The part of `total` that member `index` of `tp` holds, on multiples of `granule`; may be empty. */
+void afd_tp_cut(uint32_t total, uint32_t tp, uint32_t index, uint32_t granule, uint32_t *begin_out, uint32_t *end_out);
+
+/* Calls `each` for every weight of the share, layer by layer; stops at the first status that is not 0 and
+ * returns it. */
+enum afd_status afd_weights_each(const struct afd_model *model, const struct afd_share *share,
+                                 enum afd_status (*each)(const struct afd_weight *weight, void *user), void *user);
+
+/* The whole shape of the matrix of a use: rows (out) and columns (in). */
+void afd_weight_shape(const struct afd_model *model, enum afd_weight_use use, uint32_t layer, uint32_t *out_rows,
+                      uint32_t *in_columns);
+
+/* A matrix in the checkpoint: row r of the slice starts at data + r * row_bytes. */
+struct afd_weight_view {
+    enum afd_dtype dtype;
+    uint32_t rows, columns;   /* of the slice */
+    uint64_t row_bytes;       /* pitch of the stored matrix */
+    const void *data;
+    const float *scale;       /* block-FP8: scale of the block that holds element (0, 0) of the slice */
+    uint64_t scale_pitch;     /* floats from one row of blocks to the next */
+    uint32_t block;           /* 128, or 0 */
+};
+
+/* Finds, checks (name, dtype, shape against the model) and views one weight. */
+enum afd_status afd_weight_view(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
+                                const struct afd_weight *weight, struct afd_weight_view *out, struct afd_error *error_out);
+
+/* Bytes that the share takes in the stored format. Without a checkpoint (`checkpoint` NULL) matrices count
+ * `element_bits` a weight (8 adds the scales of 128x128 blocks), norms and the router 16. */
+uint64_t afd_share_bytes(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
+                         const struct afd_share *share, uint32_t element_bits);
+
+#endif
