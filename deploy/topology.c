@@ -1,0 +1,580 @@
+#include "deploy/topology.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "deploy/yaml.h"
+
+_Static_assert((int)AFD_NAME_BYTES == (int)AFD_YAML_ITEM_BYTES, "a host is one item of a list");
+
+/* What a value means before it is resolved. The file's `auto` of an enum is one past its last value. */
+enum { AUTO_DTYPE = AFD_DTYPE_COUNT };
+
+/* What the reader fills: the topology, and values that have another form in it. */
+struct file_values {
+    struct afd_topology topology;
+    uint32_t launch_by;      /* one value in this version: checked, not kept */
+    uint64_t max_body_bytes; /* the reader's sizes are 64 bits wide */
+};
+
+/* ---- the keys: name, kind, place, range; defaults are in set_defaults and resolve */
+
+#define AT(field) offsetof(struct file_values, topology.field)
+#define SCRATCH(field) offsetof(struct file_values, field)
+#define COUNT(name, field, min, max)                                                                         \
+    {                                                                                                        \
+        name, AFD_YAML_COUNT, AT(field), min, max, NULL, NULL, 0                                             \
+    }
+#define COUNT_OR(name, field, min, max, words)                                                               \
+    {                                                                                                        \
+        name, AFD_YAML_COUNT, AT(field), min, max, words, NULL, 0                                            \
+    }
+#define SIZE(name, field, min, max)                                                                          \
+    {                                                                                                        \
+        name, AFD_YAML_BYTES, AT(field), min, max, NULL, NULL, 0                                             \
+    }
+#define WORD(name, field, words)                                                                             \
+    {                                                                                                        \
+        name, AFD_YAML_WORD, AT(field), 0, 0, words, NULL, 0                                                 \
+    }
+#define TEXT(name, field, bytes)                                                                             \
+    {                                                                                                        \
+        name, AFD_YAML_TEXT, AT(field), 1, bytes, NULL, NULL, 0                                              \
+    }
+#define MAP(name, keys)                                                                                      \
+    {                                                                                                        \
+        name, AFD_YAML_MAP, 0, 0, 0, NULL, keys, 0                                                           \
+    }
+#define END                                                                                                  \
+    {                                                                                                        \
+        NULL, AFD_YAML_MAP, 0, 0, 0, NULL, NULL, 0                                                           \
+    }
+
+static const struct afd_yaml_word auto_word[] = {{"auto", UINT32_MAX}, {NULL, 0}};
+static const struct afd_yaml_word a2f_words[] = {
+    {"auto", AUTO_DTYPE}, {"fp8", AFD_FP8}, {"bf16", AFD_BF16}, {"f32", AFD_F32}, {NULL, 0}};
+static const struct afd_yaml_word f2a_words[] = {{"bf16", AFD_BF16}, {"f32", AFD_F32}, {NULL, 0}};
+static const struct afd_yaml_word kv_words[] = {
+    {"auto", AUTO_DTYPE}, {"fp8", AFD_FP8}, {"bf16", AFD_BF16}, {"f32", AFD_F32}, {NULL, 0}};
+static const struct afd_yaml_word dispatch_words[] = {
+    {"broadcast", AFD_DISPATCH_BROADCAST}, {"routed", AFD_DISPATCH_ROUTED}, {NULL, 0}};
+static const struct afd_yaml_word data_words[] = {{"auto", AFD_DATA_AUTO},
+                                                  {"loop", AFD_DATA_LOOP},
+                                                  {"ucx", AFD_DATA_UCX},
+                                                  {"verbs", AFD_DATA_VERBS},
+                                                  {NULL, 0}};
+static const struct afd_yaml_word path_words[] = {{"auto", AFD_PATH_AUTO},
+                                                  {"shm", AFD_PATH_SHM},
+                                                  {"tcp", AFD_PATH_TCP},
+                                                  {"rdma", AFD_PATH_RDMA},
+                                                  {NULL, 0}};
+static const struct afd_yaml_word group_words[] = {
+    {"p2p", AFD_GROUP_P2P}, {"nccl", AFD_GROUP_NCCL}, {NULL, 0}};
+static const struct afd_yaml_word device_words[] = {
+    {"cpu", AFD_DEVICE_CPU}, {"ref", AFD_DEVICE_REF}, {"cuda", AFD_DEVICE_CUDA}, {NULL, 0}};
+
+static const struct afd_yaml_key model_keys[] = {TEXT("path", model_path, AFD_PATH_BYTES),
+                                                 COUNT("max_context", max_context, 1, AFD_MAX_CONTEXT), END};
+static const struct afd_yaml_key slo_keys[] = {COUNT("tpot_ms", tpot_ms, 0, 60000), END};
+static const struct afd_yaml_key scheduler_keys[] = {
+    TEXT("host", scheduler.host, AFD_NAME_BYTES),
+    TEXT("http", scheduler.http, AFD_ADDRESS_BYTES),
+    TEXT("control", scheduler.control, AFD_ADDRESS_BYTES),
+    COUNT("max_queue", scheduler.max_queue, 0, 1 << 20),
+    {"max_body", AFD_YAML_BYTES, SCRATCH(max_body_bytes), 1024, 1 << 30, NULL, NULL, 0},
+    COUNT("max_tokens", scheduler.max_tokens, 1, AFD_MAX_CONTEXT),
+    COUNT("max_streams", scheduler.max_streams, 1, 1 << 20),
+    COUNT("request_timeout_s", scheduler.request_timeout_s, 1, 86400),
+    COUNT("lease_ms", scheduler.lease_ms, 100, 600000),
+    COUNT("heartbeat_ms", scheduler.heartbeat_ms, 10, 60000),
+    COUNT("drain_s", scheduler.drain_s, 1, 86400),
+    COUNT("orphan_s", scheduler.orphan_s, 1, 86400),
+    END};
+static const struct afd_yaml_key pipeline_keys[] = {
+    COUNT("microbatches", pipeline.microbatches, 1, AFD_MAX_SLOTS),
+    COUNT("max_rows", pipeline.max_rows, 1, AFD_MAX_ROWS),
+    COUNT("prefill_rows", pipeline.prefill_rows, 1, AFD_MAX_ROWS),
+    COUNT("max_sequences", pipeline.max_sequences, 1, 1 << 20),
+    WORD("a2f", pipeline.a2f, a2f_words),
+    WORD("f2a", pipeline.f2a, f2a_words),
+    WORD("dispatch", pipeline.dispatch, dispatch_words),
+    COUNT_OR("gather_us", pipeline.gather_us, 0, 1000000, auto_word),
+    END};
+static const struct afd_yaml_key transport_keys[] = {
+    WORD("data", transport.data, data_words), WORD("path", transport.path, path_words),
+    WORD("group", transport.group, group_words), COUNT_OR("spin_us", transport.spin_us, 0, 100000, auto_word),
+    END};
+
+#define DEVICE_KEYS(pool)                                                                                    \
+    {                                                                                                        \
+        WORD("type", pool.device, device_words), TEXT("class", pool.device_class, AFD_NAME_BYTES),           \
+            COUNT("threads", pool.threads, 1, 256), TEXT("cores", pool.cores, AFD_NAME_BYTES), END           \
+    }
+#define POOL_KEYS(pool, device, parallel)                                                                    \
+    COUNT("instances", pool.instances, 1, AFD_MAX_RANKS),                                                    \
+        COUNT("ranks_per_instance", pool.ranks_per_instance, 1, AFD_MAX_RANKS),                              \
+        COUNT("max_instances", pool.max_instances, 1, AFD_MAX_RANKS), MAP("device", device),                 \
+        MAP("parallel", parallel),                                                                           \
+    {                                                                                                        \
+        "hosts", AFD_YAML_LIST, AT(pool.hosts), 1, AFD_MAX_HOSTS, NULL, NULL, AT(pool.host_count)            \
+    }
+
+static const struct afd_yaml_key attn_device_keys[] = DEVICE_KEYS(attn);
+static const struct afd_yaml_key ffn_device_keys[] = DEVICE_KEYS(ffn);
+static const struct afd_yaml_key attn_parallel_keys[] = {COUNT("dp", attn.dp, 1, AFD_MAX_RANKS),
+                                                         COUNT("tp", attn.tp, 1, AFD_MAX_TP), END};
+static const struct afd_yaml_key ffn_parallel_keys[] = {COUNT("ep", ffn.ep, 1, AFD_MAX_SHARDS),
+                                                        COUNT("tp", ffn.tp, 1, AFD_MAX_TP), END};
+static const struct afd_yaml_key kv_keys[] = {
+    WORD("dtype", attn.kv_dtype, kv_words), COUNT("block_tokens", attn.kv_block_tokens, 16, 1024),
+    SIZE("memory", attn.kv_memory_bytes, 1, (uint64_t)1 << 50), END};
+static const struct afd_yaml_key attn_keys[] = {POOL_KEYS(attn, attn_device_keys, attn_parallel_keys),
+                                                MAP("kv_cache", kv_keys), END};
+static const struct afd_yaml_key ffn_keys[] = {POOL_KEYS(ffn, ffn_device_keys, ffn_parallel_keys),
+                                               COUNT("copies", ffn.copies, 1, AFD_MAX_RANKS), END};
+static const struct afd_yaml_key pools_keys[] = {MAP("attn", attn_keys), MAP("ffn", ffn_keys), END};
+
+enum { LAUNCH_LOCAL, LAUNCH_SSH, LAUNCH_SLURM, LAUNCH_KUBERNETES };
+static const struct afd_yaml_word launch_words[] = {{"local", LAUNCH_LOCAL},
+                                                    {"ssh", LAUNCH_SSH},
+                                                    {"slurm", LAUNCH_SLURM},
+                                                    {"kubernetes", LAUNCH_KUBERNETES},
+                                                    {NULL, 0}};
+static const struct afd_yaml_key launch_keys[] = {
+    {"by", AFD_YAML_WORD, SCRATCH(launch_by), 0, 0, launch_words, NULL, 0}, END};
+
+static const struct afd_yaml_key top_keys[] = {TEXT("cluster", cluster, AFD_NAME_BYTES),
+                                               MAP("model", model_keys),
+                                               MAP("slo", slo_keys),
+                                               MAP("scheduler", scheduler_keys),
+                                               MAP("pipeline", pipeline_keys),
+                                               MAP("transport", transport_keys),
+                                               MAP("pools", pools_keys),
+                                               MAP("launch", launch_keys),
+                                               END};
+
+/* Before the file is read. A 0 that no file can contain means "not given": resolve fills it in. */
+static void set_defaults(struct file_values *v)
+{
+    struct afd_topology *t = &v->topology;
+    strcpy(t->cluster, "afd");
+    strcpy(t->scheduler.host, "localhost");
+    strcpy(t->scheduler.http, "127.0.0.1:8000");
+    strcpy(t->scheduler.control, "127.0.0.1:7070");
+    t->scheduler.max_queue = 1024;
+    v->max_body_bytes = 4 << 20;
+    t->scheduler.max_tokens = 4096;
+    t->scheduler.max_streams = 1024;
+    t->scheduler.request_timeout_s = 600;
+    t->scheduler.lease_ms = 3000;
+    t->scheduler.heartbeat_ms = 500;
+    t->scheduler.drain_s = 30;
+    t->scheduler.orphan_s = 60;
+    t->pipeline.microbatches = 3;
+    t->pipeline.max_rows = 64;
+    t->pipeline.a2f = (enum afd_dtype)AUTO_DTYPE;
+    t->pipeline.f2a = AFD_BF16;
+    t->pipeline.gather_us = UINT32_MAX;
+    t->transport.spin_us = UINT32_MAX;
+    t->attn.kv_dtype = (enum afd_dtype)AUTO_DTYPE;
+    t->attn.kv_block_tokens = 64;
+    t->attn.kv_memory_bytes = 256 << 20;
+    t->attn.tp = 1;
+    t->ffn.copies = 1;
+    struct afd_pool *pools[] = {&t->attn, &t->ffn};
+    for (int i = 0; i < 2; i++) {
+        pools[i]->instances = pools[i]->ranks_per_instance = pools[i]->threads = 1;
+        pools[i]->host_count = 1;
+        strcpy(pools[i]->hosts[0], "localhost");
+    }
+}
+
+/* Defaults that follow from other values. */
+static void resolve(struct file_values *v)
+{
+    struct afd_topology *t = &v->topology;
+    if (!t->attn.max_instances) t->attn.max_instances = t->attn.instances;
+    if (!t->ffn.max_instances) t->ffn.max_instances = t->ffn.instances;
+    if (!t->attn.dp) t->attn.dp = t->attn.ranks_per_instance;
+    if (!t->ffn.tp) t->ffn.tp = t->ffn.ranks_per_instance;
+    if (!t->ffn.ep) t->ffn.ep = t->ffn.instances < AFD_MAX_SHARDS ? t->ffn.instances : AFD_MAX_SHARDS;
+    if (!t->pipeline.prefill_rows) t->pipeline.prefill_rows = (t->pipeline.max_rows + 1) / 2;
+    if (!t->pipeline.max_sequences)
+        t->pipeline.max_sequences = t->pipeline.microbatches * t->pipeline.max_rows;
+    int cuda = t->attn.device == AFD_DEVICE_CUDA && t->ffn.device == AFD_DEVICE_CUDA;
+    if (t->pipeline.a2f == (enum afd_dtype)AUTO_DTYPE) t->pipeline.a2f = cuda ? AFD_FP8 : AFD_BF16;
+    if (t->attn.kv_dtype == (enum afd_dtype)AUTO_DTYPE)
+        t->attn.kv_dtype = t->attn.device == AFD_DEVICE_CUDA ? AFD_FP8 : AFD_BF16;
+    if (t->transport.data == AFD_DATA_AUTO) t->transport.data = AFD_DATA_UCX;
+    t->pipeline.gather_auto = t->pipeline.gather_us == UINT32_MAX;
+    if (t->pipeline.gather_auto) t->pipeline.gather_us = 0;
+    t->scheduler.max_body_bytes = (uint32_t)v->max_body_bytes;
+}
+
+/* ---- impossible plans */
+
+/* "0-3,6" into numbers; -1 when it is not such a list. Counts all, writes at most `limit`. */
+static int32_t parse_cores(const char *text, uint32_t limit, uint32_t *out)
+{
+    uint32_t count = 0;
+    const char *p = text;
+    for (;;) {
+        uint32_t bound[2];
+        int parts = 0;
+        do {
+            if (*p < '0' || *p > '9') return -1;
+            char *end;
+            unsigned long n = strtoul(p, &end, 10);
+            if (n > 65535) return -1;
+            bound[parts++] = (uint32_t)n;
+            p = end;
+        } while (parts < 2 && *p == '-' && p++);
+        if (parts == 1) bound[1] = bound[0];
+        if (bound[1] < bound[0]) return -1;
+        for (uint32_t core = bound[0]; core <= bound[1]; core++, count++)
+            if (count < limit) out[count] = core;
+        if (!*p) return (int32_t)count;
+        if (*p++ != ',') return -1;
+    }
+}
+
+static int address_is_valid(const char *address)
+{
+    const char *colon = strrchr(address, ':');
+    if (!colon || colon == address || !colon[1] || strlen(colon + 1) > 5) return 0;
+    for (const char *p = colon + 1; *p; p++)
+        if (*p < '0' || *p > '9') return 0;
+    return atoi(colon + 1) <= 65535;
+}
+
+static enum afd_status check_pool(const struct afd_yaml *d, const char *name, const struct afd_pool *p,
+                                  struct afd_error *error)
+{
+    char at[96];
+#define FAIL_AT(key, ...)                                                                                    \
+    (snprintf(at, sizeof at, "pools.%s.%s", name, key), afd_yaml_fail(d, at, error, __VA_ARGS__))
+    if (p->max_instances < p->instances)
+        return FAIL_AT("max_instances",
+                       "pools.%s.max_instances is %u with %u instances; expected at least %u", name,
+                       p->max_instances, p->instances, p->instances);
+    if ((uint64_t)p->max_instances * p->ranks_per_instance > AFD_MAX_RANKS)
+        return FAIL_AT("ranks_per_instance", "pools.%s has %llu ranks at its largest; expected at most %d",
+                       name, (unsigned long long)p->max_instances * p->ranks_per_instance, AFD_MAX_RANKS);
+    if (*p->cores && parse_cores(p->cores, 0, NULL) < 0)
+        return FAIL_AT("device.cores",
+                       "pools.%s.device.cores is \"%s\"; expected a list of cores like \"0-3,6\"", name,
+                       p->cores);
+    if (p->device == AFD_DEVICE_CUDA) {
+        snprintf(at, sizeof at, "pools.%s.device.threads", name);
+        if (afd_yaml_has(d, at) || *p->cores)
+            return FAIL_AT(
+                *p->cores ? "device.cores" : "device.threads",
+                "pools.%s.device: threads and cores are for type cpu; expected neither with type cuda", name);
+    } else if (*p->device_class)
+        return FAIL_AT("device.class", "pools.%s.device.class names a GPU; expected none with type %s", name,
+                       p->device == AFD_DEVICE_CPU ? "cpu" : "ref");
+    return AFD_OK;
+#undef FAIL_AT
+}
+
+static enum afd_status check_parallel(const struct afd_yaml *d, const struct afd_topology *t,
+                                      struct afd_error *error)
+{
+    if (t->attn.tp > 1)
+        return afd_yaml_fail(
+            d, "pools.attn.parallel.tp", error,
+            "pools.attn.parallel.tp is %u, but this version runs attention data-parallel only; "
+            "expected tp: 1",
+            t->attn.tp);
+    if (t->attn.dp != t->attn.ranks_per_instance)
+        return afd_yaml_fail(
+            d, "pools.attn.parallel.dp", error,
+            "pools.attn.parallel.dp is %u with %u ranks an instance, and each rank is data-parallel; "
+            "expected dp: %u",
+            t->attn.dp, t->attn.ranks_per_instance, t->attn.ranks_per_instance);
+    if (t->ffn.tp != t->ffn.ranks_per_instance)
+        return afd_yaml_fail(
+            d, "pools.ffn.parallel.tp", error,
+            "pools.ffn.parallel.tp is %u with %u ranks an instance, and the ranks of an instance are "
+            "one tensor-parallel group; expected tp: %u (ep counts shards over the whole pool)",
+            t->ffn.tp, t->ffn.ranks_per_instance, t->ffn.ranks_per_instance);
+    if (t->ffn.tp > AFD_MAX_TP)
+        return afd_yaml_fail(d, "pools.ffn.ranks_per_instance", error,
+                             "pools.ffn has a tensor-parallel group of %u; expected at most %d", t->ffn.tp,
+                             AFD_MAX_TP);
+    if (t->ffn.copies > t->ffn.instances)
+        return afd_yaml_fail(
+            d, "pools.ffn.copies", error,
+            "pools.ffn.copies is %u with %u instances, and an instance holds a shard once; expected "
+            "at most %u",
+            t->ffn.copies, t->ffn.instances, t->ffn.instances);
+    uint32_t block = t->attn.kv_block_tokens;
+    if (block % 16 || (64 % block && block % 64))
+        return afd_yaml_fail(
+            d, "pools.attn.kv_cache.block_tokens", error,
+            "pools.attn.kv_cache.block_tokens is %u, and attention runs over blocks of 64 tokens; "
+            "expected 16, 32, 64 or a multiple of 64",
+            block);
+    return AFD_OK;
+}
+
+static enum afd_status check_pipeline(const struct afd_yaml *d, const struct afd_topology *t,
+                                      struct afd_error *error)
+{
+    if (t->pipeline.prefill_rows > t->pipeline.max_rows)
+        return afd_yaml_fail(
+            d, "pipeline.prefill_rows", error,
+            "pipeline.prefill_rows is %u, more than pipeline.max_rows %u; expected at most %u",
+            t->pipeline.prefill_rows, t->pipeline.max_rows, t->pipeline.max_rows);
+    if (t->pipeline.max_sequences < t->pipeline.microbatches)
+        return afd_yaml_fail(
+            d, "pipeline.max_sequences", error,
+            "pipeline.max_sequences is %u with %u micro-batches; expected at least one for each",
+            t->pipeline.max_sequences, t->pipeline.microbatches);
+    return AFD_OK;
+}
+
+static enum afd_status check_scheduler(const struct afd_yaml *d, const struct afd_topology *t,
+                                       struct afd_error *error)
+{
+    if (!address_is_valid(t->scheduler.http))
+        return afd_yaml_fail(
+            d, "scheduler.http", error,
+            "scheduler.http is \"%s\"; expected host:port, like 127.0.0.1:8000 (port 0: any)",
+            t->scheduler.http);
+    if (!address_is_valid(t->scheduler.control))
+        return afd_yaml_fail(
+            d, "scheduler.control", error,
+            "scheduler.control is \"%s\"; expected host:port, like 127.0.0.1:7070 (port 0: any)",
+            t->scheduler.control);
+    if (t->scheduler.lease_ms < 3 * t->scheduler.heartbeat_ms)
+        return afd_yaml_fail(
+            d, "scheduler.lease_ms", error,
+            "scheduler.lease_ms is %u with a heartbeat every %u ms; expected at least three heartbeats, "
+            "%u",
+            t->scheduler.lease_ms, t->scheduler.heartbeat_ms, 3 * t->scheduler.heartbeat_ms);
+    return AFD_OK;
+}
+
+static int one_host(const struct afd_topology *t)
+{
+    const char *host = t->attn.hosts[0];
+    for (uint32_t i = 0; i < t->attn.host_count; i++)
+        if (strcmp(t->attn.hosts[i], host)) return 0;
+    for (uint32_t i = 0; i < t->ffn.host_count; i++)
+        if (strcmp(t->ffn.hosts[i], host)) return 0;
+    return 1;
+}
+
+static enum afd_status check_transport(const struct afd_yaml *d, const struct afd_topology *t,
+                                       uint32_t launch_by, struct afd_error *error)
+{
+    if (t->transport.data == AFD_DATA_VERBS)
+        return afd_yaml_fail(
+            d, "transport.data", error,
+            "transport.data: verbs is not in this version; expected ucx (which uses RDMA where there "
+            "is any) or auto");
+    if (t->transport.path == AFD_PATH_SHM && !one_host(t))
+        return afd_yaml_fail(
+            d, "transport.path", error,
+            "transport.path is shm, but the pools are on more than one host; expected tcp, rdma or "
+            "auto");
+    if (t->transport.group == AFD_GROUP_NCCL && t->ffn.device != AFD_DEVICE_CUDA)
+        return afd_yaml_fail(
+            d, "transport.group", error,
+            "transport.group is nccl, which joins CUDA devices; expected p2p with this device type");
+    if (launch_by != LAUNCH_LOCAL)
+        return afd_yaml_fail(d, "launch.by", error,
+                             "launch.by: %s: this version launches by local only; expected local",
+                             launch_words[launch_by].name);
+    return AFD_OK;
+}
+
+static enum afd_status check(const struct afd_yaml *d, const struct file_values *v, struct afd_error *error)
+{
+    const struct afd_topology *t = &v->topology;
+    enum afd_status status;
+    if (!*t->model_path)
+        return afd_yaml_fail(
+            d, "model", error,
+            "model.path is missing; expected the folder of a checkpoint (config.json and weights)");
+    for (const char *c = t->cluster; *c; c++)
+        if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-", *c) ||
+            *t->cluster == '.')
+            return afd_yaml_fail(
+                d, "cluster", error,
+                "cluster is \"%s\"; expected letters, digits, dot, dash and underscore, not a dot first",
+                t->cluster);
+    if ((status = check_pool(d, "attn", &t->attn, error))) return status;
+    if ((status = check_pool(d, "ffn", &t->ffn, error))) return status;
+    if ((status = check_parallel(d, t, error))) return status;
+    if ((status = check_pipeline(d, t, error))) return status;
+    if ((status = check_scheduler(d, t, error))) return status;
+    return check_transport(d, t, v->launch_by, error);
+}
+
+/* ---- loading */
+
+static enum afd_status read_file(const char *path, char **bytes_out, size_t *size_out,
+                                 struct afd_error *error)
+{
+    FILE *f = fopen(path, "rb");
+    if (!f) return afd_fail(error, AFD_ERR_CONFIG, "%s: cannot be opened: %s", path, strerror(errno));
+    char *bytes = malloc(AFD_YAML_MAX_BYTES + 1);
+    size_t size = bytes ? fread(bytes, 1, AFD_YAML_MAX_BYTES + 1, f) : 0;
+    int failed = ferror(f), cause = errno;
+    fclose(f);
+    if (!bytes) return afd_fail(error, AFD_ERR_MEMORY, "%s: out of memory", path);
+    if (failed) {
+        free(bytes);
+        return afd_fail(error, AFD_ERR_CONFIG, "%s: cannot be read: %s", path, strerror(cause));
+    }
+    *bytes_out = bytes;
+    *size_out = size;
+    return AFD_OK;
+}
+
+/* The file's absolute path, and the model's: relative ones are relative to the file's folder. */
+static enum afd_status resolve_paths(const struct afd_yaml *d, const char *path, struct afd_topology *t,
+                                     struct afd_error *error)
+{
+    char joined[2 * AFD_PATH_BYTES], *whole = realpath(path, NULL), *model;
+    if (!whole || strlen(whole) >= AFD_PATH_BYTES) {
+        free(whole);
+        return afd_fail(error, AFD_ERR_CONFIG, "%s: its absolute path has more than %d bytes", path,
+                        AFD_PATH_BYTES - 1);
+    }
+    strcpy(t->file, whole);
+    free(whole);
+    int folder = *t->model_path == '/' ? 0 : (int)(strrchr(t->file, '/') - t->file + 1);
+    snprintf(joined, sizeof joined, "%.*s%s", folder, t->file, t->model_path);
+    model = realpath(joined, NULL); /* fails where there is nothing: whoever opens the model says so */
+    int written = snprintf(t->model_dir, sizeof t->model_dir, "%s", model ? model : joined);
+    free(model);
+    if (written >= (int)sizeof t->model_dir)
+        return afd_yaml_fail(d, "model.path", error,
+                             "model.path is too long once resolved; expected at most %d bytes",
+                             AFD_PATH_BYTES - 1);
+    return AFD_OK;
+}
+
+enum afd_status afd_topology_load(const char *path, struct afd_topology **out, struct afd_error *error_out)
+{
+    char *bytes = NULL;
+    size_t size = 0;
+    struct afd_yaml *document = NULL;
+    struct file_values *v = NULL;
+    enum afd_status status = read_file(path, &bytes, &size, error_out);
+    if (status) return status;
+    if ((status = afd_yaml_parse(path, bytes, size, &document, error_out))) goto out;
+    v = calloc(1, sizeof *v);
+    struct afd_sha256 *hash = v ? afd_sha256_create() : NULL;
+    if (!hash) {
+        status = afd_fail(error_out, AFD_ERR_MEMORY, "%s: out of memory", path);
+        goto out;
+    }
+    afd_sha256_update(hash, bytes, size);
+    afd_sha256_finish(hash, v->topology.hash);
+    set_defaults(v);
+    if ((status = afd_yaml_read(document, top_keys, v, error_out))) goto out;
+    resolve(v);
+    if ((status = check(document, v, error_out))) goto out;
+    if ((status = resolve_paths(document, path, &v->topology, error_out))) goto out;
+    *out = malloc(sizeof **out);
+    if (*out)
+        **out = v->topology;
+    else
+        status = afd_fail(error_out, AFD_ERR_MEMORY, "%s: out of memory", path);
+out:
+    free(v);
+    afd_yaml_destroy(document);
+    free(bytes);
+    return status;
+}
+
+void afd_topology_destroy(struct afd_topology *topology)
+{
+    free(topology);
+}
+
+/* ---- what follows from a topology */
+
+static const struct afd_pool *pool_of(const struct afd_topology *t, enum afd_role role)
+{
+    return role == AFD_ROLE_ATTN ? &t->attn : &t->ffn;
+}
+
+uint32_t afd_pool_ranks(const struct afd_pool *pool)
+{
+    return pool->instances * pool->ranks_per_instance;
+}
+
+const char *afd_role_name(enum afd_role role)
+{
+    return role == AFD_ROLE_ATTN ? "attn" : "ffn";
+}
+
+const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank)
+{
+    const struct afd_pool *pool = pool_of(topology, role);
+    return pool->hosts[rank / pool->ranks_per_instance % pool->host_count];
+}
+
+/* Compute threads of both pools on `host`. */
+static uint32_t host_threads(const struct afd_topology *t, const char *host)
+{
+    uint32_t threads = 0;
+    for (int role = 0; role < AFD_ROLE_COUNT; role++)
+        for (uint32_t rank = 0; rank < afd_pool_ranks(pool_of(t, role)); rank++)
+            if (!strcmp(afd_rank_host(t, role, rank), host)) threads += pool_of(t, role)->threads;
+    return threads;
+}
+
+uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t cores_online)
+{
+    enum { SPIN_US = 20 }; /* covers an answer over shared memory or a near NIC; sleeping costs 40 to 90 us */
+    if (topology->transport.spin_us != UINT32_MAX) return topology->transport.spin_us;
+    uint32_t most = 0;
+    for (int role = 0; role < AFD_ROLE_COUNT; role++)
+        for (uint32_t i = 0; i < pool_of(topology, role)->host_count; i++) {
+            uint32_t threads = host_threads(topology, pool_of(topology, role)->hosts[i]);
+            if (threads > most) most = threads;
+        }
+    return cores_online > most ? SPIN_US : 0;
+}
+
+uint32_t afd_rank_cores(const struct afd_topology *topology, enum afd_role role, uint32_t rank,
+                        uint32_t limit, uint32_t *cores_out)
+{
+    enum { MAX_CORES = 4096 };
+    const struct afd_pool *pool = pool_of(topology, role);
+    uint32_t cores[MAX_CORES];
+    if (!*pool->cores) return 0;
+    int32_t listed = parse_cores(pool->cores, MAX_CORES, cores);
+    if (listed <= 0) return 0;
+    if (listed > MAX_CORES) listed = MAX_CORES;
+    uint32_t count = pool->threads < limit ? pool->threads : limit;
+    for (uint32_t i = 0; i < count; i++)
+        cores_out[i] = cores[((uint64_t)rank * pool->threads + i) % (uint32_t)listed];
+    return count;
+}
+
+uint32_t afd_topology_placement(const struct afd_topology *topology, uint32_t shard, uint32_t *instances_out)
+{
+    uint32_t instances = topology->ffn.instances, copies = topology->ffn.copies, count = 0;
+    uint32_t stride = (instances + copies - 1) / copies;
+    while (count < copies) {
+        uint32_t instance = (shard + count * stride) % instances;
+        /* the stride can come round to an instance that has the shard (4 instances, 3 copies): take the next
+         * free */
+        for (uint32_t i = 0; i < count; i++)
+            if (instances_out[i] == instance) {
+                instance = (instance + 1) % instances;
+                i = UINT32_MAX;
+            }
+        instances_out[count++] = instance;
+    }
+    return count;
+}
