@@ -13,18 +13,26 @@
 #include "base/error.h"
 #include "proto/limits.h"
 
-enum { AFD_MAX_EOS = 8 };
+enum {
+    AFD_MAX_EOS = 8,
+    AFD_MAX_HIDDEN = 1 << 16,
+    AFD_MAX_WIDTH = 1 << 20, /* of any projection */
+    AFD_MAX_HEADS = 1024,
+    AFD_MAX_HEAD_DIM = 1024,
+    AFD_MAX_VOCAB = 1 << 22,
+    AFD_FP8_BLOCK = 128, /* rows and columns that share a weight scale */
+};
 
 /* Grouped-query attention with an optional low-rank query. MFA (Step-3 report, section 5) is this with one KV
  * head and q_rank > 0:
- *   c = RMSNorm(Wq_down a; q_rank); Q = Wq_up c; k = Wk a; v = Wv a; rope half-split on Q and k over rope_dim;
- *   o_h = softmax(Q_h k / sqrt(head_dim)) v; out = Wo concat(o). */
+ *   c = RMSNorm(Wq_down a; q_rank); Q = Wq_up c; k = Wk a; v = Wv a; rope half-split on Q and k over
+ * rope_dim; o_h = softmax(Q_h k / sqrt(head_dim)) v; out = Wo concat(o). */
 struct afd_attn_desc {
     uint32_t heads, kv_heads, head_dim;
     uint32_t q_rank;   /* 0: one query projection, no norm inside */
     uint32_t rope_dim; /* channels rotated, half-split pairs (i, i + rope_dim/2) */
     float rope_theta;
-    float scale;       /* of the scores: 1/sqrt(head_dim) */
+    float scale; /* of the scores: 1/sqrt(head_dim) */
 };
 
 enum afd_ffn_kind { AFD_FFN_DENSE, AFD_FFN_EXPERTS };
@@ -45,18 +53,19 @@ struct afd_layer {
 };
 
 struct afd_model {
-    char name[128];         /* last component of the path */
-    char architecture[64];  /* "Step3TextForCausalLM" */
+    char name[128];        /* last component of the path */
+    char architecture[64]; /* "Step3TextForCausalLM" */
     uint32_t hidden, vocab, layer_count, max_context;
     float norm_eps;
-    int tied_head;          /* lm_head is the embedding */
-    uint32_t fp8_block;     /* 0, or the block size of block-FP8 weights (128) */
-    uint32_t max_top_k;     /* over the layers; 0: no layer has experts */
+    int tied_head;                             /* lm_head is the embedding */
+    uint32_t fp8_block;                        /* 0, or the block size of block-FP8 weights (128) */
+    uint32_t max_top_k;                        /* over the layers; 0: no layer has experts */
     uint32_t bos, eos[AFD_MAX_EOS], eos_count; /* bos UINT32_MAX: none */
-    struct afd_layer *layers; /* [layer_count] */
+    struct afd_layer *layers;                  /* [layer_count] */
 };
 
-/* Reads DIR/config.json (and generation_config.json for eos, when there). `path` may also be a config.json. */
+/* Reads DIR/config.json (and generation_config.json for eos, when there). `path` may also be a config.json.
+ */
 enum afd_status afd_model_load(const char *path, struct afd_model **out, struct afd_error *error_out);
 void afd_model_destroy(struct afd_model *model); /* NULL is allowed */
 

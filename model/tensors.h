@@ -26,7 +26,8 @@ struct afd_tensor {
 struct afd_checkpoint;
 
 /* DIR/model.safetensors, or DIR/model.safetensors.index.json with its shards. */
-enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out, struct afd_error *error_out);
+enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out,
+                                    struct afd_error *error_out);
 void afd_checkpoint_close(struct afd_checkpoint *checkpoint); /* NULL is allowed */
 /* NULL when there is none of that name. */
 const struct afd_tensor *afd_checkpoint_find(const struct afd_checkpoint *checkpoint, const char *name);

@@ -1,7 +1,8 @@
 /* tokenizer.h: byte-level BPE from a Hugging Face tokenizer.json.
  *
  * Immutable after load: any thread may encode and decode; the loader owns it. What the file asks for and this
- * code does not do (another model type, an unknown pre-tokenizer or normalizer) is refused at load, by name. */
+ * code does not do (another model type, an unknown pre-tokenizer or normalizer) is refused at load, by name.
+ */
 #ifndef AFD_MODEL_TOKENIZER_H
 #define AFD_MODEL_TOKENIZER_H
 
@@ -20,8 +21,8 @@ enum { AFD_ENCODE_SPECIAL = 1 }; /* text that spells a special token becomes tha
 
 /* Encodes valid UTF-8 (AFD_ERR_REQUEST otherwise) into at most `limit` ids (AFD_ERR_LIMIT beyond).
  * *ids_out is malloc'ed, the caller frees it. */
-enum afd_status afd_tokenizer_encode(const struct afd_tokenizer *tokenizer, const char *text, size_t bytes, int flags,
-                                     size_t limit, uint32_t **ids_out, size_t *count_out);
+enum afd_status afd_tokenizer_encode(const struct afd_tokenizer *tokenizer, const char *text, size_t bytes,
+                                     int flags, size_t limit, uint32_t **ids_out, size_t *count_out);
 
 /* The bytes of one token ("" for ids without any); NULL when the id does not exist. Special tokens give the
  * text they are written with. */
@@ -30,7 +31,7 @@ int afd_tokenizer_is_special(const struct afd_tokenizer *tokenizer, uint32_t id)
 /* -1 when there is no such added token, e.g. "<|BOT|>". */
 int64_t afd_tokenizer_special(const struct afd_tokenizer *tokenizer, const char *text);
 uint32_t afd_tokenizer_vocab(const struct afd_tokenizer *tokenizer); /* highest id + 1 */
-int afd_tokenizer_adds_bos(const struct afd_tokenizer *tokenizer);   /* tokenizer_config.json: add_bos_token */
+int afd_tokenizer_adds_bos(const struct afd_tokenizer *tokenizer); /* tokenizer_config.json: add_bos_token */
 
 /* Streaming detokenization: bytes of a character that is not complete are held back. Plain struct, no
  * allocation. `out` takes at most `limit` bytes (AFD_ERR_LIMIT, nothing consumed); invalid UTF-8 becomes
@@ -42,7 +43,8 @@ struct afd_detokenizer {
     unsigned held_bytes;
 };
 void afd_detokenizer_init(struct afd_detokenizer *d, const struct afd_tokenizer *tokenizer, int keep_special);
-enum afd_status afd_detokenizer_push(struct afd_detokenizer *d, uint32_t id, char *out, size_t limit, size_t *bytes_out);
+enum afd_status afd_detokenizer_push(struct afd_detokenizer *d, uint32_t id, char *out, size_t limit,
+                                     size_t *bytes_out);
 /* Flushes what is held back at the end of a stream as U+FFFD; at most 3 bytes. */
 size_t afd_detokenizer_finish(struct afd_detokenizer *d, char *out);
 

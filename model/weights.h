@@ -20,13 +20,13 @@ enum afd_weight_use {
     AFD_W_Q_UP,       /* [heads * head_dim, q_rank or hidden] */
     AFD_W_K,          /* [kv_heads * head_dim, hidden] */
     AFD_W_V,
-    AFD_W_O,          /* [hidden, heads * head_dim] */
-    AFD_W_FFN_NORM,   /* [hidden] */
-    AFD_W_ROUTER,     /* [experts, hidden] */
+    AFD_W_O,        /* [hidden, heads * head_dim] */
+    AFD_W_FFN_NORM, /* [hidden] */
+    AFD_W_ROUTER,   /* [experts, hidden] */
     /* FFN side; per expert the matrix is one slice of a stacked tensor */
-    AFD_W_GATE,       /* dense [intermediate, hidden] */
+    AFD_W_GATE, /* dense [intermediate, hidden] */
     AFD_W_UP,
-    AFD_W_DOWN,       /* dense [hidden, intermediate] */
+    AFD_W_DOWN, /* dense [hidden, intermediate] */
     AFD_W_EXPERT_GATE,
     AFD_W_EXPERT_UP,
     AFD_W_EXPERT_DOWN,
@@ -38,16 +38,16 @@ enum afd_weight_use {
 
 /* What a rank is, as far as weights go. */
 struct afd_share {
-    int ffn;            /* 0: attention, 1: FFN */
-    uint64_t shards;    /* FFN: the set of shards held */
-    uint32_t ep;        /* shards in all */
+    int ffn;         /* 0: attention, 1: FFN */
+    uint64_t shards; /* FFN: the set of shards held */
+    uint32_t ep;     /* shards in all */
     uint32_t tp, tp_index;
 };
 
 struct afd_weight {
     enum afd_weight_use use;
-    uint32_t layer;           /* 0 for embed, final norm, head */
-    uint32_t expert;          /* of the expert uses; else 0 */
+    uint32_t layer;              /* 0 for embed, final norm, head */
+    uint32_t expert;             /* of the expert uses; else 0 */
     uint32_t out_begin, out_end; /* rows held of the whole matrix */
     uint32_t in_begin, in_end;   /* columns held; a vector has out 0..1 */
 };
@@ -55,31 +55,34 @@ struct afd_weight {
 /* The shard that owns `expert` of a layer with `experts`: contiguous ranges, the first ones longer by one. */
 uint32_t afd_shard_of_expert(uint32_t expert, uint32_t experts, uint32_t ep);
 /* The part of `total` that member `index` of `tp` holds, on multiples of `granule`; may be empty. */
-void afd_tp_cut(uint32_t total, uint32_t tp, uint32_t index, uint32_t granule, uint32_t *begin_out, uint32_t *end_out);
+void afd_tp_cut(uint32_t total, uint32_t tp, uint32_t index, uint32_t granule, uint32_t *begin_out,
+                uint32_t *end_out);
 
 /* Calls `each` for every weight of the share, layer by layer; stops at the first status that is not 0 and
  * returns it. */
 enum afd_status afd_weights_each(const struct afd_model *model, const struct afd_share *share,
-                                 enum afd_status (*each)(const struct afd_weight *weight, void *user), void *user);
+                                 enum afd_status (*each)(const struct afd_weight *weight, void *user),
+                                 void *user);
 
 /* The whole shape of the matrix of a use: rows (out) and columns (in). */
-void afd_weight_shape(const struct afd_model *model, enum afd_weight_use use, uint32_t layer, uint32_t *out_rows,
-                      uint32_t *in_columns);
+void afd_weight_shape(const struct afd_model *model, enum afd_weight_use use, uint32_t layer,
+                      uint32_t *out_rows, uint32_t *in_columns);
 
 /* A matrix in the checkpoint: row r of the slice starts at data + r * row_bytes. */
 struct afd_weight_view {
     enum afd_dtype dtype;
-    uint32_t rows, columns;   /* of the slice */
-    uint64_t row_bytes;       /* pitch of the stored matrix */
+    uint32_t rows, columns; /* of the slice */
+    uint64_t row_bytes;     /* pitch of the stored matrix */
     const void *data;
-    const float *scale;       /* block-FP8: scale of the block that holds element (0, 0) of the slice */
-    uint64_t scale_pitch;     /* floats from one row of blocks to the next */
-    uint32_t block;           /* 128, or 0 */
+    const float *scale;   /* block-FP8: scale of the block that holds element (0, 0) of the slice */
+    uint64_t scale_pitch; /* floats from one row of blocks to the next */
+    uint32_t block;       /* 128, or 0 */
 };
 
 /* Finds, checks (name, dtype, shape against the model) and views one weight. */
 enum afd_status afd_weight_view(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
-                                const struct afd_weight *weight, struct afd_weight_view *out, struct afd_error *error_out);
+                                const struct afd_weight *weight, struct afd_weight_view *out,
+                                struct afd_error *error_out);
 
 /* Bytes that the share takes in the stored format. Without a checkpoint (`checkpoint` NULL) matrices count
  * `element_bits` a weight (8 adds the scales of 128x128 blocks), norms and the router 16. */
