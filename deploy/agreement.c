@@ -1,0 +1,42 @@
+#include "deploy/agreement.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+struct afd_wire_shape afd_agreement_shape(const struct afd_topology *topology, const struct afd_model *model)
+{
+    return (struct afd_wire_shape){
+        .hidden = model->hidden,
+        .top_k = model->max_top_k,
+        .max_rows = topology->pipeline.max_rows,
+        .a2f = topology->pipeline.a2f,
+        .f2a = topology->pipeline.f2a,
+    };
+}
+
+const char *afd_agreement_numerics(enum afd_device_type type)
+{
+    return type == AFD_DEVICE_CUDA ? "cuda/1" : "portable/1";
+}
+
+void afd_agreement_of(const struct afd_topology *topology, const struct afd_model *model,
+                      const uint8_t model_hash[AFD_HASH_BYTES], const char *numerics,
+                      struct afd_agreement *out)
+{
+    struct afd_wire_layout wire = afd_wire_layout_of(afd_agreement_shape(topology, model));
+    *out = (struct afd_agreement){0};
+    memcpy(out->model_hash, model_hash, AFD_HASH_BYTES);
+    int n = snprintf(out->dtypes, sizeof out->dtypes, "a2f=%s f2a=%s", afd_dtype_name(wire.shape.a2f),
+                     afd_dtype_name(wire.shape.f2a));
+    assert(n > 0 && (size_t)n < sizeof out->dtypes);
+    n = snprintf(
+        out->layout, sizeof out->layout,
+        "hidden=%u top_k=%u rows=%u slots=%u ep=%u tp=%u a2f_stride=%u f2a_stride=%u dispatch=%s layers=%u",
+        wire.shape.hidden, wire.shape.top_k, wire.shape.max_rows, topology->pipeline.microbatches,
+        topology->ffn.ep, topology->ffn.tp, wire.a2f_stride, wire.f2a_stride,
+        topology->pipeline.dispatch == AFD_DISPATCH_ROUTED ? "routed" : "broadcast", model->layer_count);
+    assert(n > 0 && (size_t)n < sizeof out->layout);
+    n = snprintf(out->numerics, sizeof out->numerics, "%s", numerics);
+    assert(n > 0 && (size_t)n < sizeof out->numerics);
+}

@@ -1,0 +1,25 @@
+/* agreement.h: what both ends of a data-plane pair must have in common, derived from the topology and the
+ * model.
+ *
+ * Pure functions over read-only data; any thread; nothing is allocated. Attention and FFN daemons call the
+ * same function, so that a pair is refused, with the words that differ, when the two sides would lay out
+ * their regions or round their sums differently. */
+#ifndef AFD_DEPLOY_AGREEMENT_H
+#define AFD_DEPLOY_AGREEMENT_H
+
+#include "deploy/topology.h"
+#include "model/model.h"
+#include "transport/transport.h"
+
+/* The shape of the A2F and F2A messages of this cluster. */
+struct afd_wire_shape afd_agreement_shape(const struct afd_topology *topology, const struct afd_model *model);
+
+/* The numerics id that a device of `type` reports (afd_device_numerics), known before the device is created:
+ * an FFN rank opens its transport before it is told which shards to load. */
+const char *afd_agreement_numerics(enum afd_device_type type);
+
+void afd_agreement_of(const struct afd_topology *topology, const struct afd_model *model,
+                      const uint8_t model_hash[AFD_HASH_BYTES], const char *numerics,
+                      struct afd_agreement *out);
+
+#endif
