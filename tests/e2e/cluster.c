@@ -1,0 +1,327 @@
+#include "cluster.h"
+
+#include <curl/curl.h>
+#include <dirent.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static struct cluster *running; /* brought down, and its logs shown, when a check fails */
+
+static void show_logs(const struct cluster *cluster)
+{
+    char command[800];
+    snprintf(command, sizeof command, "tail -n 12 %s/state/logs/*.log >&2", cluster->dir);
+    if (system(command)) fprintf(stderr, "no logs\n");
+}
+
+void check_failed(const char *file, int line, const char *condition, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "%s:%d: %s: ", file, line, condition);
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
+    struct cluster *cluster = running;
+    running = NULL;
+    if (cluster) {
+        char command[800];
+        show_logs(cluster);
+        snprintf(command, sizeof command, "%s/afd down --state %s/state >&2", AFD_BIN_DIR, cluster->dir);
+        if (system(command)) fprintf(stderr, "afd down failed\n");
+    }
+    exit(1);
+}
+
+int run_command(const char *command, char **output_out)
+{
+    char line[4096];
+    snprintf(line, sizeof line, "%s 2>&1", command);
+    FILE *pipe = popen(line, "r");
+    CHECK(pipe, "popen %s", command);
+    size_t used = 0, room = 1 << 16;
+    char *text = malloc(room);
+    for (size_t got; (got = fread(text + used, 1, room - used - 1, pipe)) > 0;) {
+        used += got;
+        if (room - used < 4096) text = realloc(text, room *= 2);
+    }
+    text[used] = 0;
+    int status = pclose(pipe);
+    if (output_out)
+        *output_out = text;
+    else
+        free(text);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+static const char *or_else(const char *value, const char *otherwise)
+{
+    return value ? value : otherwise;
+}
+
+static int or_one(int value)
+{
+    return value ? value : 1;
+}
+
+static void write_topology(const struct cluster *cluster, const struct cluster_spec *s)
+{
+    char path[300];
+    snprintf(path, sizeof path, "%s/topology.yaml", cluster->dir);
+    FILE *f = fopen(path, "w");
+    CHECK(f, "%s", path);
+    fprintf(f, "cluster: test\nmodel: { path: %s }\n", s->model);
+    fprintf(f, "scheduler: { host: localhost, http: \"127.0.0.1:0\", control: \"127.0.0.1:0\", lease_ms: 20000%s }\n",
+            or_else(s->scheduler_extra, ""));
+    fprintf(f, "pipeline: { microbatches: %d, max_rows: %d, prefill_rows: %d, a2f: %s, f2a: %s, dispatch: %s }\n",
+            s->microbatches ? s->microbatches : 3, s->max_rows ? s->max_rows : 32, s->prefill_rows ? s->prefill_rows : 16,
+            or_else(s->a2f, "f32"), or_else(s->f2a, "f32"), or_else(s->dispatch, "broadcast"));
+    fprintf(f, "transport: { data: ucx, path: %s, group: p2p }\n", or_else(s->path, "shm"));
+    fprintf(f,
+            "pools:\n  attn:\n    instances: %d\n    ranks_per_instance: %d\n    device: { type: %s, threads: 1 }\n"
+            "    parallel: { dp: %d, tp: 1 }\n    kv_cache: { dtype: %s, block_tokens: 64, memory: %s }\n",
+            s->attn, or_one(s->attn_ranks), or_else(s->device, "cpu"), or_one(s->attn_ranks), or_else(s->kv, "f32"),
+            or_else(s->kv_memory, "16MiB"));
+    fprintf(f,
+            "  ffn:\n    instances: %d\n    ranks_per_instance: %d\n    device: { type: %s, threads: 1 }\n"
+            "    parallel: { ep: %d, tp: %d }\n    copies: %d\n",
+            s->ffn, or_one(s->tp), or_else(s->device, "cpu"), or_one(s->ep), or_one(s->tp), or_one(s->copies));
+    fclose(f);
+}
+
+void cluster_up(struct cluster *cluster, const struct cluster_spec *spec)
+{
+    char command[1000], path[300];
+    snprintf(cluster->dir, sizeof cluster->dir, "/tmp/afd-test-XXXXXX");
+    CHECK(mkdtemp(cluster->dir), "mkdtemp");
+    write_topology(cluster, spec);
+    snprintf(command, sizeof command, "%s/afd up %s/topology.yaml --state %s/state --timeout 150", AFD_BIN_DIR,
+             cluster->dir, cluster->dir);
+    char *output;
+    running = cluster;
+    int rc = run_command(command, &output);
+    CHECK(rc == 0, "afd up exits with %d:\n%s", rc, output);
+    free(output);
+    snprintf(path, sizeof path, "%s/state/scheduler.json", cluster->dir);
+    json_t *where = json_load_file(path, 0, NULL);
+    CHECK(where, "%s", path);
+    snprintf(cluster->url, sizeof cluster->url, "http://%s", json_string_value(json_object_get(where, "http")));
+    json_decref(where);
+}
+
+static int is_expected(const struct cluster *cluster, const char *line)
+{
+    for (size_t i = 0; i < 8 && cluster->expected_warnings[i]; i++)
+        if (strstr(line, cluster->expected_warnings[i])) return 1;
+    return 0;
+}
+
+/* Every line of every log: no error or warning (E, W behind the time stamp), no sanitizer report. */
+static void check_logs(const struct cluster *cluster)
+{
+    char dir[300], path[700], *line = NULL;
+    size_t room = 0;
+    snprintf(dir, sizeof dir, "%s/state/logs", cluster->dir);
+    DIR *d = opendir(dir);
+    CHECK(d, "no %s", dir);
+    for (struct dirent *e; (e = readdir(d));) {
+        snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+        FILE *f = e->d_name[0] == '.' ? NULL : fopen(path, "r");
+        while (f && getline(&line, &room, f) > 0) {
+            int is_bad = (strlen(line) > 27 && line[23] == 'Z' && (line[25] == 'E' || line[25] == 'W')) ||
+                         strstr(line, "Sanitizer") || strstr(line, "runtime error") || strstr(line, "UCX  ERROR");
+            CHECK(!is_bad || is_expected(cluster, line), "%s: %s", e->d_name, line);
+        }
+        if (f) fclose(f);
+    }
+    closedir(d);
+    free(line);
+}
+
+void cluster_down(struct cluster *cluster)
+{
+    char command[800], *output;
+    snprintf(command, sizeof command, "%s/afd down --state %s/state", AFD_BIN_DIR, cluster->dir);
+    int rc = run_command(command, &output);
+    CHECK(rc == 0, "afd down exits with %d: %s", rc, output);
+    free(output);
+    check_logs(cluster);
+    running = NULL;
+    snprintf(command, sizeof command, "pgrep -f -- '%s/state' | grep -vx %d", cluster->dir, getpid());
+    rc = run_command(command, &output);
+    CHECK(!strstr(output, "afd"), "left over: %s", output);
+    free(output);
+    snprintf(command, sizeof command, "rm -rf %s", cluster->dir);
+    run_command(command, NULL);
+}
+
+struct body {
+    char *text;
+    size_t used;
+};
+
+static size_t take(char *data, size_t size, size_t count, void *user)
+{
+    struct body *b = user;
+    b->text = realloc(b->text, b->used + size * count + 1);
+    memcpy(b->text + b->used, data, size * count);
+    b->used += size * count;
+    b->text[b->used] = 0;
+    return size * count;
+}
+
+static CURL *easy(const char *url, const char *method, const char *body, struct body *into)
+{
+    CURL *c = curl_easy_init();
+    curl_easy_setopt(c, CURLOPT_URL, url);
+    curl_easy_setopt(c, CURLOPT_CUSTOMREQUEST, method);
+    if (body) curl_easy_setopt(c, CURLOPT_COPYPOSTFIELDS, body);
+    curl_easy_setopt(c, CURLOPT_WRITEFUNCTION, take);
+    curl_easy_setopt(c, CURLOPT_WRITEDATA, into);
+    curl_easy_setopt(c, CURLOPT_TIMEOUT, 240L);
+    return c;
+}
+
+long http_request(const char *url, const char *method, const char *body, char **body_out)
+{
+    struct body b = {calloc(1, 1), 0};
+    CURL *c = easy(url, method, body, &b);
+    CURLcode rc = curl_easy_perform(c);
+    long status = 0;
+    curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &status);
+    curl_easy_cleanup(c);
+    CHECK(rc == CURLE_OK, "%s %s: %s", method, url, curl_easy_strerror(rc));
+    if (body_out)
+        *body_out = b.text;
+    else
+        free(b.text);
+    return status;
+}
+
+json_t *http_get_json(const struct cluster *cluster, const char *path)
+{
+    char url[600], *text;
+    snprintf(url, sizeof url, "%s%s", cluster->url, path);
+    long status = http_request(url, "GET", NULL, &text);
+    CHECK(status == 200, "GET %s: %ld %s", url, status, text);
+    json_t *object = json_loads(text, 0, NULL);
+    CHECK(object, "GET %s: not JSON: %s", url, text);
+    free(text);
+    return object;
+}
+
+void http_post_all(const struct cluster *cluster, const char *path, json_t *const *bodies, size_t count,
+                   json_t **responses_out, long *statuses_out)
+{
+    char url[600];
+    snprintf(url, sizeof url, "%s%s", cluster->url, path);
+    CURLM *multi = curl_multi_init();
+    CURL **handles = calloc(count, sizeof *handles);
+    struct body *answers = calloc(count, sizeof *answers);
+    for (size_t i = 0; i < count; i++) {
+        char *text = json_dumps(bodies[i], 0);
+        handles[i] = easy(url, "POST", text, &answers[i]);
+        free(text);
+        curl_multi_add_handle(multi, handles[i]);
+    }
+    int still = 1;
+    while (still) {
+        CHECK(curl_multi_perform(multi, &still) == CURLM_OK, "POST %s", url);
+        if (still) curl_multi_poll(multi, NULL, 0, 1000, NULL);
+    }
+    for (size_t i = 0; i < count; i++) {
+        curl_easy_getinfo(handles[i], CURLINFO_RESPONSE_CODE, &statuses_out[i]);
+        responses_out[i] = answers[i].text ? json_loads(answers[i].text, 0, NULL) : NULL;
+        CHECK(responses_out[i], "POST %s: %ld: %s", url, statuses_out[i], or_else(answers[i].text, "no answer"));
+        curl_multi_remove_handle(multi, handles[i]);
+        curl_easy_cleanup(handles[i]);
+        free(answers[i].text);
+    }
+    curl_multi_cleanup(multi);
+    free(handles);
+    free(answers);
+}
+
+static json_t *ids_json(const uint32_t *ids, size_t count)
+{
+    json_t *array = json_array();
+    for (size_t i = 0; i < count; i++) json_array_append_new(array, json_integer(ids[i]));
+    return array;
+}
+
+static json_t *choice_of(json_t *response, long status)
+{
+    char *text = json_dumps(response, 0);
+    json_t *choice = json_array_get(json_object_get(response, "choices"), 0);
+    CHECK(status == 200 && choice, "status %ld: %.400s", status, text);
+    free(text);
+    return choice;
+}
+
+void cluster_score(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths, size_t count,
+                   double **logprobs_out)
+{
+    json_t **bodies = calloc(count, sizeof *bodies), **responses = calloc(count, sizeof *responses);
+    long *statuses = calloc(count, sizeof *statuses);
+    for (size_t i = 0; i < count; i++)
+        bodies[i] = json_pack("{s:o, s:b, s:i, s:i}", "prompt", ids_json(prompts[i], lengths[i]), "echo", 1, "max_tokens", 0,
+                              "logprobs", 0);
+    http_post_all(cluster, "/v1/completions", bodies, count, responses, statuses);
+    for (size_t i = 0; i < count; i++) {
+        json_t *values = json_object_get(json_object_get(choice_of(responses[i], statuses[i]), "logprobs"), "token_logprobs");
+        CHECK(json_array_size(values) == lengths[i], "%zu log-probabilities for %zu tokens", json_array_size(values), lengths[i]);
+        CHECK(json_is_null(json_array_get(values, 0)), "the first token has none");
+        logprobs_out[i][0] = 0;
+        for (size_t t = 1; t < lengths[i]; t++) logprobs_out[i][t] = json_number_value(json_array_get(values, t));
+        json_decref(bodies[i]);
+        json_decref(responses[i]);
+    }
+    free(bodies);
+    free(responses);
+    free(statuses);
+}
+
+void cluster_generate(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths, size_t count,
+                      int max_tokens, double temperature, uint32_t **tokens_out, double **logprobs_out)
+{
+    json_t **bodies = calloc(count, sizeof *bodies), **responses = calloc(count, sizeof *responses);
+    long *statuses = calloc(count, sizeof *statuses);
+    for (size_t i = 0; i < count; i++)
+        bodies[i] = json_pack("{s:o, s:i, s:f, s:i, s:i, s:b, s:b}", "prompt", ids_json(prompts[i], lengths[i]), "max_tokens",
+                              max_tokens, "temperature", temperature, "seed", (int)(1000 + i), "logprobs", 0,
+                              "return_token_ids", 1, "ignore_eos", 1);
+    http_post_all(cluster, "/v1/completions", bodies, count, responses, statuses);
+    for (size_t i = 0; i < count; i++) {
+        json_t *choice = choice_of(responses[i], statuses[i]), *ids = json_object_get(choice, "token_ids");
+        json_t *values = json_object_get(json_object_get(choice, "logprobs"), "token_logprobs");
+        CHECK(json_array_size(ids) == (size_t)max_tokens && json_array_size(values) == (size_t)max_tokens,
+              "%zu tokens, %zu log-probabilities", json_array_size(ids), json_array_size(values));
+        for (int t = 0; t < max_tokens; t++) {
+            tokens_out[i][t] = (uint32_t)json_integer_value(json_array_get(ids, (size_t)t));
+            logprobs_out[i][t] = json_number_value(json_array_get(values, (size_t)t));
+        }
+        json_decref(bodies[i]);
+        json_decref(responses[i]);
+    }
+    free(bodies);
+    free(responses);
+    free(statuses);
+}
+
+void cluster_expect_all_worked(const struct cluster *cluster, const char *role)
+{
+    json_t *object = http_get_json(cluster, "/afd/v1/cluster"), *rank;
+    size_t i;
+    json_array_foreach(json_object_get(object, "ranks"), i, rank)
+    {
+        if (strcmp(json_string_value(json_object_get(rank, "role")), role)) continue;
+        CHECK(json_integer_value(json_object_get(rank, "rows")) > 0, "%s/%lld computed no row", role,
+              json_integer_value(json_object_get(rank, "rank")));
+    }
+    json_decref(object);
+}
