@@ -1,8 +1,11 @@
 /* tensors.h: a checkpoint: named tensors in one or more safetensors files, memory-mapped.
  *
  * Opening reads the headers only; a tensor's bytes are touched when they are read, so a rank reads its slice
- * alone. Read-only, any thread, owned by the opener. A malformed file (truncated, overlapping or out-of-range
- * offsets, unknown dtype, wrong shape) is refused with file, tensor and what was expected. */
+ * alone. Read-only, any thread, owned by the opener. A malformed file (truncated, tensors that overlap or
+ * leave gaps, out-of-range offsets, unknown dtype, a shape that does not fit the bytes, a name twice) is
+ * refused with file, tensor and what was expected. So is a tensor that is not aligned to its element: writers
+ * since safetensors 0.3 (2023) align, and a copy would read every byte at open. A file that shrinks while it
+ * is mapped kills the process (SIGBUS): checkpoints are replaced, never rewritten. */
 #ifndef AFD_MODEL_TENSORS_H
 #define AFD_MODEL_TENSORS_H
 
@@ -13,7 +16,7 @@ enum { AFD_MAX_DIMS = 4 };
 
 struct afd_tensor {
     const char *name;
-    enum afd_dtype dtype;
+    enum afd_dtype dtype; /* AFD_DTYPE_COUNT: a type that no weight has (integers, F64, ...) */
     uint32_t dims;
     uint64_t shape[AFD_MAX_DIMS]; /* row-major, outermost first */
     const void *data;             /* in the mapping, aligned to the element */
@@ -32,9 +35,10 @@ void afd_checkpoint_close(struct afd_checkpoint *checkpoint); /* NULL is allowed
 /* NULL when there is none of that name. */
 const struct afd_tensor *afd_checkpoint_find(const struct afd_checkpoint *checkpoint, const char *name);
 uint32_t afd_checkpoint_count(const struct afd_checkpoint *checkpoint);
+/* By ascending name. */
 const struct afd_tensor *afd_checkpoint_at(const struct afd_checkpoint *checkpoint, uint32_t index);
 
-/* SHA-256 over config.json, the tensor headers and the file sizes: what hello and register compare. */
+/* SHA-256 over config.json and each file's name, size and header: what hello and register compare. */
 enum afd_status afd_model_hash(const char *dir, uint8_t out[AFD_HASH_BYTES], struct afd_error *error_out);
 
 #endif

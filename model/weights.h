@@ -2,12 +2,15 @@
  *
  * A weight is named by its use, not by a family's tensor name; a family file maps one to the other. A rank's
  * share is cut along one axis of a matrix: `out` (rows) of gate and up, `in` (columns) of down, for tensor
- * parallel FFN; everything else is whole. Cuts fall on block boundaries of block-FP8 weights. Pure functions
- * over the model; only afd_weight_view touches the checkpoint. */
+ * parallel FFN; everything else is whole. Cuts fall on block boundaries of block-FP8 weights, else on
+ * multiples of AFD_TP_GRANULE. A model with a tied head has no AFD_W_HEAD: the embedding is the head. Pure
+ * functions over the model, any thread; only afd_weight_view touches the checkpoint. */
 #ifndef AFD_MODEL_WEIGHTS_H
 #define AFD_MODEL_WEIGHTS_H
 
 #include "model/tensors.h"
+
+enum { AFD_TP_GRANULE = 16 }; /* the lanes of a dot product (docs/NUMERICS.md) */
 
 enum afd_weight_use {
     /* attention side */
@@ -58,13 +61,16 @@ uint32_t afd_shard_of_expert(uint32_t expert, uint32_t experts, uint32_t ep);
 void afd_tp_cut(uint32_t total, uint32_t tp, uint32_t index, uint32_t granule, uint32_t *begin_out,
                 uint32_t *end_out);
 
-/* Calls `each` for every weight of the share, layer by layer; stops at the first status that is not 0 and
- * returns it. */
+/* Calls `each` for every weight of the share and stops at the first status that is not 0, which it returns.
+ * Order: the embedding, the layers (in a layer by use; experts ascending, gate, up, down of one after the
+ * other), the final norm, the head. An FFN share without shards holds nothing; a cut that is empty is not
+ * reported. */
 enum afd_status afd_weights_each(const struct afd_model *model, const struct afd_share *share,
                                  enum afd_status (*each)(const struct afd_weight *weight, void *user),
                                  void *user);
 
-/* The whole shape of the matrix of a use: rows (out) and columns (in). */
+/* The whole shape of the matrix of a use, of one expert where the use is an expert's: rows (out) and columns
+ * (in); a vector has one row. 0 and 0 where the layer has no such weight. */
 void afd_weight_shape(const struct afd_model *model, enum afd_weight_use use, uint32_t layer,
                       uint32_t *out_rows, uint32_t *in_columns);
 
@@ -79,13 +85,15 @@ struct afd_weight_view {
     uint32_t block;       /* 128, or 0 */
 };
 
-/* Finds, checks (name, dtype, shape against the model) and views one weight. */
+/* Finds, checks (name, dtype, shape against the model) and views one weight. AFD_ERR_CONFIG with words when
+ * the checkpoint does not have it so. */
 enum afd_status afd_weight_view(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
                                 const struct afd_weight *weight, struct afd_weight_view *out,
                                 struct afd_error *error_out);
 
-/* Bytes that the share takes in the stored format. Without a checkpoint (`checkpoint` NULL) matrices count
- * `element_bits` a weight (8 adds the scales of 128x128 blocks), norms and the router 16. */
+/* Bytes that the share takes in the stored format. Without a checkpoint (`checkpoint` NULL), and for weights
+ * that it lacks, matrices count `element_bits` a weight (8 adds the float32 scales of 128x128 blocks),
+ * embedding and head at least 16, norms and the router 16. */
 uint64_t afd_share_bytes(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
                          const struct afd_share *share, uint32_t element_bits);
 
