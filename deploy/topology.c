@@ -56,8 +56,8 @@ static const struct afd_yaml_word auto_word[] = {{"auto", UINT32_MAX}, {NULL, 0}
 static const struct afd_yaml_word a2f_words[] = {
     {"auto", AUTO_DTYPE}, {"fp8", AFD_FP8}, {"bf16", AFD_BF16}, {"f32", AFD_F32}, {NULL, 0}};
 static const struct afd_yaml_word f2a_words[] = {{"bf16", AFD_BF16}, {"f32", AFD_F32}, {NULL, 0}};
-static const struct afd_yaml_word kv_words[] = {
-    {"auto", AUTO_DTYPE}, {"fp8", AFD_FP8}, {"bf16", AFD_BF16}, {"f32", AFD_F32}, {NULL, 0}};
+static const struct afd_yaml_word kv_words[] = {{"auto", AUTO_DTYPE}, {"fp8", AFD_FP8}, {"bf16", AFD_BF16},
+                                                {"f16", AFD_F16},     {"f32", AFD_F32}, {NULL, 0}};
 static const struct afd_yaml_word dispatch_words[] = {
     {"broadcast", AFD_DISPATCH_BROADCAST}, {"routed", AFD_DISPATCH_ROUTED}, {NULL, 0}};
 static const struct afd_yaml_word data_words[] = {{"auto", AFD_DATA_AUTO},
@@ -310,6 +310,10 @@ static enum afd_status check_parallel(const struct afd_yaml *d, const struct afd
             "pools.ffn.copies is %u with %u instances, and an instance holds a shard once; expected "
             "at most %u",
             t->ffn.copies, t->ffn.instances, t->ffn.instances);
+    if (t->attn.kv_dtype == AFD_FP8 && t->attn.device != AFD_DEVICE_CUDA)
+        return afd_yaml_fail(
+            d, "pools.attn.kv_cache.dtype", error,
+            "pools.attn.kv_cache.dtype is fp8, which needs device type cuda; expected bf16, f16 or f32");
     uint32_t block = t->attn.kv_block_tokens;
     if (block % 16 || (64 % block && block % 64))
         return afd_yaml_fail(

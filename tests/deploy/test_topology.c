@@ -141,6 +141,8 @@ static const struct mistake mistakes[] = {
     {MODEL "pools: { attn: { kv_cache: { block_tokens: 48 } } }\n", "2:44",
      "block_tokens is 48, and attention runs over blocks of 64 tokens; expected 16, 32, 64 or a multiple of "
      "64"},
+    {MODEL "pools: { attn: { kv_cache: { dtype: fp8 } } }\n", "2:37",
+     "dtype is fp8, which needs device type cuda; expected bf16, f16 or f32"},
     {MODEL "pools: { attn: { device: { cores: 0-x } } }\n", "2:35",
      "expected a list of cores like \"0-3,6\""},
     {MODEL "pools: { attn: { device: { cores: 3-1 } } }\n", "2:35",

@@ -1,0 +1,105 @@
+/* planner.h: what a topology means for a model, before anything starts: which rank holds what, how many bytes
+ * that takes, and whether the hardware can hold the time per token even at its peak rates.
+ *
+ * A pure function of (topology, model, checkpoint headers, options): no I/O, no clock. The plan is read-only
+ * plain data, owned by the caller (afd_plan_destroy), any thread may read it. What cannot work (too little
+ * memory, more shards than experts) is AFD_ERR_CONFIG with words; what can work but not as well as asked is
+ * one warning line each.
+ *
+ * Sources: Step-3 report, arXiv 2507.19427: hardware section 4.2 (tables 4 and 5), network 5.4, costs 4.1,
+ * three-stage budget 5.4 and 7.2. */
+#ifndef AFD_DEPLOY_PLANNER_H
+#define AFD_DEPLOY_PLANNER_H
+
+#include "deploy/topology.h"
+#include "model/weights.h"
+
+enum { AFD_PLAN_WARNINGS = 8, AFD_PLAN_WARNING_BYTES = 320 };
+
+/* A row of the hardware table: one GPU at its peak. */
+struct afd_hardware {
+    const char *name;
+    double fp8_flops, bf16_flops; /* a second; fp8 0: the device has none, FP8 weights run in BF16 */
+    double memory_bytes_per_s, nic_bytes_per_s; /* NIC: each way */
+    uint64_t memory_bytes;
+};
+/* NULL when the class is not in the table. `index` walks it: NULL at its end. */
+const struct afd_hardware *afd_hardware_find(const char *class_name);
+const struct afd_hardware *afd_hardware_at(uint32_t index);
+
+struct afd_plan_options {
+    uint32_t context;           /* average tokens of a sequence; 0: as many as the KV cache holds when all
+                                   sequences run, at most max_context */
+    uint64_t host_memory_bytes; /* of this machine, for CPU ranks on localhost; 0: not checked */
+};
+
+struct afd_plan_rank {
+    enum afd_role role;
+    uint32_t rank, instance;
+    const char *host;  /* in the topology */
+    uint64_t shards;   /* FFN: set of shards held */
+    uint32_t tp_index; /* FFN */
+    uint64_t weight_bytes, kv_bytes, buffer_bytes, total_bytes;
+    uint64_t limit_bytes; /* of the device; 0: not known */
+};
+
+/* One stage of the three-stage pipeline, for one micro-batch, at peak rates. */
+struct afd_plan_stage {
+    double layer_us; /* of the most expensive layer */
+    double step_us;  /* sum over the layers */
+};
+
+struct afd_plan {
+    const struct afd_topology *topology;
+    const struct afd_model *model;
+    uint32_t max_context;  /* in force */
+    uint32_t element_bits; /* of a matrix element without a checkpoint */
+    uint32_t rank_count;   /* attention ranks first */
+    struct afd_plan_rank *ranks;
+
+    /* a KV cache */
+    uint64_t kv_token_layer_bytes, kv_block_bytes;
+    uint32_t kv_blocks;
+    uint64_t kv_tokens;
+
+    /* one pair and layer at max_rows: the rows' values alone, and the whole message */
+    uint64_t a2f_payload_bytes, a2f_message_bytes;
+    uint64_t f2a_payload_bytes, f2a_message_bytes; /* of one shard, all rows active */
+    double active_fraction;                        /* of the rows, in one shard, experts equally likely */
+    uint64_t f2a_rank_layer_bytes;                 /* into one attention rank, all shards, expected */
+    uint64_t f2a_least_bytes;                      /* the same if ep were the number of FFN instances */
+
+    /* FFN instances in the initial placement that hold no shard */
+    uint32_t spare_count;
+
+    /* the time per token at peak rates; `rated` 0: a device class without a row in the table */
+    int rated;
+    uint32_t context;      /* average, of the check */
+    uint32_t cluster_rows; /* of a micro-batch over all attention ranks */
+    struct afd_plan_stage attn, ffn, network;
+    double budget_us;        /* a stage, layer and micro-batch: tpot / 3 / layers; 0: no slo */
+    const char *binding;     /* "attention", "ffn" or "network": the slowest */
+    double tpot_ms;          /* at peak rates */
+    double tokens_per_s;     /* of the cluster, all micro-batches full */
+    uint32_t rows_that_hold; /* the most rows an attention rank that hold the slo at peak rates; 0: none do */
+
+    uint32_t warning_count;
+    char warnings[AFD_PLAN_WARNINGS][AFD_PLAN_WARNING_BYTES];
+};
+
+/* `topology` and `model` must outlive the plan. `checkpoint` may be NULL: then weights count as the config
+ * says. */
+enum afd_status afd_plan_make(const struct afd_topology *topology, const struct afd_model *model,
+                              const struct afd_checkpoint *checkpoint, const struct afd_plan_options *options,
+                              struct afd_plan **out, struct afd_error *error_out);
+void afd_plan_destroy(struct afd_plan *plan); /* NULL is allowed */
+
+/* The most shards that one of `instances` holds with one copy. An instance more adds throughput only if this
+ * falls. */
+uint32_t afd_plan_shards_of_fullest(uint32_t ep, uint32_t instances);
+
+/* The experts [begin, end) of a layer with `experts` that shard `shard` of `ep` owns. */
+void afd_plan_shard_experts(uint32_t shard, uint32_t experts, uint32_t ep, uint32_t *begin_out,
+                            uint32_t *end_out);
+
+#endif
