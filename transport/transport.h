@@ -91,18 +91,24 @@ enum afd_status afd_transport_register(struct afd_transport *transport, void *ba
 void afd_transport_deregister(struct afd_transport *transport, void *base);
 
 /* Begins a pair; OPEN or LOST follows. `generation` is the pair's own: it grows with each attempt between the
- * same two ranks. NULL: the address is malformed or memory is out. */
+ * same two ranks. peer->incarnation 0: any. NULL: the address is malformed, a region is not in registered memory
+ * or memory is out. */
 struct afd_pair *afd_pair_connect(struct afd_transport *transport, const char *address, const struct afd_identity *peer,
                                   uint32_t generation, uint64_t epoch, const struct afd_region *regions,
                                   uint32_t region_count, void *user, struct afd_error *error_out);
-/* Answer a REQUEST. After accept an OPEN follows. */
+/* Answer a REQUEST. After accept an OPEN follows, or LOST. Accepting fences an older pair of the same rank (its
+ * LOST follows), so that the new one may be given the same regions. AFD_ERR_PEER, AFD_ERR_REFUSED: it ended, or a
+ * newer generation was accepted meanwhile; AFD_ERR_REQUEST: a region is not in registered memory. The pair then
+ * waits for afd_pair_close. */
 enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *regions, uint32_t region_count, void *user);
 void afd_pair_refuse(struct afd_pair *pair, int later, const char *words); /* the pair is gone afterwards */
 
-/* AFD_AGAIN: no resources now: poll, then call again. AFD_ERR_PEER: lost. Checks the peer's region bounds. */
+/* AFD_AGAIN: no resources now: poll, then call again. AFD_ERR_PEER: not open, or lost. AFD_ERR_REQUEST: the peer
+ * has no such region, or it is smaller, or `bytes` is over max_message_bytes. `bytes` 0: a notice alone. */
 enum afd_status afd_pair_put(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes, uint16_t sequence);
 
-/* Fences: after it returns no write of the peer reaches our regions any more. */
+/* Fences: after it returns no write of the peer reaches our regions any more. Events of the pair that the last
+ * poll returned stay readable until the next poll; their afd_pair_user is NULL from here on. */
 void afd_pair_close(struct afd_pair *pair);
 
 const struct afd_identity *afd_pair_peer(const struct afd_pair *pair);
@@ -111,7 +117,8 @@ uint64_t afd_pair_epoch(const struct afd_pair *pair);
 void *afd_pair_user(const struct afd_pair *pair);
 const char *afd_pair_path(const struct afd_pair *pair); /* "loop", "ucx posix", ...: for logs */
 
-/* Progress; at most `limit` events. Fair between pairs. */
+/* Progress; at most `limit` events. Fair between pairs. A pair's notices come in the order of their completion,
+ * its LOST comes last. */
 uint32_t afd_transport_poll(struct afd_transport *transport, struct afd_transport_event *events_out, uint32_t limit);
 /* Readable when poll may have something, after arm. arm returns AFD_AGAIN when something arrived meanwhile
  * (then poll, do not sleep): no wake-up is lost. */

@@ -1,0 +1,131 @@
+/* backend.h: what is shared inside transport/: the transport and pair structs, the table of functions that loop.c
+ * and ucx.c implement, and what they report back.
+ *
+ *   transport.c  the public functions, hello sockets, pairs, events     hello.c  PairHello and PairAccept
+ *   peer.c       the pure core of a pair's life                         loop.c, ucx.c  data paths
+ *
+ * On a data path a pair is named by its receiver's (index, key): the index finds it, the random key, sent over
+ * the authenticated hello connection alone, proves that the message is meant for this pair and no earlier one. */
+#ifndef AFD_TRANSPORT_BACKEND_H
+#define AFD_TRANSPORT_BACKEND_H
+
+#include "transport/peer.h"
+#include "transport/transport.h"
+
+enum {
+    AFD_MAX_PAIRS = 4 * AFD_MAX_RANKS,
+    AFD_MAX_UNPROVED = 256,          /* accepted connections whose hello has not come */
+    AFD_PATH_ADDRESS_BYTES = 16384, /* a data path's address in a hello */
+};
+
+struct afd_backend {
+    const char *name; /* compared by hello: "loop", "ucx" */
+
+    enum afd_status (*open)(struct afd_transport *transport, struct afd_error *error_out);
+    void (*close)(struct afd_transport *transport); /* every pair is detached already */
+    enum afd_status (*add_memory)(struct afd_transport *transport, void *base, uint64_t bytes);
+    void (*remove_memory)(struct afd_transport *transport, void *base);
+    /* What a peer's attach needs to reach this transport. */
+    const void *(*address)(const struct afd_transport *transport, uint32_t *bytes_out);
+
+    /* From here on the peer's messages may come in: the pair's regions are set. */
+    enum afd_status (*prepare)(struct afd_pair *pair);
+    /* The peer's index, key, regions and address are known: build our path to it and send one OPEN. */
+    enum afd_status (*attach)(struct afd_pair *pair, const void *address, uint32_t bytes, struct afd_error *error_out);
+    enum afd_status (*put)(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes, uint16_t sequence);
+    /* Fences. Undoes prepare and attach, as far as they came. */
+    void (*detach)(struct afd_pair *pair);
+
+    void (*progress)(struct afd_transport *transport);
+    int (*event_fd)(const struct afd_transport *transport);
+    enum afd_status (*arm)(struct afd_transport *transport);
+};
+
+extern const struct afd_backend afd_backend_loop, afd_backend_ucx;
+
+struct afd_notice_event {
+    uint16_t region, sequence;
+    uint32_t bytes;
+};
+
+struct afd_pair {
+    struct afd_transport *transport;
+    struct afd_peer peer;
+    uint32_t index;
+    uint64_t key;
+    void *user;
+
+    struct afd_channel *channel; /* NULL once it ended */
+    struct event *deadline;
+
+    struct afd_region *regions; /* ours */
+    uint32_t region_count;
+    uint64_t *peer_regions; /* bytes, by the peer's region index */
+    uint32_t peer_region_count;
+    uint32_t peer_index;
+    uint64_t peer_key;
+    void *peer_address; /* of the hello, until attach */
+    uint32_t peer_address_bytes;
+
+    /* what poll has still to report, in this order: REQUEST, OPEN, the notices, LOST */
+    int request_waits, open_waits, lost_waits, request_reported;
+    struct afd_notice_event *notices; /* a ring of region_count + 1 */
+    uint32_t notice_first, notice_count;
+    enum afd_status status;
+    char words[600];
+
+    int is_ready, is_closed, is_unproved;
+    struct afd_pair *next_ready;
+    struct afd_pair *next_closed; /* freed by the next poll: events may still name it */
+
+    void *path; /* the back end's */
+    char path_name[48];
+};
+
+struct afd_memory {
+    unsigned char *base;
+    uint64_t bytes;
+};
+
+struct afd_transport {
+    struct afd_transport_config config;
+    const struct afd_backend *backend;
+    void *back; /* the back end's */
+    char address[AFD_ADDRESS_BYTES];
+    char name[24];
+    struct event *listener;
+    int listen_fd, epoll_fd, wake_fd;
+    int is_woken, is_polling;
+
+    struct afd_pair **pairs; /* by index; NULL: free */
+    uint32_t pair_limit, unproved_count;
+    struct afd_pair *ready_first, *ready_last, *closed;
+    struct afd_memory *memory;
+    uint32_t memory_count;
+    struct afd_peer_book book;
+};
+
+/* ---- reports of a back end, from within progress or attach ---- */
+
+/* The pair that a message names; NULL: none, or another key: the message is dropped. */
+struct afd_pair *afd_transport_find(struct afd_transport *transport, uint32_t index, uint64_t key);
+/* Something of the peer came through. Returns 0 when the pair may not receive (then drop it). */
+int afd_pair_path_works(struct afd_pair *pair);
+/* Checks a message's header; on a bad one fails the pair and returns 0. */
+int afd_pair_check(struct afd_pair *pair, uint32_t region, uint64_t offset, uint64_t part_bytes, uint64_t bytes);
+/* All of a message lies in the region. */
+void afd_pair_notice(struct afd_pair *pair, uint16_t region, uint16_t sequence, uint32_t bytes);
+/* The pair alone is broken. The words go to the log, to the owner and to the peer. */
+void afd_pair_fail(struct afd_pair *pair, enum afd_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* ---- hello.c ---- */
+enum afd_status afd_hello_send(struct afd_pair *pair);
+enum afd_status afd_hello_send_accept(struct afd_pair *pair);
+/* Checks a message against what we are and fills the pair's peer_* fields. AFD_ERR_PROTOCOL: nonsense;
+ * AFD_ERR_REFUSED: it does not fit, `error_out` names both sides' values; AFD_ERR_MEMORY. */
+enum afd_status afd_hello_read(struct afd_pair *pair, const Afd__PairHello *hello, struct afd_error *error_out);
+enum afd_status afd_hello_read_accept(struct afd_pair *pair, const Afd__PairAccept *accept,
+                                      struct afd_error *error_out);
+
+#endif
