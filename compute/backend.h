@@ -1,0 +1,174 @@
+/* backend.h: what device.c and the back ends share: the device's tables, and the functions a back end
+ * supplies. Internal to compute/.
+ *
+ * Buffers of float32 rows have a pitch that is a multiple of 16 floats and start on 64 bytes; what lies
+ * between a row's end and its pitch is zero and stays zero, so that a kernel may read whole vectors. */
+#ifndef AFD_COMPUTE_BACKEND_H
+#define AFD_COMPUTE_BACKEND_H
+
+#include <string.h>
+
+#include "base/arena.h"
+#include "base/half.h"
+#include "compute/compute.h"
+#include "compute/rope.h"
+#include "compute/team.h"
+
+enum {
+    AFD_DOT_BLOCK = 128, /* of K: docs/NUMERICS.md */
+    AFD_LANES = 16,      /* virtual lanes of a dot product */
+    AFD_ATTN_BLOCK = 64, /* tokens of an attention block */
+};
+
+static inline uint32_t afd_pitch(uint32_t n)
+{
+    return (n + AFD_LANES - 1) / AFD_LANES * AFD_LANES;
+}
+
+/* ---- weights (weights_table.c) */
+
+struct afd_layer_weights {
+    struct afd_weight_view use[AFD_W_COUNT];                       /* what is not held has 0 rows */
+    struct afd_weight_view *expert_gate, *expert_up, *expert_down; /* [experts]; not held: 0 rows */
+    const float *attn_norm, *q_norm, *ffn_norm;                    /* float32 copies, padded with zeros */
+    const struct afd_rope *rope;
+};
+
+struct afd_weight_table {
+    struct afd_layer_weights *layers; /* [layer_count] */
+    struct afd_weight_view embed, head;
+    const float *final_norm;
+};
+
+/* Views every weight of the share, touches its pages, copies the norms. Blocks. */
+enum afd_status afd_weight_table_load(const struct afd_device_config *config, struct afd_arena *arena,
+                                      struct afd_weight_table *out, struct afd_error *error_out);
+
+/* One element, as float32, without its block's scale. */
+float afd_weight_at(const struct afd_weight_view *view, uint32_t row, uint32_t column);
+float afd_narrow_at(const void *data, enum afd_dtype dtype, uint64_t index);
+void afd_narrow_put(void *data, enum afd_dtype dtype, uint64_t index, float value); /* RNE; fp8 saturates */
+
+/* ---- an attention device */
+
+struct afd_slot {
+    uint32_t rows, segment_count;
+    uint32_t *tokens, *positions; /* [max_rows] */
+    struct afd_segment *segments; /* [max_segments], blocks inside `blocks` */
+    uint32_t *blocks;
+    float *x;                   /* [max_rows] x hidden pitch: the residual stream */
+    uint64_t *active;           /* [max_rows] shards each row was active in, of the last route */
+    float *rope[AFD_MAX_ROPES]; /* [max_rows][dim / 2][cos, sin] */
+    uint32_t logit_rows;        /* of the last logits op */
+    struct afd_route_result route;
+};
+
+/* Where K (part 0) or V (part 1) of a token and head is; head_dim elements of kv_dtype. A layer's block:
+ *   K [kv_heads][block_tokens][head_dim] | V [kv_heads][block_tokens][head_dim] */
+void *afd_kv_at(const struct afd_device *device, uint32_t layer, const struct afd_segment *segment,
+                uint32_t position, uint32_t head, uint32_t part);
+
+/* ---- records (records.c) */
+
+static inline uint32_t afd_record_u32(const void *record, uint32_t offset)
+{
+    uint32_t value;
+    memcpy(&value, (const char *)record + offset, sizeof value);
+    return value;
+}
+
+static inline float afd_record_weight(const struct afd_wire_layout *wire, const void *record, uint32_t i)
+{
+    return afd_bits_float(afd_record_u32(record, wire->weight_offset + i * 4));
+}
+
+static inline uint32_t afd_record_expert(const struct afd_wire_layout *wire, const void *record, uint32_t i)
+{
+    uint16_t value;
+    memcpy(&value, (const char *)record + wire->expert_offset + i * 2, sizeof value);
+    return value;
+}
+
+/* What routing chose for one row: `count` experts ascending, and their weights. */
+struct afd_routed {
+    uint32_t count;
+    uint32_t experts[AFD_MAX_TOP_K];
+    float weights[AFD_MAX_TOP_K];
+};
+
+/* Everything of a record but x and its scales. */
+void afd_record_write(const struct afd_wire_layout *wire, void *record, uint32_t position, uint32_t turn,
+                      const struct afd_routed *routed);
+/* The top_k largest of probabilities [experts], ties to the lowest id, ascending by id; divided by their sum,
+ * added in that order, when `renormalise`. */
+void afd_route_choose(const float *probabilities, const struct afd_ffn_desc *ffn, struct afd_routed *out);
+/* The shards that a row is active in. */
+uint64_t afd_active_shards(const struct afd_routed *routed, uint32_t experts, uint32_t ep, uint32_t turn);
+/* 1 when the row with `active` goes to destination `to`. */
+static inline int afd_route_takes(const struct afd_route_to *to, uint64_t active)
+{
+    return to->every_row || (to->shards & active) != 0;
+}
+
+/* An ffn op, sorted by what is to be computed. */
+struct afd_ffn_item {
+    uint32_t row, output;
+    float weight;
+};
+struct afd_ffn_plan {
+    uint32_t rows, outputs, units;
+    const void **record;        /* [rows] */
+    void **out;                 /* [outputs]: F2A row (tp 1) or float32 row (tp > 1) */
+    struct afd_ffn_item *items; /* by unit */
+    /* Unit u < experts: that expert. The last unit: the dense layer or the shared expert. */
+    uint32_t *unit_begin; /* [experts + 2] */
+};
+
+/* Checks every record; AFD_ERR_PROTOCOL and *bad_part_out where one is refused. */
+enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct afd_op *op,
+                                   struct afd_ffn_plan *plan);
+
+/* ---- the device */
+
+struct afd_backend {
+    enum afd_status (*open)(struct afd_device *device, struct afd_error *error_out); /* owner's thread */
+    void (*close)(struct afd_device *device);                                   /* NULL state is allowed */
+    enum afd_status (*run)(struct afd_device *device, const struct afd_op *op); /* device thread */
+};
+
+extern const struct afd_backend afd_backend_ref, afd_backend_cpu;
+
+struct afd_queue;
+struct afd_sampler;
+
+struct afd_device {
+    struct afd_device_config config;
+    const struct afd_backend *backend;
+    void *state;              /* of the back end */
+    const char *instructions; /* "ref", "avx2", "avx512": set by open */
+    char description[96];
+    struct afd_arena *arena;
+    struct afd_weight_table weights;
+    struct afd_ropes ropes;
+    struct afd_slot slots[AFD_MAX_SLOTS];
+    unsigned char **kv;       /* [layer] base of its pool */
+    uint64_t *kv_block_bytes; /* [layer] bytes of one block of that layer */
+    unsigned char *kv_memory;
+    uint64_t kv_bytes;
+    float *logits; /* [max_logit_rows] x vocab pitch */
+    struct afd_ffn_plan plan;
+    struct afd_team team;
+    struct afd_sampler *sampler;
+    struct afd_queue *queue;
+};
+
+/* Largest of a field over the layers; sizes for the back ends' buffers. */
+struct afd_sizes {
+    uint32_t hidden_pitch, q_rank_pitch, kv_pitch, head_pitch, attn_pitch; /* attn: heads * head_dim */
+    uint32_t ffn_pitch; /* widest intermediate held here (after the tp cut) */
+    uint32_t experts, max_outputs;
+    uint32_t vocab_pitch;
+};
+struct afd_sizes afd_device_sizes(const struct afd_device_config *config);
+
+#endif

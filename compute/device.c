@@ -1,0 +1,319 @@
+#include "compute/compute.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "compute/backend.h"
+#include "compute/queue.h"
+#include "compute/sample.h"
+
+enum { ALLOC_ALIGN = 4096 };
+
+uint64_t afd_kv_block_bytes(const struct afd_model *model, enum afd_dtype kv_dtype, uint32_t block_tokens)
+{
+    uint64_t elements = 0;
+    for (uint32_t l = 0; l < model->layer_count; l++)
+        elements += 2ull * model->layers[l].attn.kv_heads * model->layers[l].attn.head_dim;
+    return elements * block_tokens * afd_dtype_bytes(kv_dtype);
+}
+
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+struct afd_sizes afd_device_sizes(const struct afd_device_config *config)
+{
+    const struct afd_model *model = config->model;
+    struct afd_sizes s = {.hidden_pitch = afd_pitch(model->hidden), .vocab_pitch = afd_pitch(model->vocab)};
+    for (uint32_t l = 0; l < model->layer_count; l++) {
+        const struct afd_attn_desc *a = &model->layers[l].attn;
+        const struct afd_ffn_desc *f = &model->layers[l].ffn;
+        s.q_rank_pitch = max_u32(s.q_rank_pitch, afd_pitch(a->q_rank));
+        s.kv_pitch = max_u32(s.kv_pitch, afd_pitch(a->kv_heads * a->head_dim));
+        s.head_pitch = max_u32(s.head_pitch, afd_pitch(a->head_dim));
+        s.attn_pitch = max_u32(s.attn_pitch, afd_pitch(a->heads * a->head_dim));
+        s.ffn_pitch = max_u32(s.ffn_pitch, afd_pitch(f->intermediate));
+        if (f->kind != AFD_FFN_EXPERTS) continue;
+        s.experts = max_u32(s.experts, f->experts);
+        s.ffn_pitch = max_u32(s.ffn_pitch, afd_pitch(f->shared_intermediate));
+    }
+    uint32_t held = (uint32_t)__builtin_popcountll(config->share.shards);
+    uint32_t parts = config->wire.shape.top_k + 1; /* shards that one row can be active in */
+    s.max_outputs = config->max_batch_rows * (held < parts ? held : parts);
+    return s;
+}
+
+/* ---- create */
+
+static enum afd_status check_attention(const struct afd_device_config *c, struct afd_error *error_out)
+{
+    if (c->slots == 0 || c->slots > AFD_MAX_SLOTS)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "%u slots; expected 1 to %d", c->slots, AFD_MAX_SLOTS);
+    if (c->kv_dtype != AFD_F32 && c->kv_dtype != AFD_BF16 && c->kv_dtype != AFD_F16)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "KV cache of type %s; expected f32, bf16 or f16",
+                        afd_dtype_name(c->kv_dtype));
+    if (c->kv_block_tokens == 0 || c->kv_blocks == 0 || c->max_segments == 0 || c->max_logit_rows == 0)
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "%u blocks of %u tokens, %u segments, %u rows of logits; expected 1 at least of each",
+                        c->kv_blocks, c->kv_block_tokens, c->max_segments, c->max_logit_rows);
+    if (c->max_context == 0 || c->max_context > AFD_MAX_CONTEXT)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "max_context %u; expected 1 to %d", c->max_context,
+                        AFD_MAX_CONTEXT);
+    for (uint32_t l = 0; l < c->model->layer_count; l++) {
+        const struct afd_attn_desc *a = &c->model->layers[l].attn;
+        if (a->kv_heads == 0 || a->heads == 0 || a->heads % a->kv_heads || a->head_dim == 0)
+            return afd_fail(error_out, AFD_ERR_CONFIG,
+                            "layer %u: %u heads of %u over %u KV heads; expected a multiple", l, a->heads,
+                            a->head_dim, a->kv_heads);
+    }
+    return AFD_OK;
+}
+
+static enum afd_status check_config(const struct afd_device_config *c, struct afd_error *error_out)
+{
+    const struct afd_model *model = c->model;
+    const struct afd_wire_shape *shape = &c->wire.shape;
+    if (c->threads == 0 || c->threads > AFD_MAX_DEVICE_THREADS)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "%u threads; expected 1 to %d", c->threads,
+                        AFD_MAX_DEVICE_THREADS);
+    if (shape->hidden != model->hidden || shape->top_k < model->max_top_k || shape->top_k > AFD_MAX_TOP_K ||
+        shape->max_rows == 0 || shape->max_rows > AFD_MAX_ROWS ||
+        (shape->f2a != AFD_BF16 && shape->f2a != AFD_F32))
+        return afd_fail(
+            error_out, AFD_ERR_CONFIG,
+            "messages of %u rows of %u channels, top %u, %s back; the model has %u channels, top %u",
+            shape->max_rows, shape->hidden, shape->top_k, afd_dtype_name(shape->f2a), model->hidden,
+            model->max_top_k);
+    if (c->share.ep == 0 || c->share.ep > AFD_MAX_SHARDS || c->share.tp == 0 || c->share.tp > AFD_MAX_TP ||
+        c->share.tp_index >= c->share.tp || (c->share.ep < 64 && c->share.shards >> c->share.ep))
+        return afd_fail(error_out, AFD_ERR_CONFIG, "ep %u, tp %u, member %u: out of range", c->share.ep,
+                        c->share.tp, c->share.tp_index);
+    for (uint32_t l = 0; l < model->layer_count; l++)
+        if (model->layers[l].ffn.experts > AFD_MAX_EXPERTS || model->layers[l].ffn.top_k > shape->top_k)
+            return afd_fail(error_out, AFD_ERR_LIMIT, "layer %u: %u experts, top %u; at most %d, top %u", l,
+                            model->layers[l].ffn.experts, model->layers[l].ffn.top_k, AFD_MAX_EXPERTS,
+                            shape->top_k);
+    if (!c->share.ffn) return check_attention(c, error_out);
+    if (c->max_batch_rows == 0)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "max_batch_rows 0; expected 1 at least");
+    return AFD_OK;
+}
+
+static enum afd_status make_slot(struct afd_device *device, struct afd_slot *slot)
+{
+    const struct afd_device_config *c = &device->config;
+    struct afd_arena *arena = device->arena;
+    uint32_t rows = c->wire.shape.max_rows;
+    uint64_t blocks = (uint64_t)c->max_segments * (c->max_context / c->kv_block_tokens + 1);
+    slot->tokens = afd_arena_alloc(arena, rows, sizeof *slot->tokens);
+    slot->positions = afd_arena_alloc(arena, rows, sizeof *slot->positions);
+    slot->segments = afd_arena_alloc(arena, c->max_segments, sizeof *slot->segments);
+    slot->blocks = afd_arena_alloc(arena, blocks, sizeof *slot->blocks);
+    slot->x = afd_arena_alloc(arena, (size_t)rows * afd_pitch(c->model->hidden), sizeof *slot->x);
+    slot->active = afd_arena_alloc(arena, rows, sizeof *slot->active);
+    int ok = slot->tokens && slot->positions && slot->segments && slot->blocks && slot->x && slot->active;
+    for (uint32_t i = 0; ok && i < device->ropes.count; i++) {
+        slot->rope[i] = afd_arena_alloc(arena, (size_t)rows * device->ropes.rope[i].dim, sizeof(float));
+        ok = slot->rope[i] != NULL;
+    }
+    return ok ? AFD_OK : AFD_ERR_MEMORY;
+}
+
+static enum afd_status make_attention(struct afd_device *device, struct afd_error *error_out)
+{
+    const struct afd_device_config *c = &device->config;
+    const struct afd_model *model = c->model;
+    enum afd_status status = afd_ropes_init(&device->ropes, model, c->max_context, device->arena, error_out);
+    if (status) return status;
+    for (uint32_t l = 0; l < model->layer_count; l++)
+        device->weights.layers[l].rope = afd_ropes_find(&device->ropes, &model->layers[l].attn);
+    for (uint32_t s = 0; !status && s < c->slots; s++) status = make_slot(device, &device->slots[s]);
+    device->logits =
+        afd_arena_alloc(device->arena, (size_t)c->max_logit_rows * afd_pitch(model->vocab), sizeof(float));
+    device->kv = afd_arena_alloc(device->arena, model->layer_count, sizeof *device->kv);
+    device->kv_block_bytes =
+        afd_arena_alloc(device->arena, model->layer_count, sizeof *device->kv_block_bytes);
+    device->sampler = afd_sampler_create(model->vocab, c->threads);
+    if (status || !device->logits || !device->kv || !device->kv_block_bytes || !device->sampler)
+        return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for %u slots of %u rows", c->slots,
+                        c->wire.shape.max_rows);
+    /* The pool comes page by page as blocks are first used, near the thread that uses them. */
+    device->kv_bytes = afd_kv_block_bytes(model, c->kv_dtype, c->kv_block_tokens) * c->kv_blocks;
+    device->kv_memory =
+        mmap(NULL, device->kv_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (device->kv_memory == MAP_FAILED) {
+        device->kv_memory = NULL;
+        return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a KV cache of %llu bytes",
+                        (unsigned long long)device->kv_bytes);
+    }
+    unsigned char *at = device->kv_memory;
+    for (uint32_t l = 0; l < model->layer_count; l++) {
+        const struct afd_attn_desc *a = &model->layers[l].attn;
+        device->kv[l] = at;
+        device->kv_block_bytes[l] =
+            2ull * a->kv_heads * a->head_dim * c->kv_block_tokens * afd_dtype_bytes(c->kv_dtype);
+        at += device->kv_block_bytes[l] * c->kv_blocks;
+    }
+    return AFD_OK;
+}
+
+static enum afd_status make_ffn(struct afd_device *device, struct afd_error *error_out)
+{
+    const struct afd_device_config *c = &device->config;
+    struct afd_sizes sizes = afd_device_sizes(c);
+    struct afd_ffn_plan *plan = &device->plan;
+    plan->record = afd_arena_alloc(device->arena, c->max_batch_rows, sizeof *plan->record);
+    plan->out = afd_arena_alloc(device->arena, sizes.max_outputs, sizeof *plan->out);
+    plan->items = afd_arena_alloc(device->arena, (size_t)c->max_batch_rows * (c->wire.shape.top_k + 1),
+                                  sizeof *plan->items);
+    plan->unit_begin = afd_arena_alloc(device->arena, sizes.experts + 2, sizeof *plan->unit_begin);
+    if (!plan->record || !plan->out || !plan->items || !plan->unit_begin)
+        return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a batch of %u rows", c->max_batch_rows);
+    return AFD_OK;
+}
+
+static enum afd_status make_team(struct afd_device *device, struct afd_error *error_out)
+{
+    const struct afd_device_config *c = &device->config;
+    device->team.threads = c->threads;
+    device->team.members = afd_arena_alloc(device->arena, c->threads, sizeof *device->team.members);
+    if (!device->team.members) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the team");
+    for (uint32_t i = 0; i < c->threads; i++)
+        device->team.members[i].core = c->core_count ? (int32_t)c->cores[i % c->core_count] : -1;
+    return AFD_OK;
+}
+
+enum afd_status afd_device_create(const struct afd_device_config *config, struct afd_device **out,
+                                  struct afd_error *error_out)
+{
+    enum afd_status status = check_config(config, error_out);
+    if (status) return status;
+    if (config->type == AFD_DEVICE_CUDA)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "device type cuda is not built in; expected cpu or ref");
+    struct afd_device *device = aligned_alloc(64, (sizeof *device + 63) / 64 * 64);
+    if (!device) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a device");
+    memset(device, 0, sizeof *device);
+    device->config = *config;
+    device->backend = &afd_backend_ref;
+    device->config.threads = 1;
+    device->arena = afd_arena_create(0);
+    status = device->arena ? AFD_OK : afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a device");
+    if (!status) status = afd_weight_table_load(&device->config, device->arena, &device->weights, error_out);
+    if (!status) status = config->share.ffn ? make_ffn(device, error_out) : make_attention(device, error_out);
+    if (!status) status = make_team(device, error_out);
+    if (!status) status = device->backend->open(device, error_out);
+    if (!status) status = afd_queue_create(device, error_out);
+    if (status) {
+        afd_device_destroy(device);
+        return status;
+    }
+    snprintf(device->description, sizeof device->description, "%s, %u thread%s", device->instructions,
+             device->config.threads, device->config.threads == 1 ? "" : "s");
+    *out = device;
+    return AFD_OK;
+}
+
+void afd_device_destroy(struct afd_device *device)
+{
+    if (!device) return;
+    afd_queue_destroy(device->queue);
+    device->backend->close(device);
+    afd_sampler_destroy(device->sampler);
+    if (device->kv_memory) munmap(device->kv_memory, device->kv_bytes);
+    afd_arena_destroy(device->arena);
+    free(device);
+}
+
+const char *afd_device_describe(const struct afd_device *device)
+{
+    return device->description;
+}
+
+const char *afd_device_numerics(const struct afd_device *device)
+{
+    (void)device;
+    return "portable/1";
+}
+
+void *afd_device_alloc(struct afd_device *device, uint64_t bytes)
+{
+    (void)device;
+    if (bytes == 0 || bytes > SIZE_MAX - ALLOC_ALIGN) return NULL;
+    uint64_t rounded = (bytes + ALLOC_ALIGN - 1) / ALLOC_ALIGN * ALLOC_ALIGN;
+    void *memory = aligned_alloc(ALLOC_ALIGN, rounded);
+    return memory ? memset(memory, 0, rounded) : NULL;
+}
+
+void afd_device_free(struct afd_device *device, void *memory)
+{
+    (void)device;
+    free(memory);
+}
+
+/* ---- steps */
+
+static int segment_in_range(const struct afd_device_config *c, const struct afd_segment *segment,
+                            uint32_t next_row, uint32_t rows)
+{
+    uint64_t end = (uint64_t)segment->first_position + segment->rows;
+    if (segment->first_row != next_row || segment->rows == 0 || segment->rows > rows - next_row) return 0;
+    if (end > c->max_context) return 0;
+    if ((uint64_t)segment->block_count * c->kv_block_tokens < end) return 0;
+    if (segment->block_count > c->max_context / c->kv_block_tokens + 1) return 0;
+    for (uint32_t b = 0; b < segment->block_count; b++)
+        if (segment->blocks[b] >= c->kv_blocks) return 0;
+    return 1;
+}
+
+enum afd_status afd_device_step(struct afd_device *device, uint32_t slot_index, const struct afd_step *step)
+{
+    const struct afd_device_config *c = &device->config;
+    if (c->share.ffn || slot_index >= c->slots || step->rows == 0 || step->rows > c->wire.shape.max_rows ||
+        step->segment_count > c->max_segments)
+        return AFD_ERR_REQUEST;
+    uint32_t next_row = 0;
+    for (uint32_t s = 0; s < step->segment_count; s++) {
+        if (!segment_in_range(c, &step->segments[s], next_row, step->rows)) return AFD_ERR_REQUEST;
+        next_row += step->segments[s].rows;
+    }
+    if (next_row != step->rows) return AFD_ERR_REQUEST;
+    for (uint32_t r = 0; r < step->rows; r++)
+        if (step->tokens[r] >= c->model->vocab) return AFD_ERR_REQUEST;
+
+    struct afd_slot *slot = &device->slots[slot_index];
+    slot->rows = step->rows;
+    slot->segment_count = step->segment_count;
+    memcpy(slot->tokens, step->tokens, step->rows * sizeof *slot->tokens);
+    uint32_t *blocks = slot->blocks;
+    for (uint32_t s = 0; s < step->segment_count; s++) {
+        const struct afd_segment *from = &step->segments[s];
+        slot->segments[s] = *from;
+        slot->segments[s].blocks = memcpy(blocks, from->blocks, from->block_count * sizeof *blocks);
+        blocks += from->block_count;
+        for (uint32_t r = 0; r < from->rows; r++)
+            slot->positions[from->first_row + r] = from->first_position + r;
+    }
+    return AFD_OK;
+}
+
+const struct afd_route_result *afd_device_route_result(const struct afd_device *device, uint32_t slot)
+{
+    assert(slot < device->config.slots);
+    return &device->slots[slot].route;
+}
+
+void *afd_kv_at(const struct afd_device *device, uint32_t layer, const struct afd_segment *segment,
+                uint32_t position, uint32_t head, uint32_t part)
+{
+    const struct afd_device_config *c = &device->config;
+    const struct afd_attn_desc *a = &c->model->layers[layer].attn;
+    uint64_t block = segment->blocks[position / c->kv_block_tokens];
+    uint64_t token =
+        ((uint64_t)part * a->kv_heads + head) * c->kv_block_tokens + position % c->kv_block_tokens;
+    return device->kv[layer] + block * device->kv_block_bytes[layer] +
+           token * a->head_dim * afd_dtype_bytes(c->kv_dtype);
+}

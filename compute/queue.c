@@ -1,0 +1,203 @@
+#include "compute/queue.h"
+
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct entry {
+    struct afd_op op;
+    enum afd_status status;
+    uint64_t busy_ns;
+};
+
+struct afd_queue {
+    struct afd_device *device;
+    int event_fd;
+    pthread_t thread;
+    int thread_started;
+
+    /* owner's thread */
+    uint64_t reported; /* entries passed over or reported; also the number of the last one */
+
+    _Alignas(64) _Atomic uint64_t submitted; /* entries; the ticket of the last one */
+    _Atomic int stop;
+    struct afd_gate work; /* advanced after each submit */
+    _Alignas(64) _Atomic uint64_t executed;
+    _Atomic int armed; /* the owner will sleep on event_fd */
+    struct afd_gate started;
+    enum afd_status start_status;
+
+    struct entry entries[AFD_DEVICE_QUEUE];
+};
+
+static struct entry *entry_of(struct afd_queue *queue, uint64_t number)
+{
+    return &queue->entries[number % AFD_DEVICE_QUEUE];
+}
+
+static int has_event(const struct entry *entry)
+{
+    return !entry->op.quiet || entry->status != AFD_OK;
+}
+
+/* ---- the device's thread */
+
+static void signal_owner(struct afd_queue *queue)
+{
+    if (!atomic_exchange(&queue->armed, 0)) return;
+    uint64_t one = 1;
+    if (write(queue->event_fd, &one, sizeof one) < 0) return; /* full: it is readable already */
+}
+
+static void *device_main(void *user)
+{
+    struct afd_queue *queue = user;
+    struct afd_device *device = queue->device;
+    int failed = afd_team_start(&device->team);
+    queue->start_status = failed ? AFD_ERR_MEMORY : AFD_OK;
+    afd_gate_advance(&queue->started);
+    if (failed) return NULL;
+    enum afd_status sticky = AFD_OK;
+    uint64_t busy_ns = 0;
+    while (!atomic_load(&queue->stop)) {
+        uint32_t seen = atomic_load(&queue->work.value);
+        uint64_t number = atomic_load_explicit(&queue->executed, memory_order_relaxed);
+        if (number == atomic_load(&queue->submitted)) {
+            if (!atomic_load(&queue->stop)) afd_gate_wait(&queue->work, seen, 0);
+            continue;
+        }
+        struct entry *entry = entry_of(queue, number);
+        afd_ns begin = afd_now();
+        entry->status = sticky ? sticky : device->backend->run(device, &entry->op);
+        busy_ns += afd_now() - begin;
+        if (entry->status == AFD_ERR_DEVICE) sticky = AFD_ERR_DEVICE;
+        int event = has_event(entry);
+        entry->busy_ns = busy_ns;
+        if (event) busy_ns = 0;
+        atomic_store(&queue->executed, number + 1);
+        if (event) signal_owner(queue);
+    }
+    afd_team_stop(&device->team);
+    return NULL;
+}
+
+/* ---- the owner's thread */
+
+/* Passes over what needs no event; returns the first entry that does, or NULL. */
+static struct entry *next_event(struct afd_queue *queue)
+{
+    uint64_t executed = atomic_load(&queue->executed);
+    for (; queue->reported < executed; queue->reported++)
+        if (has_event(entry_of(queue, queue->reported))) return entry_of(queue, queue->reported);
+    return NULL;
+}
+
+enum afd_status afd_queue_create(struct afd_device *device, struct afd_error *error_out)
+{
+    struct afd_queue *queue = aligned_alloc(64, (sizeof *queue + 63) / 64 * 64);
+    if (!queue) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the device queue");
+    memset(queue, 0, sizeof *queue);
+    device->queue = queue;
+    queue->device = device;
+    queue->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (queue->event_fd < 0) return afd_fail(error_out, AFD_ERR_IO, "no event descriptor for the device");
+    if (pthread_create(&queue->thread, NULL, device_main, queue))
+        return afd_fail(error_out, AFD_ERR_MEMORY, "cannot start the device's thread");
+    queue->thread_started = 1;
+    afd_gate_wait(&queue->started, 0, 0);
+    if (queue->start_status)
+        return afd_fail(error_out, queue->start_status, "cannot start the device's %u threads",
+                        device->config.threads);
+    return AFD_OK;
+}
+
+void afd_queue_destroy(struct afd_queue *queue)
+{
+    if (!queue) return;
+    if (queue->thread_started) {
+        atomic_store(&queue->stop, 1);
+        afd_gate_advance(&queue->work);
+        pthread_join(queue->thread, NULL);
+    }
+    if (queue->event_fd >= 0) close(queue->event_fd);
+    free(queue);
+}
+
+static int slot_op_in_range(const struct afd_device *device, const struct afd_op *op)
+{
+    const struct afd_device_config *config = &device->config;
+    if (config->share.ffn || op->slot >= config->slots || !device->slots[op->slot].rows) return 0;
+    switch (op->kind) {
+    case AFD_OP_EMBED:
+        return 1;
+    case AFD_OP_ATTN:
+        return op->layer == 0 || op->attn.partials != NULL;
+    case AFD_OP_ROUTE:
+        return op->route.to_count <= AFD_MAX_DESTINATIONS;
+    case AFD_OP_LOGITS:
+        if (op->logits.count > config->max_logit_rows || !op->logits.partials) return 0;
+        for (uint32_t i = 0; i < op->logits.count; i++)
+            if (op->logits.rows[i] >= device->slots[op->slot].rows) return 0;
+        return 1;
+    default:
+        for (uint32_t i = 0; i < op->sample.count; i++)
+            if (op->sample.choices[i].logit_row >= config->max_logit_rows ||
+                op->sample.choices[i].prompt_count > op->sample.choices[i].token_count)
+                return 0;
+        return 1;
+    }
+}
+
+static int op_in_range(const struct afd_device *device, const struct afd_op *op)
+{
+    const struct afd_device_config *config = &device->config;
+    if (op->kind > AFD_OP_PACK || op->layer >= config->model->layer_count) return 0;
+    if (op->kind == AFD_OP_PACK) return config->share.ffn;
+    if (op->kind != AFD_OP_FFN) return slot_op_in_range(device, op);
+    uint64_t rows = 0;
+    for (uint32_t p = 0; p < op->ffn.part_count; p++) rows += op->ffn.parts[p].rows;
+    return config->share.ffn && rows <= config->max_batch_rows && (config->share.tp == 1 || op->ffn.partials);
+}
+
+enum afd_status afd_device_submit(struct afd_device *device, const struct afd_op *op, uint64_t *ticket_out)
+{
+    struct afd_queue *queue = device->queue;
+    uint64_t number = atomic_load_explicit(&queue->submitted, memory_order_relaxed);
+    if (!op_in_range(device, op)) return AFD_ERR_REQUEST;
+    if (number - queue->reported == AFD_DEVICE_QUEUE) next_event(queue); /* quiet ones may make room */
+    if (number - queue->reported == AFD_DEVICE_QUEUE) return AFD_AGAIN;
+    entry_of(queue, number)->op = *op;
+    atomic_store(&queue->submitted, number + 1);
+    afd_gate_advance(&queue->work);
+    if (ticket_out) *ticket_out = number + 1;
+    return AFD_OK;
+}
+
+uint32_t afd_device_poll(struct afd_device *device, struct afd_device_event *events_out, uint32_t limit)
+{
+    struct afd_queue *queue = device->queue;
+    uint32_t count = 0;
+    while (count < limit) {
+        const struct entry *entry = next_event(queue);
+        if (!entry) break;
+        events_out[count++] = (struct afd_device_event){++queue->reported, entry->status, entry->busy_ns};
+    }
+    return count;
+}
+
+int afd_device_event_fd(const struct afd_device *device)
+{
+    return device->queue->event_fd;
+}
+
+enum afd_status afd_device_arm(struct afd_device *device)
+{
+    struct afd_queue *queue = device->queue;
+    uint64_t ignored;
+    if (read(queue->event_fd, &ignored, sizeof ignored) < 0) ignored = 0; /* nothing there */
+    /* Armed before the last look: what completes after the look sees it and writes the descriptor. */
+    atomic_store(&queue->armed, 1);
+    if (!next_event(queue)) return AFD_OK;
+    atomic_store(&queue->armed, 0);
+    return AFD_AGAIN;
+}

@@ -1,0 +1,174 @@
+/* Row records and what follows from them: the choice of experts, who is active where, and the order of an FFN
+ * batch. Everything a back end does besides arithmetic on rows. */
+#include <assert.h>
+
+#include "compute/backend.h"
+
+int afd_record_is_active(const struct afd_wire_layout *wire, const void *record, uint32_t experts,
+                         uint32_t ep, uint32_t shard)
+{
+    if (afd_record_u32(record, wire->turn_offset) == shard) return 1;
+    for (uint32_t i = 0; experts && i < wire->shape.top_k; i++) {
+        uint32_t expert = afd_record_expert(wire, record, i);
+        if (expert == AFD_NO_EXPERT) break;
+        if (afd_shard_of_expert(expert, experts, ep) == shard) return 1;
+    }
+    return 0;
+}
+
+int afd_record_is_valid(const struct afd_wire_layout *wire, const void *record, uint32_t experts,
+                        uint32_t top_k, uint32_t ep)
+{
+    if (afd_record_u32(record, wire->turn_offset) >= ep) return 0;
+    uint32_t chosen = experts ? top_k : 0, last = 0;
+    for (uint32_t i = 0; i < wire->shape.top_k; i++) {
+        uint32_t expert = afd_record_expert(wire, record, i);
+        if (i >= chosen) {
+            if (expert != AFD_NO_EXPERT) return 0;
+        } else {
+            if (expert >= experts || (i > 0 && expert <= last)) return 0;
+            last = expert;
+        }
+    }
+    return 1;
+}
+
+void afd_record_write(const struct afd_wire_layout *wire, void *record, uint32_t position, uint32_t turn,
+                      const struct afd_routed *routed)
+{
+    char *to = record;
+    memcpy(to + wire->position_offset, &position, sizeof position);
+    memcpy(to + wire->turn_offset, &turn, sizeof turn);
+    for (uint32_t i = 0; i < wire->shape.top_k; i++) {
+        int chosen = i < routed->count;
+        float weight = chosen ? routed->weights[i] : 0.0f;
+        uint16_t expert = (uint16_t)(chosen ? routed->experts[i] : AFD_NO_EXPERT);
+        memcpy(to + wire->weight_offset + i * 4, &weight, sizeof weight);
+        memcpy(to + wire->expert_offset + i * 2, &expert, sizeof expert);
+    }
+}
+
+void afd_route_choose(const float *probabilities, const struct afd_ffn_desc *ffn, struct afd_routed *out)
+{
+    uint32_t best[AFD_MAX_TOP_K], count = 0; /* descending; an equal later one goes behind */
+    for (uint32_t e = 0; e < ffn->experts; e++) {
+        if (count == ffn->top_k && !(probabilities[e] > probabilities[best[count - 1]])) continue;
+        uint32_t at = count < ffn->top_k ? count++ : count - 1;
+        for (; at > 0 && probabilities[e] > probabilities[best[at - 1]]; at--) best[at] = best[at - 1];
+        best[at] = e;
+    }
+    out->count = count;
+    for (uint32_t i = 0; i < count; i++) { /* insertion sort by id */
+        uint32_t at = i;
+        for (; at > 0 && out->experts[at - 1] > best[i]; at--) out->experts[at] = out->experts[at - 1];
+        out->experts[at] = best[i];
+    }
+    float sum = 0.0f;
+    for (uint32_t i = 0; i < count; i++) {
+        out->weights[i] = probabilities[out->experts[i]];
+        sum = sum + out->weights[i];
+    }
+    for (uint32_t i = 0; ffn->renormalise && i < count; i++) out->weights[i] = out->weights[i] / sum;
+}
+
+uint64_t afd_active_shards(const struct afd_routed *routed, uint32_t experts, uint32_t ep, uint32_t turn)
+{
+    uint64_t shards = 1ull << turn;
+    for (uint32_t i = 0; i < routed->count; i++)
+        shards |= 1ull << afd_shard_of_expert(routed->experts[i], experts, ep);
+    return shards;
+}
+
+/* ---- the order of an FFN batch */
+
+struct shape {
+    const struct afd_wire_layout *wire;
+    uint32_t experts, top_k, ep;
+    int shared; /* the last unit exists: a dense layer, or a shared expert */
+};
+
+/* Checks all records, and counts the items of each unit into unit_begin[unit + 1]. */
+static enum afd_status count_items(const struct afd_device *device, const struct afd_op *op,
+                                   const struct shape *shape, struct afd_ffn_plan *plan)
+{
+    uint64_t held = device->config.share.shards;
+    memset(plan->unit_begin, 0, (shape->experts + 2) * sizeof *plan->unit_begin);
+    plan->rows = 0;
+    for (uint32_t p = 0; p < op->ffn.part_count; p++) {
+        const struct afd_ffn_part *part = &op->ffn.parts[p];
+        uint64_t shards = part->shards & held;
+        for (uint32_t r = 0; r < part->rows; r++) {
+            const char *record = (const char *)part->records + (uint64_t)r * shape->wire->a2f_stride;
+            if (!afd_record_is_valid(shape->wire, record, shape->experts, shape->top_k, shape->ep)) {
+                if (op->ffn.bad_part_out) *op->ffn.bad_part_out = p;
+                return AFD_ERR_PROTOCOL;
+            }
+            plan->record[plan->rows++] = record;
+            uint32_t turn = afd_record_u32(record, shape->wire->turn_offset);
+            if (shape->shared && shards >> turn & 1) plan->unit_begin[shape->experts + 1]++;
+            for (uint32_t i = 0; shape->experts && i < shape->top_k; i++) {
+                uint32_t e = afd_record_expert(shape->wire, record, i);
+                if (shards >> afd_shard_of_expert(e, shape->experts, shape->ep) & 1)
+                    plan->unit_begin[e + 1]++;
+            }
+        }
+    }
+    for (uint32_t u = 0; u <= shape->experts; u++) plan->unit_begin[u + 1] += plan->unit_begin[u];
+    return AFD_OK;
+}
+
+/* Appends what `row` computes in `shard` for output `output`; next[unit] is where the unit's next item goes.
+ */
+static void add_items(const struct shape *shape, struct afd_ffn_plan *plan, uint32_t *next, uint32_t row,
+                      uint32_t shard, uint32_t output)
+{
+    const void *record = plan->record[row];
+    if (shape->shared && afd_record_u32(record, shape->wire->turn_offset) == shard)
+        plan->items[next[shape->experts]++] = (struct afd_ffn_item){row, output, 1.0f};
+    for (uint32_t i = 0; shape->experts && i < shape->top_k; i++) {
+        uint32_t e = afd_record_expert(shape->wire, record, i);
+        if (afd_shard_of_expert(e, shape->experts, shape->ep) == shard)
+            plan->items[next[e]++] =
+                (struct afd_ffn_item){row, output, afd_record_weight(shape->wire, record, i)};
+    }
+}
+
+enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct afd_op *op,
+                                   struct afd_ffn_plan *plan)
+{
+    const struct afd_device_config *config = &device->config;
+    const struct afd_ffn_desc *ffn = &config->model->layers[op->layer].ffn;
+    int routed = ffn->kind == AFD_FFN_EXPERTS;
+    struct shape shape = {&config->wire, routed ? ffn->experts : 0, routed ? ffn->top_k : 0, config->share.ep,
+                          !routed || ffn->shared_intermediate > 0};
+    enum afd_status status = count_items(device, op, &shape, plan);
+    if (status) return status;
+    plan->outputs = 0;
+    plan->units = shape.experts + 1;
+    uint32_t next[AFD_MAX_EXPERTS + 1];
+    memcpy(next, plan->unit_begin, plan->units * sizeof *next);
+    uint32_t row0 = 0;
+    for (uint32_t p = 0; p < op->ffn.part_count; p++) {
+        const struct afd_ffn_part *part = &op->ffn.parts[p];
+        for (uint64_t left = part->shards & config->share.shards; left; left &= left - 1) {
+            uint32_t shard = (uint32_t)__builtin_ctzll(left), n = 0;
+            for (uint32_t r = row0; r < row0 + part->rows; r++) {
+                if (!afd_record_is_active(&config->wire, plan->record[r], shape.experts, shape.ep, shard))
+                    continue;
+                add_items(&shape, plan, next, r, shard, plan->outputs);
+                if (!op->ffn.partials && !part->out[shard]) return AFD_ERR_REQUEST;
+                if (op->ffn.partials)
+                    plan->out[plan->outputs] =
+                        op->ffn.partials + (uint64_t)plan->outputs * config->model->hidden;
+                else
+                    plan->out[plan->outputs] =
+                        (char *)part->out[shard] + (uint64_t)n * config->wire.f2a_stride;
+                plan->outputs++;
+                n++;
+            }
+        }
+        row0 += part->rows;
+    }
+    assert(plan->rows <= config->max_batch_rows);
+    return AFD_OK;
+}

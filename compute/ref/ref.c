@@ -1,0 +1,246 @@
+#include "compute/ref/ref.h"
+
+#include <stdlib.h>
+
+#include "compute/math.h"
+#include "compute/sample.h"
+
+static uint32_t max_u32(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
+static float *floats(struct afd_device *device, size_t count, size_t each)
+{
+    return afd_arena_alloc(device->arena, count * each, sizeof(float));
+}
+
+static enum afd_status ref_open(struct afd_device *device, struct afd_error *error_out)
+{
+    const struct afd_device_config *c = &device->config;
+    struct afd_sizes s = afd_device_sizes(c);
+    struct afd_ref *ref = afd_arena_alloc(device->arena, 1, sizeof *ref);
+    if (!ref) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the reference device");
+    uint32_t longest = max_u32(
+        max_u32(max_u32(s.hidden_pitch, s.q_rank_pitch), max_u32(s.attn_pitch, s.ffn_pitch)), s.kv_pitch);
+    ref->norm = floats(device, 1, s.hidden_pitch);
+    ref->low = floats(device, 1, max_u32(s.q_rank_pitch, 1));
+    ref->q = floats(device, 1, s.attn_pitch);
+    ref->o = floats(device, 1, s.attn_pitch);
+    ref->k = floats(device, 1, s.kv_pitch);
+    ref->v = floats(device, 1, s.kv_pitch);
+    ref->y = floats(device, 1, longest);
+    ref->row = floats(device, 1, longest);
+    ref->scores = floats(device, 1, max_u32(s.experts, 1));
+    ref->gate = floats(device, 1, s.ffn_pitch);
+    ref->up = floats(device, 1, s.ffn_pitch);
+    if (c->share.ffn) {
+        ref->input = floats(device, c->max_batch_rows, c->model->hidden);
+        ref->sums = floats(device, max_u32(s.max_outputs, 1), c->model->hidden);
+    }
+    if (!ref->norm || !ref->low || !ref->q || !ref->o || !ref->k || !ref->v || !ref->y || !ref->row ||
+        !ref->scores || !ref->gate || !ref->up || (c->share.ffn && (!ref->input || !ref->sums)))
+        return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the reference device");
+    device->state = ref;
+    device->instructions = "ref";
+    return AFD_OK;
+}
+
+static void ref_close(struct afd_device *device)
+{
+    device->state = NULL; /* the arena owns it */
+}
+
+/* x [hidden] of row r = embedding of its token; the row's rotations for every geometry. */
+static void embed(struct afd_device *device, struct afd_slot *slot)
+{
+    uint32_t hidden = device->config.model->hidden;
+    for (uint32_t r = 0; r < slot->rows; r++) {
+        float *x = slot->x + (size_t)r * afd_pitch(hidden);
+        for (uint32_t i = 0; i < hidden; i++)
+            x[i] = afd_weight_at(&device->weights.embed, slot->tokens[r], i);
+        for (uint32_t g = 0; g < device->ropes.count; g++)
+            afd_rope_fill(&device->ropes.rope[g], slot->positions[r],
+                          slot->rope[g] + (size_t)r * device->ropes.rope[g].dim);
+    }
+}
+
+/* The partial sums of row r, added to x [hidden] in shard order. index[s] counts the rows of shard s so far.
+ */
+static enum afd_status combine(const struct afd_device *device, const struct afd_partials *partials,
+                               uint64_t active, uint32_t *index, float *x)
+{
+    const struct afd_wire_layout *wire = &device->config.wire;
+    for (uint64_t left = active; left; left &= left - 1) {
+        uint32_t s = (uint32_t)__builtin_ctzll(left);
+        if (!partials->rows[s]) return AFD_ERR_REQUEST;
+        const char *from = (const char *)partials->rows[s] + (size_t)index[s]++ * wire->f2a_stride;
+        for (uint32_t i = 0; x && i < wire->shape.hidden; i++)
+            x[i] = x[i] + afd_narrow_at(from, wire->shape.f2a, i);
+    }
+    return AFD_OK;
+}
+
+static const struct afd_segment *segment_of(const struct afd_slot *slot, uint32_t row)
+{
+    const struct afd_segment *segment = slot->segments;
+    while (row >= segment->first_row + segment->rows) segment++;
+    return segment;
+}
+
+/* Row by row: a row sees the rows of its own chunk before it, because their K and V are already stored. */
+static enum afd_status attn(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_ref *ref = device->state;
+    const struct afd_model *model = device->config.model;
+    struct afd_slot *slot = &device->slots[op->slot];
+    const struct afd_attn_desc *a = &model->layers[op->layer].attn;
+    const struct afd_layer_weights *w = &device->weights.layers[op->layer];
+    uint32_t geometry = (uint32_t)(w->rope - device->ropes.rope);
+    uint32_t index[AFD_MAX_SHARDS] = {0};
+    for (uint32_t r = 0; r < slot->rows; r++) {
+        float *x = slot->x + (size_t)r * afd_pitch(model->hidden);
+        const float *table = slot->rope[geometry] + (size_t)r * a->rope_dim;
+        if (op->layer > 0) {
+            enum afd_status status = combine(device, op->attn.partials, slot->active[r], index, x);
+            if (status) return status;
+        }
+        afd_ref_rmsnorm(x, w->attn_norm, model->hidden, model->norm_eps, ref->norm);
+        const float *c = ref->norm;
+        if (a->q_rank) {
+            afd_ref_matvec(&w->use[AFD_W_Q_DOWN], ref->norm, ref->row, ref->low);
+            afd_ref_rmsnorm(ref->low, w->q_norm, a->q_rank, model->norm_eps, ref->low);
+            c = ref->low;
+        }
+        afd_ref_matvec(&w->use[AFD_W_Q_UP], c, ref->row, ref->q);
+        afd_ref_matvec(&w->use[AFD_W_K], ref->norm, ref->row, ref->k);
+        afd_ref_matvec(&w->use[AFD_W_V], ref->norm, ref->row, ref->v);
+        for (uint32_t h = 0; h < a->heads; h++) afd_ref_rope(ref->q + h * a->head_dim, table, a->rope_dim);
+        for (uint32_t h = 0; h < a->kv_heads; h++) afd_ref_rope(ref->k + h * a->head_dim, table, a->rope_dim);
+        const struct afd_segment *segment = segment_of(slot, r);
+        afd_ref_kv_put(device, op->layer, segment, slot->positions[r], ref->k, ref->v);
+        afd_ref_attend(device, op->layer, segment, slot->positions[r], ref->q, ref->o);
+        afd_ref_matvec(&w->use[AFD_W_O], ref->o, ref->row, ref->y);
+        for (uint32_t i = 0; i < model->hidden; i++) x[i] = x[i] + ref->y[i];
+    }
+    return AFD_OK;
+}
+
+/* softmax of the router's scores in float32, then the choice. m [hidden]: the normed row. */
+static void route_row(struct afd_device *device, uint32_t layer, const float *m, struct afd_routed *out)
+{
+    struct afd_ref *ref = device->state;
+    const struct afd_ffn_desc *ffn = &device->config.model->layers[layer].ffn;
+    out->count = 0;
+    if (ffn->kind == AFD_FFN_DENSE) return;
+    afd_ref_matvec(&device->weights.layers[layer].use[AFD_W_ROUTER], m, ref->row, ref->scores);
+    float max = ref->scores[0];
+    for (uint32_t e = 1; e < ffn->experts; e++) max = ref->scores[e] > max ? ref->scores[e] : max;
+    float sum = afd_ref_softmax_terms(ref->scores, ffn->experts, max, 1.0f, ref->scores);
+    for (uint32_t e = 0; e < ffn->experts; e++) ref->scores[e] = ref->scores[e] / sum;
+    afd_route_choose(ref->scores, ffn, out);
+}
+
+/* x of a record. fp8: a scale for each 128 channels, max(|x|, 1e-4) / 448. */
+static void write_x(const struct afd_wire_layout *wire, const float *m, void *record)
+{
+    if (wire->shape.a2f != AFD_FP8) {
+        for (uint32_t i = 0; i < wire->shape.hidden; i++) afd_narrow_put(record, wire->shape.a2f, i, m[i]);
+        return;
+    }
+    for (uint32_t begin = 0; begin < wire->shape.hidden; begin += AFD_FP8_GROUP) {
+        uint32_t end =
+            begin + AFD_FP8_GROUP < wire->shape.hidden ? begin + AFD_FP8_GROUP : wire->shape.hidden;
+        float max = 1e-4f;
+        for (uint32_t i = begin; i < end; i++) max = fabsf(m[i]) > max ? fabsf(m[i]) : max;
+        float scale = max / 448.0f;
+        for (uint32_t i = begin; i < end; i++) afd_narrow_put(record, AFD_FP8, i, m[i] / scale);
+        afd_narrow_put((char *)record + wire->scale_offset, AFD_F32, begin / AFD_FP8_GROUP, scale);
+    }
+}
+
+static void route(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_ref *ref = device->state;
+    const struct afd_device_config *c = &device->config;
+    struct afd_slot *slot = &device->slots[op->slot];
+    struct afd_route_result *result = &slot->route;
+    const struct afd_ffn_desc *ffn = &c->model->layers[op->layer].ffn;
+    uint32_t experts = ffn->kind == AFD_FFN_EXPERTS ? ffn->experts : 0;
+    memset(result, 0, sizeof *result);
+    for (uint32_t r = 0; r < slot->rows; r++) {
+        struct afd_routed routed;
+        afd_ref_rmsnorm(slot->x + (size_t)r * afd_pitch(c->model->hidden),
+                        device->weights.layers[op->layer].ffn_norm, c->model->hidden, c->model->norm_eps,
+                        ref->norm);
+        route_row(device, op->layer, ref->norm, &routed);
+        uint32_t turn = afd_wire_turn(slot->tokens[r], slot->positions[r], c->share.ep);
+        uint64_t active = afd_active_shards(&routed, experts, c->share.ep, turn);
+        slot->active[r] = active;
+        for (uint64_t left = active; left; left &= left - 1) result->active[__builtin_ctzll(left)]++;
+        for (uint32_t d = 0; d < op->route.to_count; d++) {
+            const struct afd_route_to *to = &op->route.to[d];
+            if (!afd_route_takes(to, active)) continue;
+            char *record = (char *)to->records + (size_t)result->rows[d]++ * c->wire.a2f_stride;
+            write_x(&c->wire, ref->norm, record);
+            afd_record_write(&c->wire, record, slot->positions[r], turn, &routed);
+        }
+    }
+}
+
+/* Combines into a copy: logits of other rows of the step may be asked for in another op. */
+static enum afd_status logits(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_ref *ref = device->state;
+    const struct afd_model *model = device->config.model;
+    struct afd_slot *slot = &device->slots[op->slot];
+    for (uint32_t i = 0; i < op->logits.count; i++) {
+        uint32_t row = op->logits.rows[i], index[AFD_MAX_SHARDS] = {0};
+        memcpy(ref->norm, slot->x + (size_t)row * afd_pitch(model->hidden), model->hidden * sizeof(float));
+        enum afd_status status = AFD_OK;
+        for (uint32_t r = 0; !status && r <= row; r++)
+            status =
+                combine(device, op->logits.partials, slot->active[r], index, r == row ? ref->norm : NULL);
+        if (status) return status;
+        afd_ref_rmsnorm(ref->norm, device->weights.final_norm, model->hidden, model->norm_eps, ref->norm);
+        afd_ref_matvec(&device->weights.head, ref->norm, ref->row,
+                       device->logits + (size_t)i * afd_pitch(model->vocab));
+    }
+    return AFD_OK;
+}
+
+static enum afd_status ref_run(struct afd_device *device, const struct afd_op *op)
+{
+    switch (op->kind) {
+    case AFD_OP_EMBED:
+        embed(device, &device->slots[op->slot]);
+        return AFD_OK;
+    case AFD_OP_ATTN:
+        return attn(device, op);
+    case AFD_OP_ROUTE:
+        route(device, op);
+        return AFD_OK;
+    case AFD_OP_LOGITS:
+        return logits(device, op);
+    case AFD_OP_SAMPLE:
+        for (uint32_t i = 0; i < op->sample.count; i++)
+            afd_sampler_choose(device->sampler, 0, afd_ref_softmax_terms,
+                               device->logits + (size_t)op->sample.choices[i].logit_row *
+                                                    afd_pitch(device->config.model->vocab),
+                               &op->sample.choices[i], &op->sample.chosen_out[i]);
+        return AFD_OK;
+    case AFD_OP_FFN:
+        return afd_ref_ffn(device, op);
+    case AFD_OP_PACK: {
+        const struct afd_wire_layout *wire = &device->config.wire;
+        for (uint32_t r = 0; r < op->pack.rows; r++)
+            for (uint32_t i = 0; i < wire->shape.hidden; i++)
+                afd_narrow_put((char *)op->pack.to + (size_t)r * wire->f2a_stride, wire->shape.f2a, i,
+                               op->pack.from[(size_t)r * wire->shape.hidden + i]);
+        return AFD_OK;
+    }
+    }
+    return AFD_ERR_REQUEST;
+}
+
+const struct afd_backend afd_backend_ref = {ref_open, ref_close, ref_run};
