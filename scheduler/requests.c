@@ -1,0 +1,401 @@
+#include "scheduler/requests.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { NONE = UINT32_MAX, SLOT_BITS = 20 };
+
+enum place { FREE, WAITING, RUNNING, ENDED };
+
+struct slot {
+    struct afd_request request;
+    enum place place;
+    uint32_t losses;
+    uint32_t prompt_logprobs_seen; /* under the current assignment */
+    uint32_t next, previous;       /* of the list it is in: free, the queue, or its rank's */
+    enum afd_status status;        /* ENDED: why, for the action */
+    char words[AFD_REQUESTS_WORDS_BYTES];
+};
+
+struct list {
+    uint32_t first, last, count;
+};
+
+struct rank {
+    struct list list; /* running on it */
+    int takes;        /* is up and does not drain */
+};
+
+struct stale {
+    uint64_t id;
+    uint32_t assignment, rank;
+};
+
+enum { CANCEL_RING = 1024 };
+
+struct afd_requests {
+    struct afd_requests_config config;
+    struct slot *slots;
+    struct rank *ranks;
+    struct list free, queue, ended;
+    int serving;
+    uint64_t next_serial;
+    struct afd_requests_counters counters;
+    /* Cancels to send. When a burst overflows the ring the oldest are forgotten: a rank that goes on with
+     * such a request reports it, and is then told again. */
+    struct stale cancels[CANCEL_RING];
+    uint32_t cancel_head, cancel_count;
+};
+
+/* ---- lists of slots by index */
+
+static void list_append(struct afd_requests *r, struct list *l, uint32_t i)
+{
+    r->slots[i].next = NONE;
+    r->slots[i].previous = l->last;
+    if (l->last == NONE)
+        l->first = i;
+    else
+        r->slots[l->last].next = i;
+    l->last = i;
+    l->count++;
+}
+
+static void list_prepend(struct afd_requests *r, struct list *l, uint32_t i)
+{
+    r->slots[i].previous = NONE;
+    r->slots[i].next = l->first;
+    if (l->first == NONE)
+        l->last = i;
+    else
+        r->slots[l->first].previous = i;
+    l->first = i;
+    l->count++;
+}
+
+static void list_remove(struct afd_requests *r, struct list *l, uint32_t i)
+{
+    struct slot *s = &r->slots[i];
+    assert(l->count > 0);
+    if (s->previous == NONE)
+        l->first = s->next;
+    else
+        r->slots[s->previous].next = s->next;
+    if (s->next == NONE)
+        l->last = s->previous;
+    else
+        r->slots[s->next].previous = s->previous;
+    l->count--;
+}
+
+struct afd_requests *afd_requests_create(struct afd_arena *arena, const struct afd_requests_config *config)
+{
+    assert(config->capacity > 0 && config->capacity <= 1u << SLOT_BITS && config->ranks > 0 &&
+           config->rank_room > 0);
+    struct afd_requests *r = afd_arena_alloc(arena, 1, sizeof *r);
+    if (!r) return NULL;
+    r->config = *config;
+    r->slots = afd_arena_alloc(arena, config->capacity, sizeof *r->slots);
+    r->ranks = afd_arena_alloc(arena, config->ranks, sizeof *r->ranks);
+    if (!r->slots || !r->ranks) return NULL;
+    r->free = r->queue = r->ended = (struct list){NONE, NONE, 0};
+    for (uint32_t i = 0; i < config->ranks; i++) r->ranks[i].list = r->free;
+    for (uint32_t i = 0; i < config->capacity; i++) list_append(r, &r->free, i);
+    r->next_serial = config->first_id >> SLOT_BITS;
+    return r;
+}
+
+static uint32_t slot_of(const struct afd_requests *r, uint64_t id)
+{
+    uint32_t i = (uint32_t)(id & ((1u << SLOT_BITS) - 1));
+    if (i >= r->config.capacity || r->slots[i].request.id != id) return NONE;
+    return r->slots[i].place == WAITING || r->slots[i].place == RUNNING ? i : NONE;
+}
+
+const struct afd_request *afd_requests_get(const struct afd_requests *r, uint64_t id)
+{
+    uint32_t i = slot_of(r, id);
+    return i == NONE ? NULL : &r->slots[i].request;
+}
+
+const struct afd_requests_counters *afd_requests_counters(const struct afd_requests *r)
+{
+    return &r->counters;
+}
+
+uint32_t afd_requests_on(const struct afd_requests *r, uint32_t rank)
+{
+    return r->ranks[rank].list.count;
+}
+
+/* ---- a request's life */
+
+/* Out of the queue or its rank's list. */
+static void detach(struct afd_requests *r, uint32_t i)
+{
+    struct slot *s = &r->slots[i];
+    if (s->place == WAITING) {
+        list_remove(r, &r->queue, i);
+        r->counters.waiting--;
+    } else {
+        assert(s->place == RUNNING);
+        list_remove(r, &r->ranks[s->request.rank].list, i);
+        r->counters.running--;
+    }
+}
+
+static void push_cancel(struct afd_requests *r, uint32_t rank, uint64_t id, uint32_t assignment)
+{
+    if (r->cancel_count == CANCEL_RING) {
+        r->cancel_head = (r->cancel_head + 1) % CANCEL_RING;
+        r->cancel_count--;
+    }
+    r->cancels[(r->cancel_head + r->cancel_count++) % CANCEL_RING] = (struct stale){id, assignment, rank};
+}
+
+static void release(struct afd_requests *r, uint32_t i)
+{
+    r->slots[i].place = FREE;
+    list_append(r, &r->free, i);
+}
+
+/* The rank that works on it, if one does, is to stop. */
+static void call_off(struct afd_requests *r, const struct slot *s)
+{
+    if (s->place == RUNNING) push_cancel(r, s->request.rank, s->request.id, s->request.assignment);
+}
+
+/* Ends a request whose owner learns of it by an action. */
+static void end(struct afd_requests *r, uint32_t i, enum afd_status status, const char *words)
+{
+    struct slot *s = &r->slots[i];
+    detach(r, i);
+    s->place = ENDED;
+    s->status = status;
+    snprintf(s->words, sizeof s->words, "%s", words);
+    list_append(r, &r->ended, i);
+    r->counters.finished++;
+}
+
+/* The rank does not have it any more: back to the front of the queue, it has waited before. */
+static void requeue(struct afd_requests *r, uint32_t i)
+{
+    struct slot *s = &r->slots[i];
+    detach(r, i);
+    s->place = WAITING;
+    s->request.rank = NONE;
+    list_prepend(r, &r->queue, i);
+    r->counters.waiting++;
+}
+
+enum afd_status afd_requests_admit(struct afd_requests *r, void *owner, uint32_t *tokens,
+                                   uint32_t prompt_count, const struct afd_sampling *sampling, afd_ns now,
+                                   uint64_t *id_out)
+{
+    assert(prompt_count > 0);
+    /* Those that found room at a rank at once do not count: the queue is what waits beyond that. */
+    uint32_t room = 0;
+    for (uint32_t k = 0; r->serving && k < r->config.ranks && room <= r->queue.count; k++)
+        if (r->ranks[k].takes) room += r->config.rank_room - r->ranks[k].list.count;
+    if (r->free.first == NONE || (room <= r->queue.count && r->queue.count - room >= r->config.max_queue)) {
+        r->counters.refused++;
+        return AFD_ERR_LIMIT;
+    }
+    uint32_t i = r->free.first;
+    list_remove(r, &r->free, i);
+    struct slot *s = &r->slots[i];
+    *s = (struct slot){.place = WAITING};
+    s->request = (struct afd_request){
+        .id = ++r->next_serial << SLOT_BITS | i,
+        .owner = owner,
+        .tokens = tokens,
+        .prompt_count = prompt_count,
+        .sampling = *sampling,
+        .rank = NONE,
+        .admitted = now,
+    };
+    list_append(r, &r->queue, i);
+    r->counters.waiting++;
+    r->counters.prompt_tokens += prompt_count;
+    *id_out = s->request.id;
+    return AFD_OK;
+}
+
+void afd_requests_cancel(struct afd_requests *r, uint64_t id)
+{
+    uint32_t i = slot_of(r, id);
+    if (i == NONE) return;
+    call_off(r, &r->slots[i]);
+    detach(r, i);
+    release(r, i);
+    r->counters.finished++;
+}
+
+void afd_requests_rank_up(struct afd_requests *r, uint32_t rank)
+{
+    assert(rank < r->config.ranks);
+    r->ranks[rank].takes = 1;
+}
+
+void afd_requests_rank_draining(struct afd_requests *r, uint32_t rank)
+{
+    assert(rank < r->config.ranks);
+    r->ranks[rank].takes = 0;
+}
+
+void afd_requests_rank_down(struct afd_requests *r, uint32_t rank)
+{
+    assert(rank < r->config.ranks);
+    struct rank *k = &r->ranks[rank];
+    k->takes = 0;
+    while (k->list.last != NONE) { /* from the last: each goes to the front, so their order stays */
+        uint32_t i = k->list.last;
+        struct slot *s = &r->slots[i];
+        if (++s->losses <= AFD_REQUESTS_MAX_LOSSES) {
+            r->counters.replayed++;
+            requeue(r, i);
+        } else {
+            end(r, i, AFD_ERR_PEER, "each rank that worked on it was lost");
+        }
+    }
+}
+
+void afd_requests_set_serving(struct afd_requests *r, int serving)
+{
+    r->serving = serving;
+}
+
+void afd_requests_tick(struct afd_requests *r, afd_ns now)
+{
+    if (now < r->config.patience) return;
+    for (uint32_t i = 0; i < r->config.capacity; i++) {
+        struct slot *s = &r->slots[i];
+        if ((s->place != WAITING && s->place != RUNNING) || s->request.admitted >= now - r->config.patience)
+            continue;
+        call_off(r, s);
+        end(r, i, AFD_ERR_DEADLINE,
+            s->place == WAITING ? "no attention rank could take the request in time"
+                                : "the request was not done in time");
+    }
+}
+
+/* ---- what ranks report */
+
+/* NULL if a rank may say this of the request; else what it may not. */
+static const char *nonsense(const struct afd_requests *r, const struct slot *s,
+                            const struct afd_requests_report *t)
+{
+    const struct afd_request *q = &s->request;
+    if (t->count > q->sampling.max_tokens - q->generated)
+        return "the rank sent more tokens than were asked for";
+    for (uint32_t i = 0; i < t->count; i++)
+        if (t->tokens[i] >= r->config.vocab) return "the rank sent a token that the model does not have";
+    if (t->prompt_logprobs &&
+        (!q->sampling.prompt_logprobs || t->prompt_logprobs > q->prompt_count - 1 - s->prompt_logprobs_seen ||
+         q->generated))
+        return "the rank sent log-probabilities of the prompt that were not asked for";
+    uint32_t seen = s->prompt_logprobs_seen + t->prompt_logprobs;
+    if (seen < q->prompt_logprobs_taken) seen = q->prompt_logprobs_taken;
+    if (q->sampling.prompt_logprobs && (t->count || t->finish) && seen != q->prompt_count - 1)
+        return "the rank left log-probabilities of the prompt out";
+    return NULL;
+}
+
+struct afd_requests_accepted afd_requests_tokens(struct afd_requests *r, uint32_t rank,
+                                                 const struct afd_requests_report *t)
+{
+    struct afd_requests_accepted out = {NULL, 0, AFD_UNFINISHED};
+    uint32_t i = slot_of(r, t->id);
+    struct slot *s = i == NONE ? NULL : &r->slots[i];
+    if (!s || s->place != RUNNING || s->request.rank != rank || s->request.assignment != t->assignment) {
+        r->counters.stale++;
+        if (t->finish == AFD_UNFINISHED) push_cancel(r, rank, t->id, t->assignment);
+        return out;
+    }
+    if (t->finish == AFD_FINISH_FAILED && strcmp(t->words, "draining") == 0) {
+        /* it goes away in order, and did not begin: nothing is lost */
+        r->ranks[rank].takes = 0;
+        requeue(r, i);
+        return out;
+    }
+    if (t->finish == AFD_FINISH_FAILED || t->finish == AFD_FINISH_CANCELLED) {
+        end(r, i, AFD_ERR_REQUEST, t->finish == AFD_FINISH_FAILED ? t->words : "the rank gave it up");
+        return out;
+    }
+    const char *wrong = t->position != s->request.generated ? "the rank left tokens out" : nonsense(r, s, t);
+    if (wrong) {
+        call_off(r, s);
+        end(r, i, AFD_ERR_PROTOCOL, wrong);
+        return out;
+    }
+    struct afd_request *q = &s->request;
+    uint32_t seen = s->prompt_logprobs_seen + t->prompt_logprobs;
+    if (q->prompt_logprobs_taken > s->prompt_logprobs_seen) {
+        uint32_t delivered = q->prompt_logprobs_taken - s->prompt_logprobs_seen;
+        out.first_prompt_logprob = delivered < t->prompt_logprobs ? delivered : t->prompt_logprobs;
+    }
+    s->prompt_logprobs_seen = seen;
+    if (seen > q->prompt_logprobs_taken) q->prompt_logprobs_taken = seen;
+    if (t->count) memcpy(q->tokens + q->prompt_count + q->generated, t->tokens, t->count * sizeof *t->tokens);
+    q->generated += t->count;
+    r->counters.generated_tokens += t->count;
+    out.request = q;
+    out.finish = t->finish;
+    if (t->finish) {
+        detach(r, i);
+        release(r, i);
+        r->counters.finished++;
+    }
+    return out;
+}
+
+/* ---- actions */
+
+static uint32_t least_loaded(const struct afd_requests *r)
+{
+    uint32_t best = NONE;
+    for (uint32_t k = 0; k < r->config.ranks; k++) {
+        const struct rank *rank = &r->ranks[k];
+        if (rank->takes && rank->list.count < r->config.rank_room &&
+            (best == NONE || rank->list.count < r->ranks[best].list.count))
+            best = k;
+    }
+    return best;
+}
+
+int afd_requests_next(struct afd_requests *r, struct afd_requests_action *out)
+{
+    if (r->cancel_count) {
+        struct stale *c = &r->cancels[r->cancel_head];
+        *out = (struct afd_requests_action){
+            .kind = AFD_REQUESTS_CANCEL, .id = c->id, .assignment = c->assignment, .rank = c->rank};
+        r->cancel_head = (r->cancel_head + 1) % CANCEL_RING;
+        r->cancel_count--;
+        return 1;
+    }
+    if (r->ended.first != NONE) {
+        uint32_t i = r->ended.first;
+        struct slot *s = &r->slots[i];
+        *out = (struct afd_requests_action){
+            .kind = AFD_REQUESTS_ENDED, .id = s->request.id, .owner = s->request.owner, .status = s->status};
+        snprintf(out->words, sizeof out->words, "%s", s->words);
+        list_remove(r, &r->ended, i);
+        release(r, i);
+        return 1;
+    }
+    uint32_t rank = r->serving && r->queue.first != NONE ? least_loaded(r) : NONE;
+    if (rank == NONE) return 0;
+    uint32_t i = r->queue.first;
+    struct slot *s = &r->slots[i];
+    detach(r, i);
+    s->place = RUNNING;
+    s->request.rank = rank;
+    s->request.assignment++;
+    s->prompt_logprobs_seen = 0;
+    list_append(r, &r->ranks[rank].list, i);
+    r->counters.running++;
+    *out = (struct afd_requests_action){
+        .kind = AFD_REQUESTS_SUBMIT, .id = s->request.id, .assignment = s->request.assignment, .rank = rank};
+    return 1;
+}
