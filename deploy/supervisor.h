@@ -1,0 +1,77 @@
+/* supervisor.h: the pure core of what keeps the processes of one host running: start, restart with
+ * exponential back-off, give up, stop in order.
+ *
+ * No I/O, no clock, no allocation after create; one thread. Child 0 is the scheduler; children 1.. are ranks,
+ * in the order they are stopped by `stage`: attention ranks (1) finish what they run while the FFN ranks (2)
+ * still serve them; the scheduler (0) goes last. The shell (deploy/launcher.c) reports what happened and then
+ * carries out the actions it takes with afd_supervisor_next:
+ *
+ *   WAITING --scheduler is up--> RUNNING --exit 0--> EXITED              it was told to leave: not restarted
+ *                                 |    ^
+ *                          failure|    |after the back-off
+ *                                 v    |
+ *                                BACKOFF --too many in the window--> FAILED  (of the scheduler: everything
+ * stops) stop: RUNNING --> STOPPING --exit--> EXITED */
+#ifndef AFD_DEPLOY_SUPERVISOR_H
+#define AFD_DEPLOY_SUPERVISOR_H
+
+#include <stdint.h>
+
+#include "base/clock.h"
+
+enum { AFD_SUPERVISOR_WINDOW_FAILURES = 6 };
+
+enum afd_child_state {
+    AFD_CHILD_WAITING,
+    AFD_CHILD_RUNNING,
+    AFD_CHILD_BACKOFF,
+    AFD_CHILD_STOPPING,
+    AFD_CHILD_EXITED,
+    AFD_CHILD_FAILED
+};
+const char *afd_child_state_name(enum afd_child_state state);
+
+enum afd_supervisor_action_kind {
+    AFD_SUPERVISE_START,   /* start the child; report `exited` if that fails */
+    AFD_SUPERVISE_TERM,    /* ask it to finish: SIGTERM */
+    AFD_SUPERVISE_KILL,    /* its time is over: SIGKILL */
+    AFD_SUPERVISE_GIVE_UP, /* it failed too often: say so */
+    AFD_SUPERVISE_DONE,    /* nothing runs any more, and nothing will */
+};
+struct afd_supervisor_action {
+    enum afd_supervisor_action_kind kind;
+    uint32_t child;
+};
+
+struct afd_supervisor_config {
+    uint32_t children;                  /* with the scheduler */
+    afd_ns backoff_first, backoff_most; /* doubles with each failure in a row */
+    afd_ns window; /* AFD_SUPERVISOR_WINDOW_FAILURES failures within it: give up; a child that ran for so
+                      long starts again with the first back-off */
+    afd_ns drain;  /* from stop until what is left is killed */
+};
+
+struct afd_supervisor;
+
+/* NULL when out of memory. Every child belongs to stage 1 until set. */
+struct afd_supervisor *afd_supervisor_create(const struct afd_supervisor_config *config);
+void afd_supervisor_destroy(struct afd_supervisor *supervisor); /* NULL is allowed */
+void afd_supervisor_set_stage(struct afd_supervisor *supervisor, uint32_t child, uint32_t stage);
+
+/* What happened. `begin` starts the scheduler; ranks start when it is up. */
+void afd_supervisor_begin(struct afd_supervisor *supervisor, afd_ns now);
+void afd_supervisor_scheduler_up(struct afd_supervisor *supervisor, afd_ns now);
+void afd_supervisor_exited(struct afd_supervisor *supervisor, uint32_t child, int success, afd_ns now);
+void afd_supervisor_stop(struct afd_supervisor *supervisor, afd_ns now); /* again: no effect */
+void afd_supervisor_tick(struct afd_supervisor *supervisor, afd_ns now);
+
+/* Takes the next action; 0 when there is none. */
+int afd_supervisor_next(struct afd_supervisor *supervisor, struct afd_supervisor_action *action_out);
+/* When tick has something to do; UINT64_MAX: never by itself. */
+afd_ns afd_supervisor_deadline(const struct afd_supervisor *supervisor);
+
+enum afd_child_state afd_supervisor_state(const struct afd_supervisor *supervisor, uint32_t child);
+uint32_t afd_supervisor_restarts(const struct afd_supervisor *supervisor, uint32_t child);
+int afd_supervisor_is_stopping(const struct afd_supervisor *supervisor);
+
+#endif

@@ -1,0 +1,246 @@
+/* Guards: a rank that is never restarted, or restarted for ever and at once; ranks that start before the
+ * scheduler can be reached; a shutdown that takes FFN ranks from attention ranks which still finish, or that
+ * never ends. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#include "deploy/supervisor.h"
+
+/* The scheduler, an attention rank and an FFN rank. */
+enum { SCHEDULER, ATTN, FFN, CHILDREN };
+
+static struct afd_supervisor *s;
+
+static int setup(void **state)
+{
+    (void)state;
+    struct afd_supervisor_config config = {.children = CHILDREN,
+                                           .backoff_first = AFD_MS(200),
+                                           .backoff_most = AFD_SECONDS(2),
+                                           .window = AFD_SECONDS(60),
+                                           .drain = AFD_SECONDS(30)};
+    s = afd_supervisor_create(&config);
+    if (!s) return -1;
+    afd_supervisor_set_stage(s, FFN, 2);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    afd_supervisor_destroy(s);
+    return 0;
+}
+
+/* All pending actions as text: "start 0, term 1". */
+static const char *actions(void)
+{
+    static const char *const names[] = {"start", "term", "kill", "give up", "done"};
+    static char text[256];
+    struct afd_supervisor_action a;
+    text[0] = 0;
+    while (afd_supervisor_next(s, &a))
+        snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s %u", *text ? ", " : "", names[a.kind],
+                 a.child);
+    return text;
+}
+
+static void bring_up(void)
+{
+    afd_supervisor_begin(s, 0);
+    assert_string_equal(actions(), "start 0");
+    afd_supervisor_scheduler_up(s, AFD_MS(50));
+    assert_string_equal(actions(), "start 1, start 2");
+}
+
+static void ranks_wait_for_the_scheduler(void **state)
+{
+    (void)state;
+    afd_supervisor_begin(s, 0);
+    assert_string_equal(actions(), "start 0");
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_WAITING);
+    assert_true(afd_supervisor_deadline(s) == UINT64_MAX);
+    afd_supervisor_tick(s, AFD_SECONDS(5));
+    assert_string_equal(actions(), "");
+    afd_supervisor_scheduler_up(s, AFD_SECONDS(6));
+    assert_string_equal(actions(), "start 1, start 2");
+}
+
+static void a_failed_rank_comes_back_later_each_time(void **state)
+{
+    (void)state;
+    static const uint32_t waits_ms[] = {200, 400, 800, 1600, 2000};
+    bring_up();
+    afd_ns now = AFD_SECONDS(1);
+    for (size_t i = 0; i < sizeof waits_ms / sizeof waits_ms[0]; i++) {
+        afd_supervisor_exited(s, ATTN, 0, now);
+        assert_string_equal(actions(), "");
+        assert_int_equal(afd_supervisor_deadline(s), now + AFD_MS(waits_ms[i]));
+        afd_supervisor_tick(s, now + AFD_MS(waits_ms[i]) - 1);
+        assert_string_equal(actions(), "");
+        now += AFD_MS(waits_ms[i]);
+        afd_supervisor_tick(s, now);
+        assert_string_equal(actions(), "start 1");
+        assert_int_equal(afd_supervisor_restarts(s, ATTN), i + 1);
+    }
+    afd_supervisor_exited(s, ATTN, 0, now);
+    assert_string_equal(actions(), "give up 1");
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_FAILED);
+    assert_false(afd_supervisor_is_stopping(s)); /* the others go on */
+    assert_true(afd_supervisor_deadline(s) == UINT64_MAX);
+}
+
+static void rare_failures_never_give_up(void **state)
+{
+    (void)state;
+    bring_up();
+    for (uint64_t i = 1; i < 50; i++) {
+        afd_ns now = AFD_SECONDS(61) * i;
+        afd_supervisor_exited(s, FFN, 0, now);
+        assert_int_equal(afd_supervisor_deadline(s), now + AFD_MS(200)); /* it ran long: the first back-off */
+        afd_supervisor_tick(s, now + AFD_MS(200));
+        assert_string_equal(actions(), "start 2");
+    }
+}
+
+static void a_rank_that_leaves_is_not_restarted(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_exited(s, ATTN, 1, AFD_SECONDS(9));
+    assert_string_equal(actions(), "");
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_EXITED);
+    assert_true(afd_supervisor_deadline(s) == UINT64_MAX);
+}
+
+static void ranks_survive_a_scheduler_that_restarts(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_exited(s, SCHEDULER, 0, AFD_SECONDS(2));
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, FFN, 0, AFD_SECONDS(2) + AFD_MS(1)); /* nowhere to register: it waits */
+    afd_supervisor_tick(s, AFD_SECONDS(3));
+    assert_string_equal(actions(), "start 0");
+    assert_int_equal(afd_supervisor_state(s, FFN), AFD_CHILD_WAITING);
+    afd_supervisor_scheduler_up(s, AFD_SECONDS(4));
+    assert_string_equal(actions(), "start 2");
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_RUNNING);
+    assert_int_equal(afd_supervisor_restarts(s, ATTN), 0);
+}
+
+static void a_scheduler_that_exits_well_is_restarted_too(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_exited(s, SCHEDULER, 1, AFD_SECONDS(2));
+    afd_supervisor_tick(s, AFD_SECONDS(3));
+    assert_string_equal(actions(), "start 0");
+}
+
+static void without_a_scheduler_everything_stops(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_ns now = AFD_SECONDS(1);
+    for (uint32_t i = 1; i < AFD_SUPERVISOR_WINDOW_FAILURES; i++) {
+        afd_supervisor_exited(s, SCHEDULER, 0, now);
+        now = afd_supervisor_deadline(s);
+        afd_supervisor_tick(s, now);
+        assert_string_equal(actions(), "start 0");
+    }
+    afd_supervisor_exited(s, SCHEDULER, 0, now);
+    assert_string_equal(actions(), "give up 0, term 1");
+    afd_supervisor_exited(s, ATTN, 0, now);
+    assert_string_equal(actions(), "term 2");
+    afd_supervisor_exited(s, FFN, 0, now);
+    assert_string_equal(actions(), "done 0");
+    assert_int_equal(afd_supervisor_state(s, SCHEDULER), AFD_CHILD_FAILED);
+}
+
+static void attention_stops_first_and_the_scheduler_last(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_stop(s, AFD_SECONDS(5));
+    assert_string_equal(actions(), "term 1");
+    afd_supervisor_stop(s, AFD_SECONDS(6));
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, ATTN, 1, AFD_SECONDS(7));
+    assert_string_equal(actions(), "term 2");
+    afd_supervisor_exited(s, FFN, 1, AFD_SECONDS(7));
+    assert_string_equal(actions(), "term 0");
+    afd_supervisor_exited(s, SCHEDULER, 1, AFD_SECONDS(7));
+    assert_string_equal(actions(), "done 0");
+    assert_true(afd_supervisor_deadline(s) == UINT64_MAX);
+}
+
+static void what_does_not_stop_is_killed(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_stop(s, AFD_SECONDS(5));
+    assert_string_equal(actions(), "term 1");
+    assert_int_equal(afd_supervisor_deadline(s), AFD_SECONDS(35));
+    afd_supervisor_tick(s, AFD_SECONDS(35) - 1);
+    assert_string_equal(actions(), "");
+    afd_supervisor_tick(s, AFD_SECONDS(35));
+    assert_string_equal(actions(), "kill 0, kill 1, kill 2");
+    afd_supervisor_tick(s, AFD_SECONDS(36));
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, FFN, 0, AFD_SECONDS(36));
+    afd_supervisor_exited(s, SCHEDULER, 0, AFD_SECONDS(36));
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, ATTN, 0, AFD_SECONDS(36));
+    assert_string_equal(actions(), "done 0");
+}
+
+static void a_stop_before_the_ranks_started_ends(void **state)
+{
+    (void)state;
+    afd_supervisor_begin(s, 0);
+    assert_string_equal(actions(), "start 0");
+    afd_supervisor_stop(s, AFD_MS(1));
+    assert_string_equal(actions(), "term 0");
+    afd_supervisor_scheduler_up(s, AFD_MS(2)); /* too late */
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, SCHEDULER, 1, AFD_MS(3));
+    assert_string_equal(actions(), "done 0");
+}
+
+static void a_stop_during_a_back_off_ends(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_exited(s, ATTN, 0, AFD_SECONDS(1));
+    afd_supervisor_exited(s, FFN, 0, AFD_SECONDS(1));
+    afd_supervisor_exited(s, SCHEDULER, 0, AFD_SECONDS(1));
+    afd_supervisor_stop(s, AFD_SECONDS(1));
+    assert_string_equal(actions(), "done 0");
+}
+
+int main(void)
+{
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+    const struct CMUnitTest tests[] = {
+        TEST(ranks_wait_for_the_scheduler),
+        TEST(a_failed_rank_comes_back_later_each_time),
+        TEST(rare_failures_never_give_up),
+        TEST(a_rank_that_leaves_is_not_restarted),
+        TEST(ranks_survive_a_scheduler_that_restarts),
+        TEST(a_scheduler_that_exits_well_is_restarted_too),
+        TEST(without_a_scheduler_everything_stops),
+        TEST(attention_stops_first_and_the_scheduler_last),
+        TEST(what_does_not_stop_is_killed),
+        TEST(a_stop_before_the_ranks_started_ends),
+        TEST(a_stop_during_a_back_off_ends),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
