@@ -1,0 +1,215 @@
+#include "tests/compute/machine.h"
+
+#include <dirent.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "compute/backend.h"
+
+static void die(const char *what, const char *words)
+{
+    fprintf(stderr, "%s: %s\n", what, words);
+    abort();
+}
+
+static void *must(void *memory)
+{
+    if (!memory) die("test", "out of memory");
+    return memory;
+}
+
+struct machine_config machine_plain(enum afd_device_type type)
+{
+    return (struct machine_config){.type = type,
+                                   .threads = 1,
+                                   .ep = 1,
+                                   .instances = 1,
+                                   .tp = 1,
+                                   .a2f = AFD_F32,
+                                   .f2a = AFD_F32,
+                                   .kv = AFD_F32,
+                                   .kv_block_tokens = 16,
+                                   .kv_blocks = 64,
+                                   .max_rows = 128,
+                                   .slots = 2};
+}
+
+void machine_write(const struct afd_tiny_model *tiny, char *dir)
+{
+    struct afd_error error;
+    snprintf(dir, 64, "/tmp/afd-compute-XXXXXX");
+    if (!mkdtemp(dir)) die("mkdtemp", dir);
+    if (afd_tiny_model_write(tiny, dir, &error)) die("tiny model", error.text);
+}
+
+void machine_remove(const char *dir)
+{
+    DIR *folder = opendir(dir);
+    for (struct dirent *entry; folder && (entry = readdir(folder));) {
+        char path[512];
+        if (entry->d_name[0] == '.') continue;
+        snprintf(path, sizeof path, "%s/%s", dir, entry->d_name);
+        unlink(path);
+    }
+    if (folder) closedir(folder);
+    rmdir(dir);
+}
+
+static struct afd_device *open_device(const struct machine *m, struct afd_share share)
+{
+    struct afd_device_config config = {.type = m->config.type,
+                                       .model = m->model,
+                                       .checkpoint = m->checkpoint,
+                                       .share = share,
+                                       .wire = m->wire,
+                                       .threads = m->config.threads,
+                                       .slots = m->config.slots,
+                                       .max_segments = m->config.max_rows,
+                                       .max_context = m->model->max_context,
+                                       .kv_dtype = m->config.kv,
+                                       .kv_block_tokens = m->config.kv_block_tokens,
+                                       .kv_blocks = m->config.kv_blocks,
+                                       .max_logit_rows = m->config.max_rows,
+                                       .max_batch_rows = m->config.max_rows};
+    struct afd_device *device;
+    struct afd_error error;
+    if (afd_device_create(&config, &device, &error)) die("device", error.text);
+    return device;
+}
+
+struct machine machine_open(const char *dir, struct machine_config config)
+{
+    struct machine m = {.config = config, .trace = 1469598103934665603u};
+    struct afd_error error;
+    if (afd_model_load(dir, &m.model, &error)) die("model", error.text);
+    if (afd_checkpoint_open(dir, &m.checkpoint, &error)) die("checkpoint", error.text);
+    m.wire = afd_wire_layout_of((struct afd_wire_shape){.hidden = m.model->hidden,
+                                                        .top_k = m.model->max_top_k,
+                                                        .max_rows = config.max_rows,
+                                                        .a2f = config.a2f,
+                                                        .f2a = config.f2a});
+    m.attn = open_device(&m, (struct afd_share){.ep = config.ep, .tp = 1});
+    for (uint32_t s = 0; s < config.ep; s++) {
+        m.shards[s % config.instances] |= 1ull << s;
+        m.sums[s] = must(aligned_alloc(64, (size_t)m.wire.f2a_stride * config.max_rows));
+    }
+    for (uint32_t i = 0; i < config.instances; i++) {
+        m.records[i] = must(aligned_alloc(64, (size_t)m.wire.a2f_stride * config.max_rows));
+        for (uint32_t t = 0; t < config.tp; t++)
+            m.ffn[i][t] = open_device(&m, (struct afd_share){1, m.shards[i], config.ep, config.tp, t});
+    }
+    for (uint32_t t = 0; t < config.tp; t++)
+        m.partial[t] = must(malloc((size_t)config.max_rows * config.ep * m.model->hidden * sizeof(float)));
+    return m;
+}
+
+void machine_close(struct machine *m)
+{
+    afd_device_destroy(m->attn);
+    for (uint32_t i = 0; i < m->config.instances; i++) {
+        for (uint32_t t = 0; t < m->config.tp; t++) afd_device_destroy(m->ffn[i][t]);
+        free(m->records[i]);
+    }
+    for (uint32_t t = 0; t < m->config.tp; t++) free(m->partial[t]);
+    for (uint32_t s = 0; s < m->config.ep; s++) free(m->sums[s]);
+    afd_checkpoint_close(m->checkpoint);
+    afd_model_destroy(m->model);
+}
+
+enum afd_status machine_run(struct afd_device *device, struct afd_op op)
+{
+    uint64_t ticket;
+    struct afd_device_event event;
+    enum afd_status status = afd_device_submit(device, &op, &ticket);
+    if (status) return status;
+    while (!afd_device_poll(device, &event, 1)) {
+        if (afd_device_arm(device) == AFD_AGAIN) continue;
+        struct pollfd fd = {afd_device_event_fd(device), POLLIN, 0};
+        if (poll(&fd, 1, 60000) != 1) die("device", "no event within a minute");
+    }
+    if (event.ticket != ticket) die("device", "an event of another ticket");
+    return event.status;
+}
+
+static void must_run(struct afd_device *device, struct afd_op op)
+{
+    enum afd_status status = machine_run(device, op);
+    if (status) die("op failed", afd_status_name(status));
+}
+
+static void trace(struct machine *m, const void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++)
+        m->trace = (m->trace ^ ((const unsigned char *)data)[i]) * 1099511628211u;
+}
+
+/* tp members' partial sums added in rank order, packed into the shards' F2A rows by member 0. */
+static void reduce(struct machine *m, uint32_t instance, const struct afd_route_result *result)
+{
+    size_t rows = 0, hidden = m->model->hidden, at = 0;
+    for (uint64_t left = m->shards[instance]; left; left &= left - 1)
+        rows += result->active[__builtin_ctzll(left)];
+    for (uint32_t t = 1; t < m->config.tp; t++)
+        for (size_t i = 0; i < rows * hidden; i++) m->partial[0][i] = m->partial[0][i] + m->partial[t][i];
+    for (uint64_t left = m->shards[instance]; left; left &= left - 1) {
+        uint32_t s = (uint32_t)__builtin_ctzll(left);
+        if (!result->active[s]) continue;
+        must_run(m->ffn[instance][0],
+                 (struct afd_op){.kind = AFD_OP_PACK,
+                                 .pack = {m->partial[0] + at * hidden, m->sums[s], result->active[s]}});
+        at += result->active[s];
+    }
+}
+
+static void run_ffn(struct machine *m, uint32_t layer, const struct afd_route_result *result)
+{
+    for (uint32_t i = 0; i < m->config.instances; i++) {
+        struct afd_ffn_part part = {m->records[i], result->rows[i], m->shards[i], {0}};
+        for (uint32_t s = 0; s < m->config.ep; s++) part.out[s] = m->sums[s];
+        for (uint32_t t = 0; t < m->config.tp; t++)
+            must_run(m->ffn[i][t],
+                     (struct afd_op){.kind = AFD_OP_FFN,
+                                     .layer = layer,
+                                     .ffn = {&part, 1, m->config.tp > 1 ? m->partial[t] : NULL, NULL}});
+        if (m->config.tp > 1) reduce(m, i, result);
+    }
+    for (uint32_t s = 0; s < m->config.ep; s++) {
+        m->partials.rows[s] = result->active[s] ? m->sums[s] : NULL;
+        for (uint32_t r = 0; r < result->active[s]; r++)
+            trace(m, m->sums[s] + (size_t)r * m->wire.f2a_stride,
+                  m->model->hidden * afd_dtype_bytes(m->config.f2a));
+    }
+}
+
+void machine_step(struct machine *m, uint32_t slot, const struct afd_step *step, float *logits_out)
+{
+    uint32_t rows[AFD_MAX_ROWS];
+    enum afd_status status = afd_device_step(m->attn, slot, step);
+    if (status) die("step", afd_status_name(status));
+    struct afd_route_to to[MACHINE_MAX_INSTANCES];
+    for (uint32_t i = 0; i < m->config.instances; i++)
+        to[i] = (struct afd_route_to){m->shards[i], !m->config.routed, m->records[i]};
+    must_run(m->attn, (struct afd_op){.kind = AFD_OP_EMBED, .slot = slot});
+    for (uint32_t l = 0; l < m->model->layer_count; l++) {
+        must_run(m->attn,
+                 (struct afd_op){.kind = AFD_OP_ATTN, .slot = slot, .layer = l, .attn = {&m->partials}});
+        must_run(m->attn,
+                 (struct afd_op){
+                     .kind = AFD_OP_ROUTE, .slot = slot, .layer = l, .route = {to, m->config.instances}});
+        const struct afd_route_result *result = afd_device_route_result(m->attn, slot);
+        for (uint32_t i = 0; i < m->config.instances; i++)
+            for (uint32_t r = 0; r < result->rows[i]; r++) /* without the padding at a record's end */
+                trace(m, m->records[i] + (size_t)r * m->wire.a2f_stride,
+                      m->wire.expert_offset + 2 * m->wire.shape.top_k);
+        run_ffn(m, l, result);
+    }
+    for (uint32_t r = 0; r < step->rows; r++) rows[r] = r;
+    must_run(m->attn, (struct afd_op){
+                          .kind = AFD_OP_LOGITS, .slot = slot, .logits = {&m->partials, rows, step->rows}});
+    for (uint32_t r = 0; r < step->rows; r++)
+        memcpy(logits_out + (size_t)r * m->model->vocab,
+               m->attn->logits + (size_t)r * afd_pitch(m->model->vocab), m->model->vocab * sizeof(float));
+}
