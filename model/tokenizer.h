@@ -2,7 +2,8 @@
  *
  * Immutable after load: any thread may encode and decode; the loader owns it. What the file asks for and this
  * code does not do (another model type, an unknown pre-tokenizer or normalizer) is refused at load, by name.
- */
+ * Unicode classes are PCRE2's: they can differ from another library's for code points that are newer than one
+ * of them. */
 #ifndef AFD_MODEL_TOKENIZER_H
 #define AFD_MODEL_TOKENIZER_H
 
@@ -17,10 +18,13 @@ struct afd_tokenizer;
 enum afd_status afd_tokenizer_load(const char *path, struct afd_tokenizer **out, struct afd_error *error_out);
 void afd_tokenizer_destroy(struct afd_tokenizer *tokenizer); /* NULL is allowed */
 
-enum { AFD_ENCODE_SPECIAL = 1 }; /* text that spells a special token becomes that token; else it stays text */
+/* An added token that is not special (a run of spaces, <tool_call>) is one token wherever text spells it; a
+ * special one (<|endoftext|>) only with AFD_ENCODE_SPECIAL; with AFD_ENCODE_TEXT neither is, so text from a
+ * client cannot become a control token. */
+enum { AFD_ENCODE_SPECIAL = 1, AFD_ENCODE_TEXT = 2 };
 
-/* Encodes valid UTF-8 (AFD_ERR_REQUEST otherwise) into at most `limit` ids (AFD_ERR_LIMIT beyond).
- * *ids_out is malloc'ed, the caller frees it. */
+/* Encodes valid UTF-8 (AFD_ERR_REQUEST otherwise) into at most `limit` ids (AFD_ERR_LIMIT beyond). No BOS is
+ * added. *ids_out is malloc'ed, the caller frees it; NULL when there are no ids. */
 enum afd_status afd_tokenizer_encode(const struct afd_tokenizer *tokenizer, const char *text, size_t bytes,
                                      int flags, size_t limit, uint32_t **ids_out, size_t *count_out);
 
@@ -31,7 +35,11 @@ int afd_tokenizer_is_special(const struct afd_tokenizer *tokenizer, uint32_t id)
 /* -1 when there is no such added token, e.g. "<|BOT|>". */
 int64_t afd_tokenizer_special(const struct afd_tokenizer *tokenizer, const char *text);
 uint32_t afd_tokenizer_vocab(const struct afd_tokenizer *tokenizer); /* highest id + 1 */
-int afd_tokenizer_adds_bos(const struct afd_tokenizer *tokenizer); /* tokenizer_config.json: add_bos_token */
+/* -1: none. */
+int64_t afd_tokenizer_bos(const struct afd_tokenizer *tokenizer);
+/* Whether a completion prompt begins with it: add_bos_token of tokenizer_config.json, else the
+ * post-processor. */
+int afd_tokenizer_adds_bos(const struct afd_tokenizer *tokenizer);
 
 /* Streaming detokenization: bytes of a character that is not complete are held back. Plain struct, no
  * allocation. `out` takes at most `limit` bytes (AFD_ERR_LIMIT, nothing consumed); invalid UTF-8 becomes
