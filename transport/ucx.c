@@ -34,6 +34,8 @@ enum {
     MAX_OPS = 64, /* puts of one pair that may be under way */
     PROGRESS_ROUNDS = 32,
     PART_BYTES = 32 * 1024,
+    USES_SHM = 1,
+    USES_TCP = 2,
 };
 #define PART_SEGMENT "33K" /* of UCX's transports: a part, our header and UCX's */
 #define WAIT_NS AFD_MS(200)
@@ -133,21 +135,28 @@ static ucs_status_t configure(const struct afd_transport *t, ucp_config_t *confi
     net_device(t, device, sizeof device);
     const struct {
         const char *name, *value;
+        int is_for; /* 0: every path */
     } all[] = {
-        {"TLS", tls_of(t->config.path)},
-        {"POSIX_ERROR_HANDLING", "y"},
-        {"POSIX_SEG_SIZE", PART_SEGMENT},
-        {"POSIX_FIFO_SIZE", "64"},
-        {"POSIX_RX_BUFS_GROW", "8"},
-        {"POSIX_HUGETLB_MODE", "no"},
-        {"TCP_TX_SEG_SIZE", PART_SEGMENT},
-        {"TCP_RX_SEG_SIZE", PART_SEGMENT},
-        {"TCP_CONN_NB", "y"},
-        {"TCP_PUT_ENABLE", "n"},
-        {"RNDV_THRESH", t->config.path == AFD_PATH_RDMA ? "auto" : "inf"},
-        {"NET_DEVICES", t->config.path == AFD_PATH_RDMA ? "all" : device},
+        {"TLS", tls_of(t->config.path), 0},
+        {"RNDV_THRESH", t->config.path == AFD_PATH_RDMA ? "auto" : "inf", 0},
+        {"NET_DEVICES", t->config.path == AFD_PATH_RDMA ? "all" : device, 0},
+        /* Options of a transport are named as in its own table, UCX_POSIX_FIFO_SIZE as MM_FIFO_SIZE; one that no
+           transport in use knows is warned about. */
+        {"MM_ERROR_HANDLING", "y", USES_SHM},
+        {"MM_SEG_SIZE", PART_SEGMENT, USES_SHM},
+        {"MM_FIFO_SIZE", "64", USES_SHM},
+        {"MM_RX_BUFS_GROW", "8", USES_SHM},
+        {"TX_SEG_SIZE", PART_SEGMENT, USES_TCP},
+        {"RX_SEG_SIZE", PART_SEGMENT, USES_TCP},
+        {"CONN_NB", "y", USES_TCP},
+        {"PUT_ENABLE", "n", USES_TCP},
     };
+    int uses = t->config.path == AFD_PATH_SHM    ? USES_SHM
+               : t->config.path == AFD_PATH_TCP  ? USES_TCP
+               : t->config.path == AFD_PATH_AUTO ? USES_SHM | USES_TCP
+                                                 : 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (all[i].is_for && !(all[i].is_for & uses)) continue;
         ucs_status_t status = ucp_config_modify(config, all[i].name, all[i].value);
         if (status != UCS_OK) return status;
     }

@@ -65,7 +65,8 @@ void pump(struct test_net *net)
     for (int i = 0; i < net->node_count && is_armed; i++)
         is_armed = afd_transport_arm(net->nodes[i]->transport) == AFD_OK;
     net->sleeps += is_armed;
-    event_base_loop(net->base, is_armed ? EVLOOP_ONCE : EVLOOP_NONBLOCK);
+    /* NONBLOCK alone goes on while any event is active, and a descriptor that is not drained stays active */
+    event_base_loop(net->base, is_armed ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK);
 }
 
 struct afd_transport_config node_config(const struct test_kind *kind, enum afd_role role, uint32_t rank)

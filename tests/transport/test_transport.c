@@ -480,9 +480,11 @@ static void test_wakeups(void **state)
     net_close(&t.net);
 }
 
-int main(void)
+/* Arguments, both optional: the name of one transport, a pattern of test names. */
+int main(int argc, char **argv)
 {
     int failed = 0;
+    if (argc > 2) cmocka_set_test_filter(argv[2]);
     for (int i = 0; i < test_kind_count; i++) {
         const struct CMUnitTest tests[] = {
             cmocka_unit_test(test_sizes),        cmocka_unit_test(test_sender_bounds),
@@ -496,6 +498,7 @@ int main(void)
             cmocka_unit_test(test_wakeups),
         };
         kind = &test_kinds[i];
+        if (argc > 1 && strcmp(argv[1], kind->name)) continue;
         failed += cmocka_run_group_tests_name(kind->name, tests, NULL, NULL);
     }
     return failed;
