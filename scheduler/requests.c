@@ -224,8 +224,14 @@ enum afd_status afd_requests_admit(struct afd_requests *r, void *owner, uint32_t
 
 void afd_requests_cancel(struct afd_requests *r, uint64_t id)
 {
-    uint32_t i = slot_of(r, id);
-    if (i == NONE) return;
+    uint32_t at = (uint32_t)(id & ((1u << SLOT_BITS) - 1)), i = slot_of(r, id);
+    if (i == NONE) {
+        /* it may have ended without its owner having been told, who is now not to be told any more */
+        if (at >= r->config.capacity || r->slots[at].request.id != id || r->slots[at].place != ENDED) return;
+        list_remove(r, &r->ended, at);
+        release(r, at);
+        return;
+    }
     call_off(r, &r->slots[i]);
     detach(r, i);
     release(r, i);
@@ -287,6 +293,7 @@ static const char *nonsense(const struct afd_requests *r, const struct slot *s,
                             const struct afd_requests_report *t)
 {
     const struct afd_request *q = &s->request;
+    if (t->defect) return t->defect;
     if (t->count > q->sampling.max_tokens - q->generated)
         return "the rank sent more tokens than were asked for";
     for (uint32_t i = 0; i < t->count; i++)

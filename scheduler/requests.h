@@ -87,6 +87,7 @@ struct afd_requests_report {
     uint32_t prompt_logprobs; /* how many come with it */
     enum afd_finish finish;
     const char *words;
+    const char *defect; /* NULL, or what the shell already found wrong with it */
 };
 
 struct afd_requests_accepted {
@@ -104,7 +105,8 @@ struct afd_requests *afd_requests_create(struct afd_arena *arena, const struct a
 enum afd_status afd_requests_admit(struct afd_requests *requests, void *owner, uint32_t *tokens,
                                    uint32_t prompt_count, const struct afd_sampling *sampling, afd_ns now,
                                    uint64_t *id_out);
-void afd_requests_cancel(struct afd_requests *requests, uint64_t id); /* unknown ids are ignored */
+/* Unknown ids are ignored. An end that was not taken as an action yet is not reported any more. */
+void afd_requests_cancel(struct afd_requests *requests, uint64_t id);
 
 void afd_requests_rank_up(struct afd_requests *requests, uint32_t rank);
 void afd_requests_rank_draining(struct afd_requests *requests, uint32_t rank); /* keeps what it has */

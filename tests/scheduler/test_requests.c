@@ -221,6 +221,25 @@ static void test_waits_while_not_serving_then_deadline(void **state)
     afd_arena_destroy(arena);
 }
 
+static void test_cancel_of_an_end_not_yet_told(void **state)
+{
+    (void)state;
+    struct afd_arena *arena;
+    struct afd_requests *r = make(&arena, 1, 4, 10);
+    struct afd_sampling s = sampling(4);
+    uint32_t tokens[8] = {1};
+    uint64_t id[2];
+    for (int i = 0; i < 2; i++) afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id[i]);
+    afd_requests_tick(r, AFD_SECONDS(60));
+    assert_true(next_is(r, AFD_REQUESTS_ENDED).id == id[0]);
+    afd_requests_cancel(r, id[1]); /* its owner is gone: telling him would be a use after free */
+    nothing_to_do(r);
+    afd_requests_cancel(r, id[1]);
+    afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id[0]);
+    assert_int_equal(afd_requests_counters(r)->waiting, 1);
+    afd_arena_destroy(arena);
+}
+
 static void test_prompt_logprobs_once(void **state)
 {
     (void)state;
@@ -453,6 +472,7 @@ int main(void)
         cmocka_unit_test(test_nonsense_ends_the_request_alone),
         cmocka_unit_test(test_failed_and_draining),
         cmocka_unit_test(test_waits_while_not_serving_then_deadline),
+        cmocka_unit_test(test_cancel_of_an_end_not_yet_told),
         cmocka_unit_test(test_prompt_logprobs_once),
         cmocka_unit_test(test_poison_is_not_replayed_for_ever),
         cmocka_unit_test(test_streams_survive_everything),

@@ -1,0 +1,559 @@
+#include "scheduler/service.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <event2/listener.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+
+enum {
+    TICK_MS = 100,
+    HEARTBEAT_BYTES = 4 << 20, /* of a kept heartbeat; the largest models need some 100 KB */
+    EXTRA_LINKS = 64,          /* connections beyond one a rank: those that are being superseded or refused */
+};
+
+/* One control connection. */
+struct link {
+    struct afd_service *service;
+    struct link *next;
+    struct afd_channel *channel;
+    uint64_t id;
+    uint32_t member; /* UINT32_MAX until it registered */
+};
+
+struct heartbeat {
+    uint8_t *bytes;
+    size_t size, room;
+};
+
+struct afd_service {
+    struct afd_service_config config;
+    struct afd_arena *arena;
+    struct afd_cluster *cluster;
+    struct afd_requests *requests;
+    struct evconnlistener *listener;
+    struct event *tick, *work;
+    struct link *links;
+    struct link **of_member; /* [cluster size] the connection that holds the place, or NULL */
+    struct heartbeat *heartbeats;
+    uint32_t link_count;
+    uint64_t next_link;
+    int is_serving;
+};
+
+static void link_free(struct link *l)
+{
+    struct afd_service *s = l->service;
+    for (struct link **p = &s->links; *p; p = &(*p)->next)
+        if (*p == l) {
+            *p = l->next;
+            break;
+        }
+    if (l->member != UINT32_MAX && s->of_member[l->member] == l) s->of_member[l->member] = NULL;
+    s->link_count--;
+    free(l);
+}
+
+static struct link *link_find(const struct afd_service *s, uint64_t id)
+{
+    for (struct link *l = s->links; l; l = l->next)
+        if (l->id == id) return l;
+    return NULL;
+}
+
+/* ---- messages to ranks */
+
+static void send_assign(struct afd_service *s, struct link *l, const struct afd_cluster_action *a)
+{
+    uint32_t shards[AFD_MAX_SHARDS];
+    Afd__Assign assign = AFD__ASSIGN__INIT;
+    assign.epoch = afd_cluster_epoch(s->cluster);
+    assign.n_shards = afd_cluster_shards(s->cluster, a->role, a->rank, shards);
+    assign.shards = shards;
+    assign.heartbeat_ms = s->config.topology->scheduler.heartbeat_ms;
+    assign.lease_ms = s->config.topology->scheduler.lease_ms;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    e.body_case = AFD__ENVELOPE__BODY_ASSIGN;
+    e.assign = &assign;
+    afd_channel_send(l->channel, &e);
+}
+
+/* The same view to every connected member. Rare (a change of membership), so it allocates as it goes. */
+static void broadcast_peers(struct afd_service *s)
+{
+    uint32_t size = afd_cluster_size(s->cluster), ep = s->config.topology->ffn.ep;
+    uint32_t copies = s->config.topology->ffn.copies;
+    Afd__Member *members = calloc(size, sizeof *members), **member_at = calloc(size, sizeof *member_at);
+    Afd__ShardPlacement *shards = calloc(ep, sizeof *shards), **shard_at = calloc(ep, sizeof *shard_at);
+    uint32_t *instances = calloc((size_t)ep * copies, sizeof *instances);
+    if (!members || !member_at || !shards || !shard_at || !instances) {
+        afd_log_error("out of memory: the ranks are not told of epoch %llu",
+                      (unsigned long long)afd_cluster_epoch(s->cluster));
+        goto out;
+    }
+    Afd__Peers peers = AFD__PEERS__INIT;
+    peers.epoch = afd_cluster_epoch(s->cluster);
+    for (uint32_t i = 0; i < size; i++) {
+        const struct afd_cluster_member *m = afd_cluster_at(s->cluster, i);
+        if (!m->connection) continue;
+        Afd__Member *to = &members[peers.n_members];
+        afd__member__init(to);
+        to->role = m->role == AFD_ROLE_FFN ? AFD__ROLE__FFN : AFD__ROLE__ATTN;
+        to->rank = m->rank;
+        to->incarnation = m->incarnation;
+        to->data_address = (char *)m->data_address;
+        member_at[peers.n_members++] = to;
+    }
+    for (uint32_t k = 0; k < ep; k++) {
+        afd__shard_placement__init(&shards[k]);
+        shards[k].shard = k;
+        shards[k].instances = instances + (size_t)k * copies;
+        shards[k].n_instances = afd_cluster_placement(s->cluster, k, shards[k].instances);
+        shard_at[k] = &shards[k];
+    }
+    peers.members = member_at;
+    peers.n_placement = ep;
+    peers.placement = shard_at;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    e.body_case = AFD__ENVELOPE__BODY_PEERS;
+    e.peers = &peers;
+    for (uint32_t i = 0; i < size; i++)
+        if (s->of_member[i]) afd_channel_send(s->of_member[i]->channel, &e);
+    afd_log_info("epoch %llu: %zu of %u ranks", (unsigned long long)peers.epoch, peers.n_members, size);
+out:
+    free(members);
+    free(member_at);
+    free(shards);
+    free(shard_at);
+    free(instances);
+}
+
+static void send_submit(struct afd_service *s, const struct afd_requests_action *a)
+{
+    const struct afd_request *q = afd_requests_get(s->requests, a->id);
+    struct link *l = s->of_member[a->rank];
+    if (!l) return; /* its end is about to be reported, and brings the request back */
+    const struct afd_sampling *p = &q->sampling;
+    Afd__LogitBias bias[AFD_MAX_LOGIT_BIAS], *bias_at[AFD_MAX_LOGIT_BIAS];
+    for (uint32_t i = 0; i < p->bias_count; i++) {
+        afd__logit_bias__init(&bias[i]);
+        bias[i].token = p->bias[i].token;
+        bias[i].bias = p->bias[i].bias;
+        bias_at[i] = &bias[i];
+    }
+    Afd__Sampling sampling = AFD__SAMPLING__INIT;
+    sampling.temperature = p->temperature;
+    sampling.top_k = p->top_k;
+    sampling.top_p = p->top_p;
+    sampling.min_p = p->min_p;
+    sampling.seed = p->seed;
+    sampling.repetition_penalty = p->repetition_penalty;
+    sampling.presence_penalty = p->presence_penalty;
+    sampling.frequency_penalty = p->frequency_penalty;
+    sampling.n_bias = p->bias_count;
+    sampling.bias = bias_at;
+    sampling.n_stop_tokens = p->stop_count;
+    sampling.stop_tokens = (uint32_t *)p->stop_tokens;
+    sampling.max_tokens = p->max_tokens;
+    sampling.min_tokens = p->min_tokens;
+    sampling.logprobs = p->logprobs;
+    sampling.prompt_logprobs = p->prompt_logprobs && q->prompt_logprobs_taken < q->prompt_count - 1;
+    Afd__Submit submit = AFD__SUBMIT__INIT;
+    submit.request = q->id;
+    submit.assignment = q->assignment;
+    submit.n_tokens = q->prompt_count + q->generated;
+    submit.tokens = q->tokens;
+    submit.generated = q->generated;
+    submit.sampling = &sampling;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    e.body_case = AFD__ENVELOPE__BODY_SUBMIT;
+    e.submit = &submit;
+    enum afd_status status = afd_channel_send(l->channel, &e);
+    if (status != AFD_OK)
+        afd_log_warn("attn/%u: a sequence could not be sent: %s", a->rank, afd_status_name(status));
+}
+
+static void send_cancel(struct afd_service *s, const struct afd_requests_action *a)
+{
+    struct link *l = s->of_member[a->rank];
+    if (!l) return;
+    Afd__Cancel cancel = AFD__CANCEL__INIT;
+    cancel.request = a->id;
+    cancel.assignment = a->assignment;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    e.body_case = AFD__ENVELOPE__BODY_CANCEL;
+    e.cancel = &cancel;
+    afd_channel_send(l->channel, &e);
+}
+
+/* ---- carrying out what the cores decide */
+
+static void work_on_requests(struct afd_service *s)
+{
+    struct afd_requests_action a;
+    while (afd_requests_next(s->requests, &a)) {
+        if (a.kind == AFD_REQUESTS_SUBMIT) {
+            send_submit(s, &a);
+        } else if (a.kind == AFD_REQUESTS_CANCEL) {
+            send_cancel(s, &a);
+        } else {
+            struct afd_sequence *sequence = a.owner;
+            sequence->failed(sequence, a.status, a.words);
+        }
+    }
+}
+
+static void end_link(struct afd_service *s, const struct afd_cluster_action *a)
+{
+    struct link *l = link_find(s, a->connection);
+    if (!l) return;
+    struct afd_channel *channel = l->channel;
+    afd_log_warn("%s: %s", afd_channel_peer_name(channel), a->words);
+    link_free(l);
+    afd_channel_set_user(channel, (struct afd_channel_callbacks){NULL, NULL, NULL}, NULL);
+    afd_channel_refuse(channel, a->kind == AFD_CLUSTER_EVICT, "%s", a->words);
+}
+
+static void work_on_cluster(struct afd_service *s)
+{
+    struct afd_cluster_action a;
+    while (afd_cluster_next(s->cluster, &a)) {
+        struct link *l;
+        switch (a.kind) {
+        case AFD_CLUSTER_REFUSE:
+        case AFD_CLUSTER_EVICT:
+            end_link(s, &a);
+            break;
+        case AFD_CLUSTER_ASSIGN:
+            if ((l = link_find(s, a.connection))) send_assign(s, l, &a);
+            break;
+        case AFD_CLUSTER_PEERS:
+            broadcast_peers(s);
+            break;
+        case AFD_CLUSTER_UP:
+            afd_log_info("%s/%u is ready", afd_role_name(a.role), a.rank);
+            if (a.role == AFD_ROLE_ATTN) afd_requests_rank_up(s->requests, a.rank);
+            break;
+        case AFD_CLUSTER_DOWN:
+            afd_log_warn("%s/%u is lost", afd_role_name(a.role), a.rank);
+            if (a.role == AFD_ROLE_ATTN) afd_requests_rank_down(s->requests, a.rank);
+            break;
+        }
+    }
+    int serving = afd_cluster_serves(s->cluster);
+    if (serving != s->is_serving)
+        afd_log_info("requests %s", serving ? "can run" : "wait: ranks are missing");
+    s->is_serving = serving;
+    afd_requests_set_serving(s->requests, serving);
+}
+
+static void work(struct afd_service *s)
+{
+    work_on_cluster(s);
+    work_on_requests(s);
+}
+
+static void on_work(evutil_socket_t fd, short what, void *user)
+{
+    (void)fd, (void)what;
+    work(user);
+}
+
+static void on_tick(evutil_socket_t fd, short what, void *user)
+{
+    struct afd_service *s = user;
+    (void)fd, (void)what;
+    afd_ns now = afd_now();
+    afd_cluster_tick(s->cluster, now);
+    afd_requests_tick(s->requests, now);
+    work(s);
+}
+
+/* ---- messages from ranks */
+
+static void on_register(struct afd_service *s, struct link *l, const Afd__Register *m)
+{
+    struct afd_cluster_registration r = {
+        .connection = l->id,
+        .role = m->role == AFD__ROLE__ATTN  ? AFD_ROLE_ATTN
+                : m->role == AFD__ROLE__FFN ? AFD_ROLE_FFN
+                                            : AFD_ROLE_COUNT,
+        .rank = m->rank,
+        .incarnation = m->incarnation,
+        .pid = m->pid,
+        .host = m->host,
+        .data_address = m->data_address,
+        .model_hash = m->model_hash.data,
+        .model_hash_bytes = m->model_hash.len,
+        .topology_hash = m->topology_hash.data,
+        .topology_hash_bytes = m->topology_hash.len,
+    };
+    afd_cluster_register(s->cluster, &r, afd_now());
+    const struct afd_cluster_member *member = afd_cluster_of(s->cluster, l->id);
+    if (!member) return;
+    l->member = member->role == AFD_ROLE_ATTN ? member->rank
+                                              : afd_pool_ranks(&s->config.topology->attn) + member->rank;
+    s->of_member[l->member] = l;
+    s->heartbeats[l->member].size = 0;
+    afd_log_info("%s/%u registered from %s, pid %u", afd_role_name(member->role), member->rank, member->host,
+                 member->pid);
+}
+
+static void on_heartbeat(struct afd_service *s, struct link *l, const Afd__Heartbeat *m)
+{
+    afd_cluster_heartbeat(s->cluster, l->id, afd_now());
+    struct heartbeat *keep = &s->heartbeats[l->member];
+    size_t size = afd__heartbeat__get_packed_size(m);
+    if (size > HEARTBEAT_BYTES) return;
+    if (size > keep->room) {
+        uint8_t *bytes = realloc(keep->bytes, 2 * size);
+        if (!bytes) return; /* the one before stays */
+        keep->bytes = bytes;
+        keep->room = 2 * size;
+    }
+    keep->size = afd__heartbeat__pack(m, keep->bytes);
+}
+
+/* NULL if the log-probabilities are as many as they must be. */
+static const char *check_logprobs(const struct afd_service *s, const Afd__SequenceTokens *m)
+{
+    const struct afd_request *q = afd_requests_get(s->requests, m->request);
+    if (!q) return NULL; /* dropped anyway */
+    uint32_t vocab = s->config.model->vocab;
+    if (m->n_logprobs != (q->sampling.logprobs ? m->n_tokens : 0))
+        return "the rank sent another count of logprobs than of tokens";
+    for (size_t i = 0; i < m->n_logprobs + m->n_prompt_logprobs; i++) {
+        const Afd__TokenLogprobs *p =
+            i < m->n_logprobs ? m->logprobs[i] : m->prompt_logprobs[i - m->n_logprobs];
+        if (p->n_tokens != p->n_logprobs || p->n_tokens > AFD_MAX_LOGPROBS)
+            return "the rank sent a malformed list of logprobs";
+        for (size_t k = 0; k < p->n_tokens; k++)
+            if (p->tokens[k] >= vocab)
+                return "the rank sent logprobs of a token that the model does not have";
+    }
+    return NULL;
+}
+
+static enum afd_finish finish_of(Afd__Finish finish)
+{
+    switch (finish) {
+    case AFD__FINISH__NOT_FINISHED:
+        return AFD_UNFINISHED;
+    case AFD__FINISH__STOP:
+        return AFD_FINISH_STOP;
+    case AFD__FINISH__LENGTH:
+        return AFD_FINISH_LENGTH;
+    case AFD__FINISH__CANCELLED:
+        return AFD_FINISH_CANCELLED;
+    default:
+        return AFD_FINISH_FAILED;
+    }
+}
+
+static void on_tokens(struct afd_service *s, struct link *l, const Afd__Tokens *m)
+{
+    for (size_t i = 0; i < m->n_sequences; i++) {
+        const Afd__SequenceTokens *t = m->sequences[i];
+        struct afd_requests_report report = {
+            .id = t->request,
+            .assignment = t->assignment,
+            .position = t->position,
+            .count = t->n_tokens > UINT32_MAX ? UINT32_MAX : (uint32_t)t->n_tokens,
+            .tokens = t->tokens,
+            .prompt_logprobs =
+                t->n_prompt_logprobs > UINT32_MAX ? UINT32_MAX : (uint32_t)t->n_prompt_logprobs,
+            .finish = finish_of(t->finish),
+            .words = t->words,
+            .defect = check_logprobs(s, t),
+        };
+        struct afd_requests_accepted a = afd_requests_tokens(s->requests, l->member, &report);
+        if (!a.request) continue;
+        struct afd_sequence *sequence = a.request->owner;
+        sequence->accepted(sequence, t, a.first_prompt_logprob, a.finish);
+    }
+}
+
+static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void *user)
+{
+    struct link *l = user;
+    struct afd_service *s = l->service;
+    (void)channel;
+    int is_member = l->member != UINT32_MAX;
+    if (m->body_case == AFD__ENVELOPE__BODY_REGISTER) {
+        on_register(s, l, m->register_);
+    } else if (!is_member) {
+        afd_cluster_closed(s->cluster, l->id);
+        struct afd_cluster_action a = {
+            .kind = AFD_CLUSTER_REFUSE, .connection = l->id, .words = "Register comes first"};
+        end_link(s, &a);
+        return;
+    } else if (m->body_case == AFD__ENVELOPE__BODY_READY) {
+        afd_cluster_ready(s->cluster, l->id, afd_now());
+    } else if (m->body_case == AFD__ENVELOPE__BODY_HEARTBEAT) {
+        on_heartbeat(s, l, m->heartbeat);
+    } else if (m->body_case == AFD__ENVELOPE__BODY_TOKENS &&
+               afd_cluster_at(s->cluster, l->member)->role == AFD_ROLE_ATTN) {
+        on_tokens(s, l, m->tokens);
+    } else if (m->body_case == AFD__ENVELOPE__BODY_DRAINED) {
+        afd_cluster_draining(s->cluster, l->id);
+        if (afd_cluster_at(s->cluster, l->member)->role == AFD_ROLE_ATTN)
+            afd_requests_rank_draining(s->requests, l->member);
+    } else if (m->body_case == AFD__ENVELOPE__BODY_LEAVE) {
+        afd_cluster_leave(s->cluster, l->id, m->leave->why);
+    }
+    work(s);
+}
+
+static void on_closed(struct afd_channel *channel, enum afd_status status, const char *words, void *user)
+{
+    struct link *l = user;
+    struct afd_service *s = l->service;
+    (void)status;
+    afd_log_info("%s: %s",
+                 afd_channel_peer_name(channel)[0] ? afd_channel_peer_name(channel) : "a connection", words);
+    uint64_t id = l->id;
+    link_free(l);
+    afd_channel_close(channel);
+    afd_cluster_closed(s->cluster, id);
+    work(s);
+}
+
+static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *from, int bytes,
+                      void *user)
+{
+    struct afd_service *s = user;
+    (void)listener, (void)from, (void)bytes;
+    if (s->link_count >= afd_cluster_size(s->cluster) + EXTRA_LINKS) {
+        close(fd);
+        return;
+    }
+    struct link *l = calloc(1, sizeof *l);
+    if (!l) {
+        close(fd);
+        return;
+    }
+    struct afd_channel_config config = {
+        .base = s->config.base,
+        .name = "scheduler",
+        .timeout_ms = 5000,
+        .callbacks = {NULL, on_message, on_closed},
+        .user = l,
+    };
+    memcpy(config.secret, s->config.secret, sizeof config.secret);
+    l->service = s;
+    l->id = ++s->next_link;
+    l->member = UINT32_MAX;
+    l->channel = afd_channel_accept(&config, fd);
+    if (!l->channel) {
+        free(l);
+        return;
+    }
+    l->next = s->links;
+    s->links = l;
+    s->link_count++;
+}
+
+static void on_accept_error(struct evconnlistener *listener, void *user)
+{
+    (void)listener, (void)user;
+    afd_log_warn("cannot accept a rank's connection: %s", strerror(errno));
+}
+
+/* ---- the service */
+
+struct afd_service *afd_service_create(const struct afd_service_config *config, int fd,
+                                       struct afd_error *error_out)
+{
+    const struct afd_topology *t = config->topology;
+    struct afd_service *s = calloc(1, sizeof *s);
+    if (!s) {
+        close(fd);
+        goto out;
+    }
+    s->config = *config;
+    s->arena = afd_arena_create(0);
+    s->listener =
+        evconnlistener_new(config->base, on_accept, s, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0, fd);
+    if (!s->listener) close(fd);
+    if (!s->arena || !s->listener) goto out;
+    evconnlistener_set_error_cb(s->listener, on_accept_error);
+    uint32_t ranks = afd_pool_ranks(&t->attn);
+    uint64_t capacity = (uint64_t)ranks * t->pipeline.max_sequences + t->scheduler.max_queue;
+    struct afd_requests_config requests = {
+        .capacity = capacity > 1 << 20 ? 1 << 20 : (uint32_t)capacity,
+        .max_queue = t->scheduler.max_queue,
+        .ranks = ranks,
+        .rank_room = t->pipeline.max_sequences,
+        .vocab = config->model->vocab,
+        .patience = AFD_SECONDS(t->scheduler.request_timeout_s),
+    };
+    afd_random_bytes(&requests.first_id, sizeof requests.first_id);
+    requests.first_id >>= 1; /* room to count */
+    s->cluster = afd_cluster_create(s->arena, t, config->model_hash);
+    s->requests = afd_requests_create(s->arena, &requests);
+    if (!s->cluster || !s->requests) goto out;
+    s->of_member = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->of_member);
+    s->heartbeats = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->heartbeats);
+    s->tick = event_new(config->base, -1, EV_PERSIST, on_tick, s);
+    s->work = event_new(config->base, -1, 0, on_work, s);
+    if (!s->of_member || !s->heartbeats || !s->tick || !s->work) goto out;
+    struct timeval each = {.tv_usec = TICK_MS * 1000};
+    event_add(s->tick, &each);
+    return s;
+out:
+    afd_service_destroy(s);
+    afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
+    return NULL;
+}
+
+void afd_service_destroy(struct afd_service *s)
+{
+    if (!s) return;
+    while (s->links) {
+        struct afd_channel *channel = s->links->channel;
+        link_free(s->links);
+        afd_channel_set_user(channel, (struct afd_channel_callbacks){NULL, NULL, NULL}, NULL);
+        afd_channel_close(channel);
+    }
+    if (s->listener) evconnlistener_free(s->listener);
+    if (s->tick) event_free(s->tick);
+    if (s->work) event_free(s->work);
+    for (uint32_t i = 0; s->heartbeats && i < afd_cluster_size(s->cluster); i++) free(s->heartbeats[i].bytes);
+    afd_arena_destroy(s->arena);
+    free(s);
+}
+
+enum afd_status afd_service_submit(struct afd_service *s, struct afd_sequence *sequence)
+{
+    enum afd_status status =
+        afd_requests_admit(s->requests, sequence, sequence->tokens, sequence->prompt_count,
+                           &sequence->sampling, afd_now(), &sequence->id);
+    if (status == AFD_OK) event_active(s->work, 0, 0); /* from the loop: the caller may go on submitting */
+    return status;
+}
+
+void afd_service_cancel(struct afd_service *s, struct afd_sequence *sequence)
+{
+    afd_requests_cancel(s->requests, sequence->id);
+    event_active(s->work, 0, 0);
+}
+
+const struct afd_cluster *afd_service_cluster(const struct afd_service *s)
+{
+    return s->cluster;
+}
+
+const struct afd_requests *afd_service_requests(const struct afd_service *s)
+{
+    return s->requests;
+}
+
+Afd__Heartbeat *afd_service_heartbeat(const struct afd_service *s, uint32_t member)
+{
+    const struct heartbeat *kept = &s->heartbeats[member];
+    return kept->size ? afd__heartbeat__unpack(NULL, kept->size, kept->bytes) : NULL;
+}

@@ -1,0 +1,58 @@
+/* service.h: the shell around the cores: control connections to the ranks, and sequences that run on them.
+ *
+ * Owns the cluster and request cores, listens for ranks, carries out what the cores decide, and hands tokens
+ * to whoever submitted a sequence. One thread (the base's); nothing blocks. What a rank says wrongly costs
+ * its sequence, or its connection; never the scheduler.
+ *
+ * A sequence: the caller owns `struct afd_sequence` and all it points to from afd_service_submit until its
+ * `done`, or until it calls afd_service_cancel. `tokens` and `done` are called from the loop, never from
+ * within submit. */
+#ifndef AFD_SCHEDULER_SERVICE_H
+#define AFD_SCHEDULER_SERVICE_H
+
+#include <event2/event.h>
+
+#include "model/model.h"
+#include "proto/channel.h"
+#include "scheduler/cluster.h"
+#include "scheduler/requests.h"
+
+struct afd_service;
+
+struct afd_service_config {
+    struct event_base *base;
+    const struct afd_topology *topology; /* lives longer than the service */
+    const struct afd_model *model;       /* the same */
+    uint8_t model_hash[AFD_HASH_BYTES];
+    uint8_t secret[AFD_SECRET_BYTES];
+};
+
+struct afd_sequence {
+    uint64_t id;      /* set by submit */
+    uint32_t *tokens; /* prompt, then room for sampling.max_tokens */
+    uint32_t prompt_count;
+    struct afd_sampling sampling;
+    /* What was accepted of a message; tokens and log-probabilities are checked: as many as asked for, ids
+     * within the vocabulary. Those of the message's prompt log-probabilities from `first_prompt_logprob` on
+     * are new. With finish STOP or LENGTH it was the last. */
+    void (*accepted)(struct afd_sequence *sequence, const Afd__SequenceTokens *message,
+                     uint32_t first_prompt_logprob, enum afd_finish finish);
+    void (*failed)(struct afd_sequence *sequence, enum afd_status status, const char *words);
+};
+
+/* Takes over `fd`, a listening socket for ranks. */
+struct afd_service *afd_service_create(const struct afd_service_config *config, int fd,
+                                       struct afd_error *error_out);
+void afd_service_destroy(struct afd_service *service); /* NULL is allowed; no sequence may be left */
+
+/* AFD_ERR_LIMIT: the queue is full. */
+enum afd_status afd_service_submit(struct afd_service *service, struct afd_sequence *sequence);
+void afd_service_cancel(struct afd_service *service, struct afd_sequence *sequence);
+
+const struct afd_cluster *afd_service_cluster(const struct afd_service *service);
+const struct afd_requests *afd_service_requests(const struct afd_service *service);
+/* The last heartbeat of a member (index of afd_cluster_at), to be freed with afd__heartbeat__free_unpacked;
+ * NULL when it has sent none. */
+Afd__Heartbeat *afd_service_heartbeat(const struct afd_service *service, uint32_t member);
+
+#endif
