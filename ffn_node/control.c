@@ -1,0 +1,197 @@
+/* control.c: what the scheduler tells an FFN rank, and what it is told. */
+#include <unistd.h>
+
+#include "base/crypto.h"
+#include "ffn_node/shell.h"
+
+static void send_ready(struct afd_ffn_node *node)
+{
+    Afd__Ready ready = AFD__READY__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    ready.epoch = node->epoch;
+    e.body_case = AFD__ENVELOPE__BODY_READY;
+    e.ready = &ready;
+    afd_member_send(node->member, &e); /* not connected: it is sent with the next Assign */
+}
+
+void ffn_set_ready(struct afd_ffn_node *node)
+{
+    node->is_ready = 1;
+    afd_log_info("ready: %u shards", node->held_count);
+    send_ready(node);
+}
+
+void ffn_tell_leave(struct afd_ffn_node *node, const char *why)
+{
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    Afd__Drained drained = AFD__DRAINED__INIT;
+    Afd__Leave leave = AFD__LEAVE__INIT;
+    if (node->tell_drained) {
+        e.body_case = AFD__ENVELOPE__BODY_DRAINED;
+        e.drained = &drained;
+        afd_member_send(node->member, &e);
+    }
+    leave.why = (char *)why;
+    e.body_case = AFD__ENVELOPE__BODY_LEAVE;
+    e.leave = &leave;
+    afd_member_send(node->member, &e);
+}
+
+/* ---- the heartbeat */
+
+/* A collective waits for a member that is connected and silent: say so while the lease runs. */
+static void report_stalls(struct afd_ffn_node *node, afd_ns now)
+{
+    for (uint32_t i = 0; i < AFD_FFN_DEPTH; i++) {
+        const struct ffn_run *run = &node->runs[i];
+        if (run->step != RUN_GATHERING && run->step != RUN_REDUCING) continue;
+        if (now - run->step_began < AFD_MS(node->lease_ms)) continue;
+        afd_log_warn("batch %llu of layer %u waits %llu ms for the other members' %s",
+                     (unsigned long long)run->batch->number, run->batch->layer,
+                     (unsigned long long)(now - run->step_began) / 1000000,
+                     run->step == RUN_GATHERING ? "rows" : "sums");
+    }
+}
+
+static void on_heartbeat(evutil_socket_t fd, short what, void *user)
+{
+    struct afd_ffn_node *node = user;
+    (void)fd, (void)what;
+    afd_ns now = afd_now();
+    report_stalls(node, now);
+    if (!afd_member_is_connected(node->member) || !node->core) return;
+    ffn_account(node, now);
+    afd_stages_enter(&node->stages, node->stages.now, now); /* up to this moment */
+
+    Afd__ExpertRows rows[AFD_MAX_LAYERS], *row_pointers[AFD_MAX_LAYERS];
+    Afd__StageSeconds stages = AFD__STAGE_SECONDS__INIT;
+    Afd__Heartbeat heartbeat = AFD__HEARTBEAT__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    for (uint32_t l = 0; l < node->model->layer_count; l++) {
+        if (!node->expert_rows[l]) continue;
+        Afd__ExpertRows *r = &rows[heartbeat.n_experts];
+        afd__expert_rows__init(r);
+        r->layer = l;
+        r->n_rows = node->model->layers[l].ffn.experts;
+        r->rows = node->expert_rows[l];
+        row_pointers[heartbeat.n_experts++] = r;
+    }
+    stages.n_ns = AFD_STAGE_COUNT;
+    stages.ns = node->stages.total;
+    heartbeat.epoch = node->epoch;
+    heartbeat.stages = &stages;
+    heartbeat.steps = node->batches_done;
+    heartbeat.rows = node->rows_done;
+    heartbeat.experts = row_pointers;
+    heartbeat.resident_bytes = node->resident_bytes;
+    e.body_case = AFD__ENVELOPE__BODY_HEARTBEAT;
+    e.heartbeat = &heartbeat;
+    afd_member_send(node->member, &e); /* lost with the connection: the next one says more */
+}
+
+static void beat_every(struct afd_ffn_node *node, uint32_t ms)
+{
+    struct timeval every = {.tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000};
+    event_add(node->heartbeat, &every);
+}
+
+/* ---- what the scheduler tells */
+
+static void on_assign(struct afd_ffn_node *node, const Afd__Assign *assign)
+{
+    uint64_t shards = 0;
+    for (size_t i = 0; i < assign->n_shards; i++) {
+        if (assign->shards[i] >= node->topology->ffn.ep) {
+            afd_log_error("the scheduler assigns shard %u of %u", assign->shards[i], node->topology->ffn.ep);
+            ffn_exit(node, 1);
+            return;
+        }
+        shards |= 1ull << assign->shards[i];
+    }
+    if (!shards || (node->is_assigned && shards != node->held)) {
+        afd_log_error("the scheduler assigns %s: this process ends, and another one loads them",
+                      shards ? "other shards than are loaded" : "no shards");
+        ffn_exit(node, 1);
+        return;
+    }
+    node->epoch = assign->epoch;
+    node->heartbeat_ms = assign->heartbeat_ms ? assign->heartbeat_ms : node->topology->scheduler.heartbeat_ms;
+    node->lease_ms = assign->lease_ms ? assign->lease_ms : node->topology->scheduler.lease_ms;
+    beat_every(node, node->heartbeat_ms);
+    if (node->is_ready) send_ready(node); /* it was connected before */
+    if (node->is_assigned) return;
+    node->is_assigned = 1; /* the loop loads them */
+    node->held = shards;
+    for (; shards; shards &= shards - 1) {
+        uint8_t shard = (uint8_t)__builtin_ctzll(shards);
+        node->held_at[shard] = (uint8_t)node->held_count;
+        node->held_shard[node->held_count++] = shard;
+    }
+}
+
+static void on_message(const Afd__Envelope *message, void *user)
+{
+    struct afd_ffn_node *node = user;
+    switch (message->body_case) {
+    case AFD__ENVELOPE__BODY_ASSIGN:
+        on_assign(node, message->assign);
+        break;
+    case AFD__ENVELOPE__BODY_PEERS:
+        ffn_on_peers(node, message->peers);
+        break;
+    case AFD__ENVELOPE__BODY_DRAIN:
+        node->tell_drained = 1;
+        ffn_drain(node, message->drain->deadline_ms);
+        break;
+    default:
+        afd_log_warn("a control message of kind %d, which is not for an FFN rank", (int)message->body_case);
+    }
+}
+
+static void on_disconnected(const char *words, void *user)
+{
+    struct afd_ffn_node *node = user;
+    (void)words;
+    ffn_check_drained(node);
+}
+
+static void on_refused(const char *words, void *user)
+{
+    (void)words; /* logged where it was read */
+    ffn_exit(user, 1);
+}
+
+static void on_orphaned(void *user)
+{
+    ffn_exit(user, 1); /* said in the log by whoever counted the time */
+}
+
+enum afd_status ffn_join(struct afd_ffn_node *node, struct afd_error *error_out)
+{
+    Afd__Register *r = &node->registration;
+    afd__register__init(r);
+    r->role = AFD__ROLE__FFN;
+    r->rank = node->config.rank;
+    r->incarnation = node->identity.incarnation;
+    r->pid = (uint32_t)getpid();
+    r->host = (char *)afd_rank_host(node->topology, AFD_ROLE_FFN, node->config.rank);
+    r->data_address = node->address;
+    r->model_hash = (ProtobufCBinaryData){AFD_HASH_BYTES, node->config.model_hash};
+    r->topology_hash = (ProtobufCBinaryData){AFD_HASH_BYTES, (uint8_t *)node->topology->hash};
+    node->heartbeat = event_new(node->base, -1, EV_PERSIST, on_heartbeat, node);
+    if (!node->heartbeat) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
+    struct afd_member_config config = {
+        .base = node->base,
+        .scheduler = node->config.scheduler,
+        .registration = r,
+        .orphan_ms = node->topology->scheduler.orphan_s * 1000,
+        .disconnected = on_disconnected,
+        .message = on_message,
+        .refused = on_refused,
+        .orphaned = on_orphaned,
+        .user = node,
+    };
+    memcpy(config.secret, node->config.secret, sizeof config.secret);
+    node->member = afd_member_create(&config, error_out);
+    return node->member ? AFD_OK : AFD_ERR_CONFIG;
+}

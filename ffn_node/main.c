@@ -1,0 +1,54 @@
+/* main.c: afd-ffn-node: one FFN rank of a cluster. */
+#include <signal.h>
+#include <stdio.h>
+
+#include "base/log.h"
+#include "ffn_node/node.h"
+#include "ffn_node/options.h"
+
+int main(int argc, char **argv)
+{
+    struct ffn_options options;
+    struct afd_topology *topology = NULL;
+    struct afd_model *model = NULL;
+    struct afd_checkpoint *checkpoint = NULL;
+    struct afd_ffn_node *node = NULL;
+    struct afd_ffn_node_config config = {.take_signals = 1};
+    struct afd_error error = {0};
+    char name[32];
+    int exit_status = 1;
+
+    /* options */
+    ffn_options_parse(argc, argv, &options);
+    snprintf(name, sizeof name, "ffn/%u", options.rank);
+    afd_log_init(name, options.level);
+
+    /* load and check the configuration */
+    if (afd_topology_load(options.topology, &topology, &error) ||
+        afd_secret_read(options.secret_file, config.secret, &error) ||
+        afd_model_load(topology->model_dir, &model, &error) ||
+        afd_model_hash(topology->model_dir, config.model_hash, &error) ||
+        afd_checkpoint_open(topology->model_dir, &checkpoint, &error))
+        goto out;
+    afd_log_info("cluster %s, model %s: %u shards, %u ranks an instance", topology->cluster, model->name,
+                 topology->ffn.ep, topology->ffn.tp);
+
+    /* signals: those that end the process are the node's */
+    signal(SIGPIPE, SIG_IGN);
+
+    /* transport and join; run: device, weights, READY, loop, drain */
+    config.topology = topology;
+    config.model = model;
+    config.checkpoint = checkpoint;
+    config.rank = options.rank;
+    config.scheduler = options.scheduler;
+    if (afd_ffn_node_open(&config, &node, &error)) goto out;
+    exit_status = afd_ffn_node_run(node);
+out:
+    if (!node) afd_log_error("%s", error.text);
+    afd_ffn_node_close(node);
+    afd_checkpoint_close(checkpoint);
+    afd_model_destroy(model);
+    afd_topology_destroy(topology);
+    return exit_status;
+}

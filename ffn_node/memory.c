@@ -1,0 +1,149 @@
+/* memory.c: device, slab and cores of an FFN rank, once the scheduler has said which shards it holds. */
+#include <unistd.h>
+
+#include "ffn_node/shell.h"
+
+struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uint32_t held_count)
+{
+    uint32_t slots = node->slots,
+             top = node->wire.shape.top_k + 1; /* a row is active in that many shards at most */
+    uint32_t each = held_count < top ? held_count : top, own = node->attn_ranks / node->tp + 1;
+    return (struct afd_group_config){
+        .members = node->tp,
+        .self = node->self,
+        .max_rows = node->max_batch_rows * each,
+        .record_bytes = node->wire.a2f_stride,
+        .columns = node->wire.shape.hidden,
+        .max_messages = 2 * (1 + own * (1 + slots)),
+    };
+}
+
+static void on_progress(uint64_t done, uint64_t total, void *user)
+{
+    struct afd_ffn_node *node = user;
+    event_base_loop(node->base, EVLOOP_NONBLOCK); /* signals, and the scheduler's connection */
+    if (node->is_draining) {
+        afd_log_info("told to stop while loading, at %llu of %llu MiB", (unsigned long long)done >> 20,
+                     (unsigned long long)total >> 20);
+        _exit(0); /* nobody relies on this rank yet, and a device that loads cannot be stopped otherwise */
+    }
+}
+
+static enum afd_status create_device(struct afd_ffn_node *node, struct afd_error *error)
+{
+    const struct afd_topology *t = node->topology;
+    struct afd_device_config config = {
+        .type = t->ffn.device,
+        .model = node->model,
+        .checkpoint = node->config.checkpoint,
+        .share = {.ffn = 1, .shards = node->held, .ep = t->ffn.ep, .tp = node->tp, .tp_index = node->self},
+        .wire = node->wire,
+        .threads = t->ffn.threads,
+        .slots = node->slots,
+        .max_batch_rows = node->max_batch_rows,
+        .progress = on_progress,
+        .progress_user = node,
+    };
+    config.core_count =
+        afd_rank_cores(t, AFD_ROLE_FFN, node->config.rank, AFD_MAX_DEVICE_THREADS, config.cores);
+    enum afd_status status = afd_device_create(&config, &node->device, error);
+    if (status) return status;
+    const char *promised = afd_agreement_numerics(t->ffn.device), *real = afd_device_numerics(node->device);
+    if (strcmp(promised, real))
+        return afd_fail(error, AFD_ERR_DEVICE,
+                        "the device computes '%s', and '%s' was promised to the other ranks", real, promised);
+    node->resident_bytes = afd_share_bytes(node->model, node->config.checkpoint, &config.share, 0);
+    return AFD_OK;
+}
+
+static enum afd_status create_slab(struct afd_ffn_node *node, struct afd_error *error)
+{
+    uint64_t places = (uint64_t)node->source_count * node->slots, page = 4095;
+    uint64_t a2f_bytes = places * node->wire.a2f_region_bytes;
+    uint64_t f2a_bytes = places * node->held_count * node->wire.f2a_region_bytes;
+    uint64_t group_at = (a2f_bytes + f2a_bytes + page) & ~page;
+    uint64_t group_bytes = node->tp > 1 ? afd_group_bytes(&node->group_config) : 0;
+    node->slab_bytes = group_at + group_bytes;
+    node->slab = afd_device_alloc(node->device, node->slab_bytes);
+    if (!node->slab)
+        return afd_fail(error, AFD_ERR_DEVICE_MEMORY, "no %llu MiB for the regions of %u attention ranks",
+                        (unsigned long long)node->slab_bytes >> 20, node->source_count);
+    node->f2a = node->slab + a2f_bytes;
+    node->group_memory = node->slab + group_at;
+    enum afd_status status = afd_transport_register(node->transport, node->slab, node->slab_bytes);
+    if (status)
+        return afd_fail(error, status, "the transport cannot register %llu MiB",
+                        (unsigned long long)node->slab_bytes >> 20);
+    node->resident_bytes += node->slab_bytes;
+    return AFD_OK;
+}
+
+static int create_tables(struct afd_ffn_node *node)
+{
+    const struct afd_topology *t = node->topology;
+    struct afd_ffn_group_config config = {
+        .members = node->tp,
+        .self = node->self,
+        .shards = node->held,
+        .max_message_rows = node->wire.shape.max_rows,
+        .gather = {.sources = node->attn_ranks,
+                   .slots = node->slots,
+                   .layers = node->model->layer_count,
+                   .max_rows = node->max_batch_rows,
+                   .max_parts = AFD_FFN_MAX_PARTS,
+                   .window_auto = t->pipeline.gather_auto,
+                   .window = (afd_ns)t->pipeline.gather_us * 1000},
+    };
+    node->core = afd_ffn_group_create(&config, node->arena);
+    node->outbox_capacity = node->source_count * node->slots;
+    node->outbox = afd_arena_alloc(node->arena, node->outbox_capacity, sizeof *node->outbox);
+    node->expert_rows = afd_arena_alloc(node->arena, node->model->layer_count, sizeof *node->expert_rows);
+    if (!node->core || !node->outbox || !node->expert_rows) return 0;
+    for (uint32_t i = 0; i < AFD_FFN_DEPTH; i++) {
+        node->runs[i].active = afd_arena_alloc(node->arena, (size_t)AFD_FFN_MAX_PARTS * node->held_count,
+                                               sizeof *node->runs[i].active);
+        if (!node->runs[i].active) return 0;
+    }
+    for (uint32_t l = 0; l < node->model->layer_count; l++) {
+        const struct afd_ffn_desc *ffn = &node->model->layers[l].ffn;
+        if (ffn->kind != AFD_FFN_EXPERTS) continue;
+        node->expert_rows[l] = afd_arena_alloc(node->arena, ffn->experts, sizeof **node->expert_rows);
+        if (!node->expert_rows[l]) return 0;
+    }
+    return 1;
+}
+
+static void on_device_readable(evutil_socket_t fd, short what, void *user)
+{
+    (void)fd, (void)what, (void)user; /* the loop polls after every wake-up */
+}
+
+enum afd_status ffn_load(struct afd_ffn_node *node, struct afd_error *error)
+{
+    enum afd_status status = create_device(node, error);
+    if (status) return status;
+    node->group_config = ffn_group_config_of(node, node->held_count);
+    status = create_slab(node, error);
+    if (status) return status;
+    if (!create_tables(node)) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    node->device_event = event_new(node->base, afd_device_event_fd(node->device), EV_READ | EV_PERSIST,
+                                   on_device_readable, node);
+    if (!node->device_event || event_add(node->device_event, NULL))
+        return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    afd_log_info("%s: %u of %u shards, %llu MiB of weights and regions", afd_device_describe(node->device),
+                 node->held_count, node->topology->ffn.ep, (unsigned long long)node->resident_bytes >> 20);
+    node->group_state = node->tp > 1 ? FFN_GROUP_DOWN : FFN_GROUP_UP;
+    if (node->tp == 1) afd_ffn_group_ready(node->core);
+    return AFD_OK;
+}
+
+void ffn_unload(struct afd_ffn_node *node)
+{
+    if (node->device_event) event_free(node->device_event);
+    afd_group_destroy(node->group);
+    if (node->slab) {
+        afd_transport_deregister(node->transport, node->slab);
+        afd_device_free(node->device, node->slab);
+    }
+    afd_device_destroy(node->device);
+}

@@ -1,0 +1,199 @@
+/* shell.h: what the files of the FFN shell share. Not for others.
+ *
+ *   node.c     open, the loop, drain, close
+ *   control.c  what the scheduler tells; the heartbeat
+ *   memory.c   device, slab and cores, once the shards are known
+ *   links.c    pairs: attention ranks of this rail, members of this instance
+ *   serve.c    messages in, batches over the device and the group, answers out
+ *
+ * The slab, registered with the transport as one piece:
+ *   A2F receive regions [own attention ranks][slots]
+ *   F2A source buffers  [own attention ranks][slots][held shards]
+ *   the group's memory (tp > 1) */
+#ifndef AFD_FFN_NODE_SHELL_H
+#define AFD_FFN_NODE_SHELL_H
+
+#include <assert.h>
+#include <event2/event.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/stages.h"
+#include "compute/compute.h"
+#include "deploy/agreement.h"
+#include "ffn_node/group.h"
+#include "ffn_node/node.h"
+#include "proto/member.h"
+#include "transport/group.h"
+
+_Static_assert((int)AFD_FFN_DEPTH == (int)AFD_GROUP_DEPTH, "a batch in flight has its own group buffers");
+_Static_assert((int)AFD_FFN_GROUP_MESSAGE_BYTES <= (int)AFD_GROUP_MESSAGE_BYTES, "a message is told whole");
+
+/* One (attention rank, slot): a message that came and is not answered, or an answer that is not handed over.
+ */
+struct ffn_place {
+    struct afd_a2f_header header; /* as checked; the region may change under a hostile peer */
+    uint64_t unsent;              /* shards whose answers are still to be put */
+    uint64_t last_step;
+    uint8_t is_busy, in_outbox;
+};
+
+/* An attention rank of this rail. */
+struct ffn_source {
+    uint32_t rank;
+    struct afd_pair *pair; /* NULL: none */
+    int is_open, is_listed;
+    uint64_t incarnation; /* as the scheduler lists it */
+    struct ffn_place places[AFD_MAX_SLOTS];
+};
+
+/* Another member of this instance. */
+struct ffn_peer {
+    struct afd_pair *pair;
+    int is_open, is_listed;
+    uint64_t incarnation;
+    char address[AFD_ADDRESS_BYTES];
+    uint32_t generation;
+    uint32_t backoff_ms;
+    afd_ns retry_at;
+};
+
+enum ffn_group_state {
+    FFN_GROUP_DOWN,    /* the device may still run the last batch; nothing is accepted */
+    FFN_GROUP_FORMING, /* pairs of members are being made */
+    FFN_GROUP_UP,      /* always, with tp 1 */
+};
+
+enum ffn_run_step {
+    RUN_IDLE,
+    RUN_GATHER,
+    RUN_GATHERING,
+    RUN_COMPUTE,
+    RUN_COMPUTING,
+    RUN_REDUCE,
+    RUN_REDUCING,
+    RUN_PACK,
+    RUN_PACKING,
+    RUN_FINISH
+};
+
+/* A batch in flight. The steps without -ING are to be started, in the order of batches; those with it are
+ * under way, at the group or on the device. */
+struct ffn_run {
+    enum ffn_run_step step;
+    const struct afd_ffn_batch *batch;
+    struct afd_ffn_part parts[AFD_FFN_MAX_PARTS]; /* those that are good */
+    uint32_t part_of[AFD_FFN_MAX_PARTS];          /* their index in the batch */
+    uint8_t is_bad[AFD_FFN_MAX_PARTS];            /* by index in the batch */
+    uint32_t part_count, bad_part;
+    uint32_t *active; /* [part in the batch][held shard] rows */
+    uint64_t ticket;
+    uint32_t pack_part, pack_shard; /* the next to pack: part in the batch, held shard index */
+    uint32_t packs_left;            /* not submitted yet */
+    uint64_t pack_row;
+    afd_ns formed, step_began, group_ns, compute_ns;
+};
+
+struct afd_ffn_node {
+    struct afd_ffn_node_config config;
+    const struct afd_topology *topology;
+    const struct afd_model *model;
+    struct afd_wire_layout wire;
+    uint32_t slots, tp, self, instance, attn_ranks; /* attn_ranks: at the pool's largest */
+    uint32_t max_batch_rows;
+
+    struct event_base *base;
+    struct event *transport_event, *device_event, *timer, *heartbeat, *drain_timer, *signals[2];
+    afd_ns timer_at;
+    struct afd_transport *transport;
+    struct afd_identity identity;
+    char address[AFD_ADDRESS_BYTES];
+    struct afd_member *member;
+    Afd__Register registration;
+
+    /* what the scheduler says */
+    uint64_t epoch, held; /* held: the set of shards */
+    uint32_t held_count, heartbeat_ms, lease_ms;
+    uint8_t held_at[AFD_MAX_SHARDS], held_shard[AFD_MAX_SHARDS]; /* shard -> index, index -> shard */
+    int is_assigned, is_ready;
+    uint32_t listed_sources_all; /* attention ranks of every rail that Peers lists */
+
+    /* since the shards are known: memory.c */
+    struct afd_device *device;
+    struct afd_arena *arena;
+    struct afd_ffn_group *core;
+    unsigned char *slab, *f2a, *group_memory;
+    uint64_t slab_bytes, resident_bytes;
+    struct ffn_source *sources; /* [source_count], rank i * tp + self */
+    uint32_t source_count;
+    uint64_t **expert_rows; /* [layers] -> [experts]; NULL: a dense layer */
+
+    struct ffn_peer peers[AFD_MAX_TP];
+    struct afd_group *group;
+    struct afd_group_config group_config;
+    enum ffn_group_state group_state;
+
+    struct ffn_run runs[AFD_FFN_DEPTH]; /* batch number mod AFD_FFN_DEPTH */
+    uint32_t device_ops;                /* submitted ops whose event has not come */
+    uint32_t *outbox; /* a ring of places with unsent answers: source index * slots + slot */
+    uint32_t outbox_capacity, outbox_first, outbox_count;
+    uint64_t batches_done, rows_done;
+    struct afd_stages stages;
+    afd_ns compute_since_idle, busy_since_idle; /* the device's time line, and what it says it worked of it */
+    int is_sending;
+
+    uint32_t open_pairs; /* to attention ranks */
+    int is_draining, is_exiting, exit_status, tell_drained;
+    afd_ns active_at;
+};
+
+/* node.c */
+void ffn_exit(struct afd_ffn_node *node, int status);
+void ffn_drain(struct afd_ffn_node *node, uint32_t deadline_ms);
+void ffn_check_drained(struct afd_ffn_node *node);
+
+/* control.c */
+enum afd_status ffn_join(struct afd_ffn_node *node, struct afd_error *error_out);
+void ffn_set_ready(struct afd_ffn_node *node);
+void ffn_tell_leave(struct afd_ffn_node *node, const char *why);
+
+/* memory.c */
+struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uint32_t held_count);
+enum afd_status ffn_load(struct afd_ffn_node *node, struct afd_error *error_out);
+void ffn_unload(struct afd_ffn_node *node);
+
+/* links.c */
+void ffn_on_transport(struct afd_ffn_node *node, const struct afd_transport_event *event, afd_ns now);
+void ffn_on_peers(struct afd_ffn_node *node, const Afd__Peers *peers);
+void ffn_poison(struct afd_ffn_node *node, struct ffn_source *source, const char *words);
+uint32_t ffn_group_progress(struct afd_ffn_node *node, afd_ns now);
+afd_ns ffn_links_deadline(const struct afd_ffn_node *node);
+
+/* serve.c */
+void ffn_on_message(struct afd_ffn_node *node, struct ffn_source *source,
+                    const struct afd_transport_event *event, afd_ns now);
+void ffn_on_group_event(struct afd_ffn_node *node, const struct afd_group_event *event, afd_ns now);
+uint32_t ffn_serve(struct afd_ffn_node *node, afd_ns now); /* device events, batches, answers */
+void ffn_forget_answers(struct afd_ffn_node *node, struct ffn_source *source);
+void ffn_abandon_runs(struct afd_ffn_node *node);
+void ffn_account(struct afd_ffn_node *node, afd_ns now); /* the stage the device is in now */
+
+static inline struct ffn_source *ffn_own_source(struct afd_ffn_node *node, uint32_t rank)
+{
+    assert(rank % node->tp == node->self && rank / node->tp < node->source_count);
+    return &node->sources[rank / node->tp];
+}
+
+static inline unsigned char *ffn_a2f_region(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot)
+{
+    return node->slab + ((uint64_t)(rank / node->tp) * node->slots + slot) * node->wire.a2f_region_bytes;
+}
+
+static inline unsigned char *ffn_f2a_buffer(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot,
+                                            uint32_t held_at)
+{
+    uint64_t index = ((uint64_t)(rank / node->tp) * node->slots + slot) * node->held_count + held_at;
+    return node->f2a + index * node->wire.f2a_region_bytes;
+}
+
+#endif
