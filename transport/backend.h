@@ -1,11 +1,12 @@
-/* backend.h: what is shared inside transport/: the transport and pair structs, the table of functions that loop.c
- * and ucx.c implement, and what they report back.
+/* backend.h: what is shared inside transport/: the transport and pair structs, the table of functions that
+ * loop.c and ucx.c implement, and what they report back.
  *
  *   transport.c  the public functions, hello sockets, pairs, events     hello.c  PairHello and PairAccept
  *   peer.c       the pure core of a pair's life                         loop.c, ucx.c  data paths
  *
- * On a data path a pair is named by its receiver's (index, key): the index finds it, the random key, sent over
- * the authenticated hello connection alone, proves that the message is meant for this pair and no earlier one. */
+ * On a data path a pair is named by its receiver's (index, key): the index finds it, the random key, sent
+ * over the authenticated hello connection alone, proves that the message is meant for this pair and no
+ * earlier one. */
 #ifndef AFD_TRANSPORT_BACKEND_H
 #define AFD_TRANSPORT_BACKEND_H
 
@@ -14,7 +15,7 @@
 
 enum {
     AFD_MAX_PAIRS = 4 * AFD_MAX_RANKS,
-    AFD_MAX_UNPROVED = 256,          /* accepted connections whose hello has not come */
+    AFD_MAX_UNPROVED = 256,         /* accepted connections whose hello has not come */
     AFD_PATH_ADDRESS_BYTES = 16384, /* a data path's address in a hello */
 };
 
@@ -31,8 +32,10 @@ struct afd_backend {
     /* From here on the peer's messages may come in: the pair's regions are set. */
     enum afd_status (*prepare)(struct afd_pair *pair);
     /* The peer's index, key, regions and address are known: build our path to it and send one OPEN. */
-    enum afd_status (*attach)(struct afd_pair *pair, const void *address, uint32_t bytes, struct afd_error *error_out);
-    enum afd_status (*put)(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes, uint16_t sequence);
+    enum afd_status (*attach)(struct afd_pair *pair, const void *address, uint32_t bytes,
+                              struct afd_error *error_out);
+    enum afd_status (*put)(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes,
+                           uint16_t sequence);
     /* Fences. Undoes prepare and attach, as far as they came. */
     void (*detach)(struct afd_pair *pair);
 
@@ -112,7 +115,8 @@ struct afd_pair *afd_transport_find(struct afd_transport *transport, uint32_t in
 /* Something of the peer came through. Returns 0 when the pair may not receive (then drop it). */
 int afd_pair_path_works(struct afd_pair *pair);
 /* Checks a message's header; on a bad one fails the pair and returns 0. */
-int afd_pair_check(struct afd_pair *pair, uint32_t region, uint64_t offset, uint64_t part_bytes, uint64_t bytes);
+int afd_pair_check(struct afd_pair *pair, uint32_t region, uint64_t offset, uint64_t part_bytes,
+                   uint64_t bytes);
 /* All of a message lies in the region. */
 void afd_pair_notice(struct afd_pair *pair, uint16_t region, uint16_t sequence, uint32_t bytes);
 /* The pair alone is broken. The words go to the log, to the owner and to the peer. */
@@ -124,7 +128,8 @@ enum afd_status afd_hello_send(struct afd_pair *pair);
 enum afd_status afd_hello_send_accept(struct afd_pair *pair);
 /* Checks a message against what we are and fills the pair's peer_* fields. AFD_ERR_PROTOCOL: nonsense;
  * AFD_ERR_REFUSED: it does not fit, `error_out` names both sides' values; AFD_ERR_MEMORY. */
-enum afd_status afd_hello_read(struct afd_pair *pair, const Afd__PairHello *hello, struct afd_error *error_out);
+enum afd_status afd_hello_read(struct afd_pair *pair, const Afd__PairHello *hello,
+                               struct afd_error *error_out);
 enum afd_status afd_hello_read_accept(struct afd_pair *pair, const Afd__PairAccept *accept,
                                       struct afd_error *error_out);
 

@@ -74,19 +74,21 @@ enum afd_status afd_hello_send_accept(struct afd_pair *pair)
     return status;
 }
 
-static enum afd_status read_peer(struct afd_pair *pair, const Afd__RegionTable *table, uint32_t index, uint64_t key,
-                                 ProtobufCBinaryData address, struct afd_error *error_out)
+static enum afd_status read_peer(struct afd_pair *pair, const Afd__RegionTable *table, uint32_t index,
+                                 uint64_t key, ProtobufCBinaryData address, struct afd_error *error_out)
 {
     uint32_t count = table ? (uint32_t)table->n_bytes : 0;
     if ((table && table->n_bytes > AFD_MAX_REGIONS) || index >= AFD_MAX_PAIRS)
-        return afd_fail(error_out, AFD_ERR_PROTOCOL, "a hello with %zu regions and pair index %u: at most %d and %d",
+        return afd_fail(error_out, AFD_ERR_PROTOCOL,
+                        "a hello with %zu regions and pair index %u: at most %d and %d",
                         table ? table->n_bytes : 0, index, AFD_MAX_REGIONS, AFD_MAX_PAIRS);
     if (address.len == 0 || address.len > AFD_PATH_ADDRESS_BYTES)
         return afd_fail(error_out, AFD_ERR_PROTOCOL, "a hello with a data path address of %zu bytes: 1 to %d",
                         address.len, AFD_PATH_ADDRESS_BYTES);
     pair->peer_regions = calloc(count + 1u, sizeof *pair->peer_regions);
     pair->peer_address = malloc(address.len);
-    if (!pair->peer_regions || !pair->peer_address) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
+    if (!pair->peer_regions || !pair->peer_address)
+        return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     if (count) memcpy(pair->peer_regions, table->bytes, count * sizeof *pair->peer_regions);
     pair->peer_region_count = count;
     memcpy(pair->peer_address, address.data, address.len);
@@ -96,14 +98,15 @@ static enum afd_status read_peer(struct afd_pair *pair, const Afd__RegionTable *
     return AFD_OK;
 }
 
-static enum afd_status differ(struct afd_error *error_out, const char *what, const char *other, const char *theirs,
-                              const char *self, const char *ours)
+static enum afd_status differ(struct afd_error *error_out, const char *what, const char *other,
+                              const char *theirs, const char *self, const char *ours)
 {
-    return afd_fail(error_out, AFD_ERR_REFUSED, "%s: %s has '%.200s', %s has '%.200s'", what, other, theirs, self,
-                    ours);
+    return afd_fail(error_out, AFD_ERR_REFUSED, "%s: %s has '%.200s', %s has '%.200s'", what, other, theirs,
+                    self, ours);
 }
 
-static enum afd_status compare(const struct afd_pair *pair, const Afd__PairHello *hello, struct afd_error *error_out)
+static enum afd_status compare(const struct afd_pair *pair, const Afd__PairHello *hello,
+                               struct afd_error *error_out)
 {
     const struct afd_agreement *ours = &pair->transport->config.agreement;
     char self[24], other[24], their_hash[2 * AFD_HASH_BYTES + 1], our_hash[2 * AFD_HASH_BYTES + 1];
@@ -115,8 +118,8 @@ static enum afd_status compare(const struct afd_pair *pair, const Afd__PairHello
     if (memcmp(hello->model_hash.data, ours->model_hash, AFD_HASH_BYTES)) {
         afd_hex(hello->model_hash.data, AFD_HASH_BYTES, their_hash);
         afd_hex(ours->model_hash, AFD_HASH_BYTES, our_hash);
-        return differ(error_out, "models differ: another checkpoint or configuration", other, their_hash, self,
-                      our_hash);
+        return differ(error_out, "models differ: another checkpoint or configuration", other, their_hash,
+                      self, our_hash);
     }
     if (strcmp(hello->dtypes, ours->dtypes))
         return differ(error_out, "data types differ", other, hello->dtypes, self, ours->dtypes);
@@ -127,14 +130,16 @@ static enum afd_status compare(const struct afd_pair *pair, const Afd__PairHello
     return AFD_OK;
 }
 
-enum afd_status afd_hello_read(struct afd_pair *pair, const Afd__PairHello *hello, struct afd_error *error_out)
+enum afd_status afd_hello_read(struct afd_pair *pair, const Afd__PairHello *hello,
+                               struct afd_error *error_out)
 {
     const struct afd_identity *self = &pair->peer.self;
     char self_text[24], to_text[24];
     if (hello->role >= (Afd__Role)AFD_ROLE_COUNT || hello->rank >= AFD_MAX_RANKS ||
         hello->model_hash.len != AFD_HASH_BYTES)
-        return afd_fail(error_out, AFD_ERR_PROTOCOL, "a hello of role %d, rank %u, with a model hash of %zu bytes",
-                        (int)hello->role, hello->rank, hello->model_hash.len);
+        return afd_fail(error_out, AFD_ERR_PROTOCOL,
+                        "a hello of role %d, rank %u, with a model hash of %zu bytes", (int)hello->role,
+                        hello->rank, hello->model_hash.len);
     pair->peer.other = (struct afd_identity){(enum afd_role)hello->role, hello->rank, hello->incarnation};
     pair->peer.generation = hello->generation;
     pair->peer.epoch = hello->epoch;
@@ -142,13 +147,16 @@ enum afd_status afd_hello_read(struct afd_pair *pair, const Afd__PairHello *hell
     int is_other_process = to.incarnation && to.incarnation != self->incarnation;
     if (to.role != self->role || to.rank != self->rank || is_other_process)
         return afd_fail(error_out, AFD_ERR_REFUSED,
-                        "the hello is for %s of incarnation %016" PRIx64 ", this is %s of incarnation %016" PRIx64,
+                        "the hello is for %s of incarnation %016" PRIx64
+                        ", this is %s of incarnation %016" PRIx64,
                         afd_identity_text(&to, to_text), to.incarnation, afd_identity_text(self, self_text),
                         self->incarnation);
     enum afd_status status = compare(pair, hello, error_out);
-    if (!status) status = afd_peer_book_check(&pair->transport->book, &pair->peer.other, hello->generation, error_out);
+    if (!status)
+        status = afd_peer_book_check(&pair->transport->book, &pair->peer.other, hello->generation, error_out);
     if (status) return status;
-    return read_peer(pair, hello->regions, hello->pair_index, hello->pair_key, hello->transport_address, error_out);
+    return read_peer(pair, hello->regions, hello->pair_index, hello->pair_key, hello->transport_address,
+                     error_out);
 }
 
 enum afd_status afd_hello_read_accept(struct afd_pair *pair, const Afd__PairAccept *accept,

@@ -1,9 +1,9 @@
 /* loop.c: the small reference: pairs between threads of one process.
  *
  * A transport has a mailbox: who may write where (a slot a pair), and a ring of messages. A put locks the
- * *receiver's* mailbox, checks the slot, copies into the region, appends a message and wakes the receiver if it
- * sleeps. To fence is to clear the slot under the same lock. Mailboxes are found by hello address in a list of
- * the process; a reference count keeps one alive while a peer still points at it. */
+ * *receiver's* mailbox, checks the slot, copies into the region, appends a message and wakes the receiver if
+ * it sleeps. To fence is to clear the slot under the same lock. Mailboxes are found by hello address in a
+ * list of the process; a reference count keeps one alive while a peer still points at it. */
 #include <assert.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -159,8 +159,10 @@ static enum afd_status deliver(struct mailbox *to, const struct message *message
     } else if (to->count == RING) {
         status = AFD_AGAIN;
     } else {
-        /* What does not fit is not written; the receiver finds the same when it checks, and poisons the pair. */
-        if (!message->is_open && message->region < slot->count && message->bytes <= slot->regions[message->region].bytes)
+        /* What does not fit is not written; the receiver finds the same when it checks, and poisons the pair.
+         */
+        if (!message->is_open && message->region < slot->count &&
+            message->bytes <= slot->regions[message->region].bytes)
             if (message->bytes) memcpy(slot->regions[message->region].base, from, message->bytes);
         to->ring[(to->first + to->count++) % RING] = *message;
         if (to->is_armed) {

@@ -14,7 +14,8 @@ const char *afd_identity_text(const struct afd_identity *identity, char out[24])
     return out;
 }
 
-void afd_peer_init(struct afd_peer *peer, int is_connector, const struct afd_identity *self, afd_ns now, afd_ns limit)
+void afd_peer_init(struct afd_peer *peer, int is_connector, const struct afd_identity *self, afd_ns now,
+                   afd_ns limit)
 {
     *peer = (struct afd_peer){
         .state = AFD_PEER_CONNECTING,
@@ -47,8 +48,8 @@ static enum afd_peer_action on_accepted(struct afd_peer *peer)
     return open_if_ready(peer, AFD_PEER_ATTACH);
 }
 
-/* An acceptor sets up its path before its accept is read, so a connector may hear the path first. A connector's
- * path cannot speak before our accept. */
+/* An acceptor sets up its path before its accept is read, so a connector may hear the path first. A
+ * connector's path cannot speak before our accept. */
 static enum afd_peer_action on_path(struct afd_peer *peer)
 {
     if (peer->state == AFD_PEER_OPEN) return AFD_PEER_NOTHING;
@@ -77,13 +78,16 @@ enum afd_peer_action afd_peer_on(struct afd_peer *peer, enum afd_peer_input inpu
         if (peer->is_connector || peer->state != AFD_PEER_CHALLENGED) return AFD_PEER_VIOLATED;
         peer->state = AFD_PEER_GREETED;
         return AFD_PEER_ASK_OWNER;
-    case AFD_PEER_ACCEPTED: return on_accepted(peer);
-    case AFD_PEER_PATH: return on_path(peer);
+    case AFD_PEER_ACCEPTED:
+        return on_accepted(peer);
+    case AFD_PEER_PATH:
+        return on_path(peer);
     case AFD_PEER_END:
         action = owner_knows(peer) ? AFD_PEER_REPORT_LOST : AFD_PEER_FORGET;
         peer->state = AFD_PEER_LOST;
         return action;
-    case AFD_PEER_CLOSE: break;
+    case AFD_PEER_CLOSE:
+        break;
     }
     return AFD_PEER_NOTHING;
 }
@@ -101,7 +105,8 @@ enum afd_status afd_peer_expire(const struct afd_peer *peer, afd_ns now, struct 
     char self[24], other[24];
     int is_known = peer->is_connector || peer->state >= AFD_PEER_GREETED;
     return afd_fail(error_out, AFD_ERR_DEADLINE, "%s waited %llu ms for %s to %s",
-                    afd_identity_text(&peer->self, self), (unsigned long long)((now - peer->began) / 1000000u),
+                    afd_identity_text(&peer->self, self),
+                    (unsigned long long)((now - peer->began) / 1000000u),
                     is_known ? afd_identity_text(&peer->other, other) : "a connection", awaited(peer));
 }
 
@@ -112,7 +117,8 @@ enum afd_status afd_peer_book_check(const struct afd_peer_book *book, const stru
     const struct afd_peer_record *r = &book->of[who->role][who->rank];
     char text[24];
     if (r->incarnation == who->incarnation && generation < r->next)
-        return afd_fail(error_out, AFD_ERR_REFUSED, "%s: generation %u is not newer than %u, which was accepted",
+        return afd_fail(error_out, AFD_ERR_REFUSED,
+                        "%s: generation %u is not newer than %u, which was accepted",
                         afd_identity_text(who, text), generation, (uint32_t)(r->next - 1));
     return AFD_OK;
 }

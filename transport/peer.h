@@ -7,14 +7,14 @@
  *                                                 | refused, died, poisoned, deadline   ->  LOST
  *                                                 | closed by its owner, replaced       ->  FENCED
  *
- * The connector sends the hello when it is challenged, the acceptor asks its owner and then answers with accept.
- * Each side then sends one message over the data path; a pair is open when the peer's came through, so a data
- * path that works one way only is found here and not by the first row.
+ * The connector sends the hello when it is challenged, the acceptor asks its owner and then answers with
+ * accept. Each side then sends one message over the data path; a pair is open when the peer's came through,
+ * so a data path that works one way only is found here and not by the first row.
  *
- * Generations: between one connecting and one accepting process the generation grows with each attempt. A hello
- * with one that is not newer than what was accepted before is refused; a newer one, once the owner accepts it,
- * fences the pair before it. Incarnations are random, so of two processes that claim one rank only the owner
- * (who has the scheduler's view) can tell which is current: it refuses the other. */
+ * Generations: between one connecting and one accepting process the generation grows with each attempt. A
+ * hello with one that is not newer than what was accepted before is refused; a newer one, once the owner
+ * accepts it, fences the pair before it. Incarnations are random, so of two processes that claim one rank
+ * only the owner (who has the scheduler's view) can tell which is current: it refuses the other. */
 #ifndef AFD_TRANSPORT_PEER_H
 #define AFD_TRANSPORT_PEER_H
 
@@ -59,10 +59,12 @@ struct afd_peer {
     afd_ns began, deadline; /* by which it must be open */
 };
 
-void afd_peer_init(struct afd_peer *peer, int is_connector, const struct afd_identity *self, afd_ns now, afd_ns limit);
+void afd_peer_init(struct afd_peer *peer, int is_connector, const struct afd_identity *self, afd_ns now,
+                   afd_ns limit);
 enum afd_peer_action afd_peer_on(struct afd_peer *peer, enum afd_peer_input input);
 
-/* AFD_ERR_DEADLINE with who waited how long for whom and what, if the pair should be open by now and is not. */
+/* AFD_ERR_DEADLINE with who waited how long for whom and what, if the pair should be open by now and is not.
+ */
 enum afd_status afd_peer_expire(const struct afd_peer *peer, afd_ns now, struct afd_error *error_out);
 
 /* "attn/3", for words; `out` takes 24 bytes. */

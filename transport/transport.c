@@ -213,8 +213,8 @@ static void end(struct afd_pair *pair, enum afd_status status, const char *words
     int is_known = pair->peer.is_connector || pair->peer.other.incarnation;
     const char *who = is_known ? afd_identity_text(&pair->peer.other, other) : "a connection";
     int is_quiet = status == AFD_AGAIN || status == AFD_ERR_PEER;
-    afd_log(is_quiet ? AFD_LOG_INFO : AFD_LOG_WARN, "pair with %s, generation %u: %s", who, pair->peer.generation,
-            words);
+    afd_log(is_quiet ? AFD_LOG_INFO : AFD_LOG_WARN, "pair with %s, generation %u: %s", who,
+            pair->peer.generation, words);
     pair->status = status;
     snprintf(pair->words, sizeof pair->words, "%s", words);
     afd_channel_close(pair->channel);
@@ -291,11 +291,16 @@ static void act(struct afd_pair *pair, enum afd_peer_action action)
         else if (action == AFD_PEER_ATTACH_OPEN)
             report_open(pair);
         return;
-    case AFD_PEER_REPORT_OPEN: report_open(pair); return;
-    case AFD_PEER_VIOLATED: afd_pair_fail(pair, AFD_ERR_PROTOCOL, "a message of the hello out of turn"); return;
+    case AFD_PEER_REPORT_OPEN:
+        report_open(pair);
+        return;
+    case AFD_PEER_VIOLATED:
+        afd_pair_fail(pair, AFD_ERR_PROTOCOL, "a message of the hello out of turn");
+        return;
     case AFD_PEER_NOTHING:
     case AFD_PEER_REPORT_LOST:
-    case AFD_PEER_FORGET: return;
+    case AFD_PEER_FORGET:
+        return;
     }
 }
 
@@ -340,7 +345,8 @@ static struct afd_channel_config channel_config(struct afd_pair *pair)
     struct afd_channel_config config = {
         .base = t->config.base,
         .name = t->name,
-        .timeout_ms = t->config.connect_timeout_ms + 1000, /* the pair's own deadline speaks first: it knows more */
+        .timeout_ms =
+            t->config.connect_timeout_ms + 1000, /* the pair's own deadline speaks first: it knows more */
         .callbacks = {on_opened, on_message, on_closed},
         .user = pair,
     };
@@ -366,9 +372,10 @@ static void on_connection(evutil_socket_t fd, short what, void *user)
     if (!pair->channel) afd_pair_close(pair);
 }
 
-struct afd_pair *afd_pair_connect(struct afd_transport *t, const char *address, const struct afd_identity *peer,
-                                  uint32_t generation, uint64_t epoch, const struct afd_region *regions,
-                                  uint32_t region_count, void *user, struct afd_error *error_out)
+struct afd_pair *afd_pair_connect(struct afd_transport *t, const char *address,
+                                  const struct afd_identity *peer, uint32_t generation, uint64_t epoch,
+                                  const struct afd_region *regions, uint32_t region_count, void *user,
+                                  struct afd_error *error_out)
 {
     struct afd_pair *pair = pair_create(t, 1);
     if (!pair) {
@@ -392,8 +399,8 @@ fail:
     return NULL;
 }
 
-enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *regions, uint32_t region_count,
-                                void *user)
+enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *regions,
+                                uint32_t region_count, void *user)
 {
     struct afd_transport *t = pair->transport;
     struct afd_error error;
@@ -451,17 +458,19 @@ int afd_pair_path_works(struct afd_pair *pair)
     return pair->peer.state <= AFD_PEER_OPEN;
 }
 
-int afd_pair_check(struct afd_pair *pair, uint32_t region, uint64_t offset, uint64_t part_bytes, uint64_t bytes)
+int afd_pair_check(struct afd_pair *pair, uint32_t region, uint64_t offset, uint64_t part_bytes,
+                   uint64_t bytes)
 {
     if (region >= pair->region_count) {
-        afd_pair_fail(pair, AFD_ERR_PROTOCOL, "a message to region %u: there are %u", region, pair->region_count);
+        afd_pair_fail(pair, AFD_ERR_PROTOCOL, "a message to region %u: there are %u", region,
+                      pair->region_count);
         return 0;
     }
     if (bytes > pair->regions[region].bytes || offset > bytes || part_bytes > bytes - offset) {
         afd_pair_fail(pair, AFD_ERR_PROTOCOL,
                       "a message of %llu bytes, %llu of them at %llu, to region %u of %llu bytes",
-                      (unsigned long long)bytes, (unsigned long long)part_bytes, (unsigned long long)offset, region,
-                      (unsigned long long)pair->regions[region].bytes);
+                      (unsigned long long)bytes, (unsigned long long)part_bytes, (unsigned long long)offset,
+                      region, (unsigned long long)pair->regions[region].bytes);
         return 0;
     }
     return 1;
@@ -472,8 +481,8 @@ void afd_pair_notice(struct afd_pair *pair, uint16_t region, uint16_t sequence, 
     uint32_t limit = pair->region_count + 1;
     if (pair->peer.state != AFD_PEER_OPEN) return;
     if (pair->notice_count == limit) {
-        afd_pair_fail(pair, AFD_ERR_PROTOCOL, "more than %u messages unread: a region was written before its answer",
-                      limit);
+        afd_pair_fail(pair, AFD_ERR_PROTOCOL,
+                      "more than %u messages unread: a region was written before its answer", limit);
         return;
     }
     pair->notices[(pair->notice_first + pair->notice_count++) % limit] =
@@ -552,10 +561,15 @@ void afd_transport_deregister(struct afd_transport *t, void *base)
 static enum afd_status choose_backend(struct afd_transport *t, struct afd_error *error_out)
 {
     switch (t->config.kind) {
-    case AFD_DATA_LOOP: t->backend = &afd_backend_loop; return AFD_OK;
+    case AFD_DATA_LOOP:
+        t->backend = &afd_backend_loop;
+        return AFD_OK;
     case AFD_DATA_AUTO:
-    case AFD_DATA_UCX: t->backend = &afd_backend_ucx; return AFD_OK;
-    case AFD_DATA_VERBS: break;
+    case AFD_DATA_UCX:
+        t->backend = &afd_backend_ucx;
+        return AFD_OK;
+    case AFD_DATA_VERBS:
+        break;
     }
     return afd_fail(error_out, AFD_ERR_CONFIG, "transport: this build has loop and ucx alone");
 }
@@ -618,8 +632,23 @@ void afd_transport_close(struct afd_transport *t)
     free(t);
 }
 
-const struct afd_identity *afd_pair_peer(const struct afd_pair *pair) { return &pair->peer.other; }
-uint32_t afd_pair_generation(const struct afd_pair *pair) { return pair->peer.generation; }
-uint64_t afd_pair_epoch(const struct afd_pair *pair) { return pair->peer.epoch; }
-void *afd_pair_user(const struct afd_pair *pair) { return pair->user; }
-const char *afd_pair_path(const struct afd_pair *pair) { return pair->path_name; }
+const struct afd_identity *afd_pair_peer(const struct afd_pair *pair)
+{
+    return &pair->peer.other;
+}
+uint32_t afd_pair_generation(const struct afd_pair *pair)
+{
+    return pair->peer.generation;
+}
+uint64_t afd_pair_epoch(const struct afd_pair *pair)
+{
+    return pair->peer.epoch;
+}
+void *afd_pair_user(const struct afd_pair *pair)
+{
+    return pair->user;
+}
+const char *afd_pair_path(const struct afd_pair *pair)
+{
+    return pair->path_name;
+}

@@ -1,17 +1,18 @@
 /* transport.h: pairs of ranks that write into each other's regions.
  *
  * A transport belongs to one rank and one thread: every function is called from that thread, nothing blocks,
- * nothing is allocated by put or poll. A pair is one connection to one other rank. Each side opens a pair with
- * a table of its own *receive regions* (memory of its slab); the other side writes whole messages into them:
+ * nothing is allocated by put or poll. A pair is one connection to one other rank. Each side opens a pair
+ * with a table of its own *receive regions* (memory of its slab); the other side writes whole messages into
+ * them:
  *
- *   put(pair, region, bytes, sequence)   writes `bytes` from our memory to the start of the peer's region, and
- *                                        raises the 32-bit notice (region, sequence) there after all of the
- *                                        data is visible: one NOTICE event from the peer's poll.
+ *   put(pair, region, bytes, sequence)   writes `bytes` from our memory to the start of the peer's region,
+ * and raises the 32-bit notice (region, sequence) there after all of the data is visible: one NOTICE event
+ * from the peer's poll.
  *
  * A region has one writer, and is written again only after its owner answered: flow control is the data
- * dependency. For the same reason the source of a put must stay unchanged until the peer's answer came, or the
- * pair is closed; there is no completion to wait for. Messages of one pair may overtake each other unless they
- * are to the same region.
+ * dependency. For the same reason the source of a put must stay unchanged until the peer's answer came, or
+ * the pair is closed; there is no completion to wait for. Messages of one pair may overtake each other unless
+ * they are to the same region.
  *
  * Connecting runs the mutual challenge with the cluster secret and the hello (struct afd_hello) over one TCP
  * connection, which stays open: its end is the peer's death. A mismatch is refused with words on both sides.
@@ -33,7 +34,7 @@ struct afd_transport;
 struct afd_pair;
 
 struct afd_region {
-    void *base;     /* in registered memory */
+    void *base; /* in registered memory */
     uint64_t bytes;
 };
 
@@ -62,7 +63,7 @@ struct afd_transport_config {
     struct afd_identity self;
     struct afd_agreement agreement;
     uint32_t connect_timeout_ms;
-    uint64_t max_message_bytes;   /* the largest put */
+    uint64_t max_message_bytes; /* the largest put */
 };
 
 enum afd_transport_event_kind {
@@ -91,24 +92,28 @@ enum afd_status afd_transport_register(struct afd_transport *transport, void *ba
 void afd_transport_deregister(struct afd_transport *transport, void *base);
 
 /* Begins a pair; OPEN or LOST follows. `generation` is the pair's own: it grows with each attempt between the
- * same two ranks. peer->incarnation 0: any. NULL: the address is malformed, a region is not in registered memory
- * or memory is out. */
-struct afd_pair *afd_pair_connect(struct afd_transport *transport, const char *address, const struct afd_identity *peer,
-                                  uint32_t generation, uint64_t epoch, const struct afd_region *regions,
-                                  uint32_t region_count, void *user, struct afd_error *error_out);
-/* Answer a REQUEST. After accept an OPEN follows, or LOST. Accepting fences an older pair of the same rank (its
- * LOST follows), so that the new one may be given the same regions. AFD_ERR_PEER, AFD_ERR_REFUSED: it ended, or a
- * newer generation was accepted meanwhile; AFD_ERR_REQUEST: a region is not in registered memory. The pair then
- * waits for afd_pair_close. */
-enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *regions, uint32_t region_count, void *user);
+ * same two ranks. peer->incarnation 0: any. NULL: the address is malformed, a region is not in registered
+ * memory or memory is out. */
+struct afd_pair *afd_pair_connect(struct afd_transport *transport, const char *address,
+                                  const struct afd_identity *peer, uint32_t generation, uint64_t epoch,
+                                  const struct afd_region *regions, uint32_t region_count, void *user,
+                                  struct afd_error *error_out);
+/* Answer a REQUEST. After accept an OPEN follows, or LOST. Accepting fences an older pair of the same rank
+ * (its LOST follows), so that the new one may be given the same regions. AFD_ERR_PEER, AFD_ERR_REFUSED: it
+ * ended, or a newer generation was accepted meanwhile; AFD_ERR_REQUEST: a region is not in registered memory.
+ * The pair then waits for afd_pair_close. */
+enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *regions,
+                                uint32_t region_count, void *user);
 void afd_pair_refuse(struct afd_pair *pair, int later, const char *words); /* the pair is gone afterwards */
 
-/* AFD_AGAIN: no resources now: poll, then call again. AFD_ERR_PEER: not open, or lost. AFD_ERR_REQUEST: the peer
- * has no such region, or it is smaller, or `bytes` is over max_message_bytes. `bytes` 0: a notice alone. */
-enum afd_status afd_pair_put(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes, uint16_t sequence);
+/* AFD_AGAIN: no resources now: poll, then call again. AFD_ERR_PEER: not open, or lost. AFD_ERR_REQUEST: the
+ * peer has no such region, or it is smaller, or `bytes` is over max_message_bytes. `bytes` 0: a notice alone.
+ */
+enum afd_status afd_pair_put(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes,
+                             uint16_t sequence);
 
-/* Fences: after it returns no write of the peer reaches our regions any more. Events of the pair that the last
- * poll returned stay readable until the next poll; their afd_pair_user is NULL from here on. */
+/* Fences: after it returns no write of the peer reaches our regions any more. Events of the pair that the
+ * last poll returned stay readable until the next poll; their afd_pair_user is NULL from here on. */
 void afd_pair_close(struct afd_pair *pair);
 
 const struct afd_identity *afd_pair_peer(const struct afd_pair *pair);
@@ -117,9 +122,10 @@ uint64_t afd_pair_epoch(const struct afd_pair *pair);
 void *afd_pair_user(const struct afd_pair *pair);
 const char *afd_pair_path(const struct afd_pair *pair); /* "loop", "ucx posix", ...: for logs */
 
-/* Progress; at most `limit` events. Fair between pairs. A pair's notices come in the order of their completion,
- * its LOST comes last. */
-uint32_t afd_transport_poll(struct afd_transport *transport, struct afd_transport_event *events_out, uint32_t limit);
+/* Progress; at most `limit` events. Fair between pairs. A pair's notices come in the order of their
+ * completion, its LOST comes last. */
+uint32_t afd_transport_poll(struct afd_transport *transport, struct afd_transport_event *events_out,
+                            uint32_t limit);
 /* Readable when poll may have something, after arm. arm returns AFD_AGAIN when something arrived meanwhile
  * (then poll, do not sleep): no wake-up is lost. */
 int afd_transport_event_fd(const struct afd_transport *transport);

@@ -4,19 +4,20 @@
  * below; the receiver's handler checks it and copies the data to its place in the region.
  *
  *   shared memory, TCP   parts of at most PART_BYTES, each one eager fragment. UCX has copied a part when it
- *                        accepts it, and every write into a region is done by our own handler, in our own thread.
- *                        So nothing of a pair can reach a region after its key is gone: fencing is one store.
- *                        A rendezvous would save one copy, cost two more wake-ups of sleeping processes a
- *                        message, and let the peer's kernel or ours still move data of a pair that was closed.
- *   RDMA                 one message; above UCX's threshold a rendezvous, received into the registered region.
- *                        Detach then awaits (WAIT_NS at most) what is in flight before it returns.
+ *                        accepts it, and every write into a region is done by our own handler, in our own
+ * thread. So nothing of a pair can reach a region after its key is gone: fencing is one store. A rendezvous
+ * would save one copy, cost two more wake-ups of sleeping processes a message, and let the peer's kernel or
+ * ours still move data of a pair that was closed. RDMA                 one message; above UCX's threshold a
+ * rendezvous, received into the registered region. Detach then awaits (WAIT_NS at most) what is in flight
+ * before it returns.
  *
- * Endpoints are in PEER error mode, so that one can be closed by force. Shared memory refuses that mode unless told
- * otherwise (*_ERROR_HANDLING). The hello socket's end is the death of a peer; UCX's own errors come second.
+ * Endpoints are in PEER error mode, so that one can be closed by force. Shared memory refuses that mode
+ * unless told otherwise (*_ERROR_HANDLING). The hello socket's end is the death of a peer; UCX's own errors
+ * come second.
  *
- * Known limit of UCX's shared memory: a receiver's FIFO is shared by its senders, so one that is killed within the
- * copy of a part (about a microsecond) leaves a hole that nobody fills, and the receiver hears nothing more over
- * shared memory. Its peers see it silent: the lease removes it. */
+ * Known limit of UCX's shared memory: a receiver's FIFO is shared by its senders, so one that is killed
+ * within the copy of a part (about a microsecond) leaves a hole that nobody fills, and the receiver hears
+ * nothing more over shared memory. Its peers see it silent: the lease removes it. */
 #include <assert.h>
 #include <ifaddrs.h>
 #include <netinet/in.h>
@@ -101,10 +102,14 @@ struct ucx {
 static const char *tls_of(enum afd_data_path path)
 {
     switch (path) {
-    case AFD_PATH_SHM: return "posix,self";
-    case AFD_PATH_TCP: return "tcp,self";
-    case AFD_PATH_RDMA: return "ib,self";
-    case AFD_PATH_AUTO: break;
+    case AFD_PATH_SHM:
+        return "posix,self";
+    case AFD_PATH_TCP:
+        return "tcp,self";
+    case AFD_PATH_RDMA:
+        return "ib,self";
+    case AFD_PATH_AUTO:
+        break;
     }
     return "posix,tcp,self";
 }
@@ -121,9 +126,10 @@ static void net_device(const struct afd_transport *t, char *name_out, size_t lim
         if (!i->ifa_addr || i->ifa_addr->sa_family != at.ss_family) continue;
         const struct sockaddr_in *a4 = (void *)i->ifa_addr, *b4 = (void *)&at;
         const struct sockaddr_in6 *a6 = (void *)i->ifa_addr, *b6 = (void *)&at;
-        int is_same = at.ss_family == AF_INET    ? a4->sin_addr.s_addr == b4->sin_addr.s_addr
-                      : at.ss_family == AF_INET6 ? !memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof a6->sin6_addr)
-                                                 : 0;
+        int is_same = at.ss_family == AF_INET ? a4->sin_addr.s_addr == b4->sin_addr.s_addr
+                      : at.ss_family == AF_INET6
+                          ? !memcmp(&a6->sin6_addr, &b6->sin6_addr, sizeof a6->sin6_addr)
+                          : 0;
         if (is_same) snprintf(name_out, limit, "%s", i->ifa_name);
     }
     freeifaddrs(list);
@@ -140,8 +146,8 @@ static ucs_status_t configure(const struct afd_transport *t, ucp_config_t *confi
         {"TLS", tls_of(t->config.path), 0},
         {"RNDV_THRESH", t->config.path == AFD_PATH_RDMA ? "auto" : "inf", 0},
         {"NET_DEVICES", t->config.path == AFD_PATH_RDMA ? "all" : device, 0},
-        /* Options of a transport are named as in its own table, UCX_POSIX_FIFO_SIZE as MM_FIFO_SIZE; one that no
-           transport in use knows is warned about. */
+        /* Options of a transport are named as in its own table, UCX_POSIX_FIFO_SIZE as MM_FIFO_SIZE; one that
+           no transport in use knows is warned about. */
         {"MM_ERROR_HANDLING", "y", USES_SHM},
         {"MM_SEG_SIZE", PART_SEGMENT, USES_SHM},
         {"MM_FIFO_SIZE", "64", USES_SHM},
@@ -220,7 +226,8 @@ static enum afd_status ucx_open(struct afd_transport *t, struct afd_error *error
     ucs_status_t status = open_worker(t, ucx);
     if (status == UCS_OK && ucx->address_bytes > AFD_PATH_ADDRESS_BYTES) status = UCS_ERR_EXCEEDS_LIMIT;
     if (status == UCS_OK) return AFD_OK;
-    return afd_fail(error_out, AFD_ERR_IO, "UCX over %s: %s", tls_of(t->config.path), ucs_status_string(status));
+    return afd_fail(error_out, AFD_ERR_IO, "UCX over %s: %s", tls_of(t->config.path),
+                    ucs_status_string(status));
 }
 
 static enum afd_status ucx_add_memory(struct afd_transport *t, void *base, uint64_t bytes)
@@ -264,7 +271,8 @@ static void set_memory(const struct ucx *ucx, const void *base, ucp_request_para
 {
     for (uint32_t i = 0; i < ucx->mapping_count; i++) {
         const struct mapping *m = &ucx->mappings[i];
-        if ((const unsigned char *)base < m->base || (const unsigned char *)base >= m->base + m->bytes) continue;
+        if ((const unsigned char *)base < m->base || (const unsigned char *)base >= m->base + m->bytes)
+            continue;
         param->op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
         param->memh = m->handle;
     }
@@ -319,12 +327,13 @@ static enum afd_status op_run(struct op *op)
             .user_data = op,
         };
         set_memory(path->ucx, op->from, &param);
-        ucs_status_ptr_t request = ucp_am_send_nbx(path->ep, AM_ID, &op->header, sizeof op->header,
-                                                   op->from ? op->from + op->header.offset : NULL, op->part_bytes,
-                                                   &param);
+        ucs_status_ptr_t request =
+            ucp_am_send_nbx(path->ep, AM_ID, &op->header, sizeof op->header,
+                            op->from ? op->from + op->header.offset : NULL, op->part_bytes, &param);
         if (UCS_PTR_IS_ERR(request)) {
             op_finish(op);
-            afd_pair_fail(path->pair, AFD_ERR_PEER, "data path: %s", ucs_status_string(UCS_PTR_STATUS(request)));
+            afd_pair_fail(path->pair, AFD_ERR_PEER, "data path: %s",
+                          ucs_status_string(UCS_PTR_STATUS(request)));
             return AFD_ERR_PEER;
         }
         if (request) {
@@ -402,7 +411,8 @@ static void receive_rendezvous(struct path *path, struct arrival *a, void *descr
         afd_pair_fail(path->pair, AFD_ERR_PEER, "data path: %s", ucs_status_string(UCS_PTR_STATUS(request)));
 }
 
-static void receive(struct path *path, const struct header *h, void *data, size_t part_bytes, int is_rendezvous)
+static void receive(struct path *path, const struct header *h, void *data, size_t part_bytes,
+                    int is_rendezvous)
 {
     struct afd_pair *pair = path->pair;
     if (!afd_pair_check(pair, h->region, h->offset, part_bytes, h->bytes)) return;
@@ -436,7 +446,8 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
     }
     if (!pair || !pair->path) {
         /* Of a pair that is closed, or of nobody we know: there is no pair to blame. */
-        if (!ucx->has_complained) afd_log_info("dropped a message that names no pair of ours; more are not logged");
+        if (!ucx->has_complained)
+            afd_log_info("dropped a message that names no pair of ours; more are not logged");
         ucx->has_complained = 1;
         return UCS_OK;
     }
@@ -496,7 +507,8 @@ static enum afd_status ucx_attach(struct afd_pair *pair, const void *address, ui
                         ucs_status_string(status));
     }
     struct header open = {.index = pair->peer_index, .is_open = 1, .key = pair->peer_key};
-    if (start(path, &open, NULL)) return afd_fail(error_out, AFD_ERR_PEER, "%s: cannot send", pair->path_name);
+    if (start(path, &open, NULL))
+        return afd_fail(error_out, AFD_ERR_PEER, "%s: cannot send", pair->path_name);
     return AFD_OK;
 }
 
@@ -532,8 +544,9 @@ static void ucx_detach(struct afd_pair *pair)
     while (path->receives > 1 && afd_now() < until) ucp_worker_progress(ucx->worker);
     path->receives--;
     if (path->receives)
-        afd_log_error("a closed pair still receives %u messages after %llu ms: its regions must not be used again",
-                      path->receives, (unsigned long long)(WAIT_NS / 1000000u));
+        afd_log_error(
+            "a closed pair still receives %u messages after %llu ms: its regions must not be used again",
+            path->receives, (unsigned long long)(WAIT_NS / 1000000u));
     path_release(path);
 }
 

@@ -99,13 +99,15 @@ struct node *node_open(struct test_net *net, const struct afd_transport_config *
     node->net = net;
     node->config = *config;
     node->config.base = net->base;
-    if (afd_transport_open(&node->config, &node->transport, node->address, &error)) fail_msg("%s", error.text);
+    if (afd_transport_open(&node->config, &node->transport, node->address, &error))
+        fail_msg("%s", error.text);
     node->slab_bytes = (slab_bytes + 4095) / 4096 * 4096;
     node->slab = aligned_alloc(4096, node->slab_bytes);
     memset(node->slab, 0, node->slab_bytes);
     node->log = calloc(MAX_LOG, sizeof *node->log);
     assert_int_equal(afd_transport_register(node->transport, node->slab, node->slab_bytes), AFD_OK);
-    node->wake = event_new(net->base, afd_transport_event_fd(node->transport), EV_READ | EV_PERSIST, on_wake, node);
+    node->wake =
+        event_new(net->base, afd_transport_event_fd(node->transport), EV_READ | EV_PERSIST, on_wake, node);
     event_add(node->wake, NULL);
     node->accepts = 1;
     net->nodes[net->node_count++] = node;
@@ -128,7 +130,8 @@ void node_close(struct node *node)
 void node_regions(struct node *node, uint64_t offset, uint32_t count, uint64_t bytes)
 {
     assert_true(offset + count * bytes <= node->slab_bytes);
-    for (uint32_t i = 0; i < count; i++) node->regions[i] = (struct afd_region){node->slab + offset + i * bytes, bytes};
+    for (uint32_t i = 0; i < count; i++)
+        node->regions[i] = (struct afd_region){node->slab + offset + i * bytes, bytes};
     node->region_count = count;
 }
 
@@ -160,7 +163,8 @@ struct afd_pair *node_pair(struct node *from, struct node *to, struct afd_pair *
     static uint32_t generation;
     int opened = node_count_of(from, AFD_EVENT_OPEN), accepted = node_count_of(to, AFD_EVENT_OPEN);
     struct afd_pair *pair = node_connect(from, to, ++generation);
-    wait_for(from->net, node_count_of(from, AFD_EVENT_OPEN) > opened && node_count_of(to, AFD_EVENT_OPEN) > accepted);
+    wait_for(from->net,
+             node_count_of(from, AFD_EVENT_OPEN) > opened && node_count_of(to, AFD_EVENT_OPEN) > accepted);
     if (other_out) *other_out = node_last(to, AFD_EVENT_OPEN)->pair;
     return pair;
 }

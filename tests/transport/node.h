@@ -1,8 +1,8 @@
 /* node.h: one rank of a transport test: a transport, a slab, and what its poll reported.
  *
- * All nodes of a test share one event base. `pump` handles what is there; when nothing is, it arms every node and
- * sleeps in the base until a hello socket or a transport's descriptor wakes it, so each wait in the tests is also
- * a test of arm and event_fd. A wait that nothing ends fails the test after 30 s. */
+ * All nodes of a test share one event base. `pump` handles what is there; when nothing is, it arms every node
+ * and sleeps in the base until a hello socket or a transport's descriptor wakes it, so each wait in the tests
+ * is also a test of arm and event_fd. A wait that nothing ends fails the test after 30 s. */
 #ifndef AFD_TESTS_TRANSPORT_NODE_H
 #define AFD_TESTS_TRANSPORT_NODE_H
 
@@ -43,7 +43,7 @@ struct node {
 
     struct afd_transport_event *log;
     int log_count;
-    char words[600]; /* of the last LOST */
+    char words[600];            /* of the last LOST */
     struct afd_pair *requested; /* the last REQUEST's */
 };
 
@@ -58,12 +58,12 @@ struct test_net {
 void net_open(struct test_net *net);
 void net_close(struct test_net *net); /* its nodes too */
 void pump(struct test_net *net);
-#define wait_for(net, condition)                                                                                       \
-    do {                                                                                                               \
-        while (!(condition)) {                                                                                         \
-            pump(net);                                                                                                 \
-            if ((net)->is_expired) fail_msg("nothing ended the wait for %s", #condition);                              \
-        }                                                                                                              \
+#define wait_for(net, condition)                                                                             \
+    do {                                                                                                     \
+        while (!(condition)) {                                                                               \
+            pump(net);                                                                                       \
+            if ((net)->is_expired) fail_msg("nothing ended the wait for %s", #condition);                    \
+        }                                                                                                    \
     } while (0)
 
 /* The configuration that all nodes of a test agree on. */

@@ -17,13 +17,14 @@ struct two {
 static void two_open(struct two *two, uint64_t slab_bytes)
 {
     net_open(&two->net);
-    struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3), f = node_config(kind, AFD_ROLE_FFN, 1);
+    struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3),
+                                f = node_config(kind, AFD_ROLE_FFN, 1);
     two->a = node_open(&two->net, &a, slab_bytes);
     two->f = node_open(&two->net, &f, slab_bytes);
 }
 
-static enum afd_status put_until_taken(struct node *node, struct afd_pair *pair, uint16_t region, const void *from,
-                                       uint32_t bytes, uint16_t sequence)
+static enum afd_status put_until_taken(struct node *node, struct afd_pair *pair, uint16_t region,
+                                       const void *from, uint32_t bytes, uint16_t sequence)
 {
     enum afd_status status;
     while ((status = afd_pair_put(pair, region, from, bytes, sequence)) == AFD_AGAIN) pump(node->net);
@@ -33,7 +34,7 @@ static enum afd_status put_until_taken(struct node *node, struct afd_pair *pair,
 /* Guards: a message cut, shifted or reported with a wrong length at some size. */
 static void test_sizes(void **state)
 {
-    static const uint32_t sizes[] = {0,     1,     64,     4095,   7168,    32767,    32768,
+    static const uint32_t sizes[] = {0,     1,     64,     4095,   7168,    32767,   32768,
                                      32769, 65536, 131072, 917504, 1048577, 16777216};
     enum { LARGEST = 16777216, GUARD = 64 };
     struct two t;
@@ -87,7 +88,8 @@ static void test_unregistered_region(void **state)
     (void)state;
     two_open(&t, 4096);
     struct afd_region outside = {t.a->slab + 1, t.a->slab_bytes};
-    assert_null(afd_pair_connect(t.a->transport, t.f->address, &t.f->config.self, 1, 7, &outside, 1, NULL, &error));
+    assert_null(
+        afd_pair_connect(t.a->transport, t.f->address, &t.f->config.self, 1, 7, &outside, 1, NULL, &error));
     assert_non_null(strstr(error.text, "region 0 does not lie in registered memory"));
     t.f->accepts = 0;
     node_connect(t.a, t.f, 1);
@@ -98,18 +100,34 @@ static void test_unregistered_region(void **state)
     net_close(&t.net);
 }
 
-/* ---- refusals: the connector hears why, by name; the acceptor's owner hears nothing of a pair that never was */
+/* ---- refusals: the connector hears why, by name; the acceptor's owner hears nothing of a pair that never
+ * was */
 
 struct mismatch {
     void (*change)(struct afd_transport_config *config);
     const char *words;
 };
 
-static void other_secret(struct afd_transport_config *c) { c->secret[0] ^= 1; }
-static void other_model(struct afd_transport_config *c) { c->agreement.model_hash[31] ^= 1; }
-static void other_dtypes(struct afd_transport_config *c) { strcpy(c->agreement.dtypes, "a2f=fp8 f2a=bf16"); }
-static void other_layout(struct afd_transport_config *c) { strcpy(c->agreement.layout, "hidden=64 rows=16"); }
-static void other_numerics(struct afd_transport_config *c) { strcpy(c->agreement.numerics, "native/1"); }
+static void other_secret(struct afd_transport_config *c)
+{
+    c->secret[0] ^= 1;
+}
+static void other_model(struct afd_transport_config *c)
+{
+    c->agreement.model_hash[31] ^= 1;
+}
+static void other_dtypes(struct afd_transport_config *c)
+{
+    strcpy(c->agreement.dtypes, "a2f=fp8 f2a=bf16");
+}
+static void other_layout(struct afd_transport_config *c)
+{
+    strcpy(c->agreement.layout, "hidden=64 rows=16");
+}
+static void other_numerics(struct afd_transport_config *c)
+{
+    strcpy(c->agreement.numerics, "native/1");
+}
 
 static const struct mismatch mismatches[] = {
     {other_secret, "does not hold this cluster's secret"},
@@ -126,13 +144,15 @@ static void test_mismatches(void **state)
     for (size_t i = 0; i < sizeof mismatches / sizeof *mismatches; i++) {
         struct test_net net;
         net_open(&net);
-        struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3), f = node_config(kind, AFD_ROLE_FFN, 1);
+        struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3),
+                                    f = node_config(kind, AFD_ROLE_FFN, 1);
         mismatches[i].change(&a);
         struct node *from = node_open(&net, &a, 4096), *to = node_open(&net, &f, 4096);
         node_connect(from, to, 1);
         wait_for(&net, node_count_of(from, AFD_EVENT_LOST));
         assert_int_equal(node_last(from, AFD_EVENT_LOST)->status, AFD_ERR_REFUSED);
-        if (!strstr(from->words, mismatches[i].words)) fail_msg("'%s' lacks '%s'", from->words, mismatches[i].words);
+        if (!strstr(from->words, mismatches[i].words))
+            fail_msg("'%s' lacks '%s'", from->words, mismatches[i].words);
         assert_int_equal(to->log_count, 0);
         net_close(&net);
     }
@@ -182,7 +202,8 @@ static void test_refused_by_owner(void **state)
     net_close(&t.net);
 }
 
-/* Guards: a delayed hello of an older attempt takes the place of the current pair; a newer one leaves the old open. */
+/* Guards: a delayed hello of an older attempt takes the place of the current pair; a newer one leaves the old
+ * open. */
 static void test_generations(void **state)
 {
     struct two t;
@@ -224,7 +245,8 @@ static void test_restarted_peer(void **state)
     again.self.incarnation++;
     struct node *restarted = node_open(&t.net, &again, 4096);
     struct afd_pair *pair = node_connect(restarted, t.f, 1);
-    wait_for(&t.net, node_count_of(restarted, AFD_EVENT_OPEN) == 1 && node_count_of(t.f, AFD_EVENT_LOST) == 1);
+    wait_for(&t.net,
+             node_count_of(restarted, AFD_EVENT_OPEN) == 1 && node_count_of(t.f, AFD_EVENT_LOST) == 1);
     assert_int_equal(afd_pair_put(pair, 0, restarted->slab, 10, 1), AFD_OK);
     wait_for(&t.net, node_count_of(t.f, AFD_EVENT_NOTICE) == 1);
     net_close(&t.net);
@@ -236,7 +258,8 @@ static void test_deadline(void **state)
     struct two t;
     (void)state;
     net_open(&t.net);
-    struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3), f = node_config(kind, AFD_ROLE_FFN, 1);
+    struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3),
+                                f = node_config(kind, AFD_ROLE_FFN, 1);
     a.connect_timeout_ms = 50;
     t.a = node_open(&t.net, &a, 4096);
     t.f = node_open(&t.net, &f, 4096);
@@ -296,8 +319,9 @@ static void write_next(struct node *node, struct writer *w, uint32_t region)
     uint32_t rank = node->config.self.rank;
     unsigned char *from = node->slab + region * BYTES;
     fill(from, BYTES - region, rank * 1000000 + region * 1000 + (uint32_t)w->round[region]);
-    assert_int_equal(put_until_taken(node, w->pair, (uint16_t)region, from, BYTES - region,
-                                     (uint16_t)w->round[region]), AFD_OK);
+    assert_int_equal(
+        put_until_taken(node, w->pair, (uint16_t)region, from, BYTES - region, (uint16_t)w->round[region]),
+        AFD_OK);
 }
 
 static void next_round(struct node *node, const struct afd_transport_event *e)
@@ -309,7 +333,8 @@ static void next_round(struct node *node, const struct afd_transport_event *e)
     if (++w->round[e->region] < ROUNDS) write_next(node, w, e->region);
 }
 
-/* Guards: writers disturb each other's regions, answers come out of order, a notice lost or doubled under load. */
+/* Guards: writers disturb each other's regions, answers come out of order, a notice lost or doubled under
+ * load. */
 static void test_many_pairs(void **state)
 {
     struct test_net net;
@@ -372,7 +397,9 @@ static void test_hostile_headers(void **state)
         uint16_t region;
         uint32_t bytes;
         const char *words;
-    } bad[] = {{0, 4097, "to region 0 of 4096 bytes"}, {1, 8, "to region 1: there are 1"}, {0, 70000, "to region 0"}};
+    } bad[] = {{0, 4097, "to region 0 of 4096 bytes"},
+               {1, 8, "to region 1: there are 1"},
+               {0, 70000, "to region 0"}};
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct two t;
@@ -418,7 +445,8 @@ static void test_flood(void **state)
     net_close(&t.net);
 }
 
-/* Guards: what a peer wrote before we closed, or goes on writing, lands in regions that were given to another. */
+/* Guards: what a peer wrote before we closed, or goes on writing, lands in regions that were given to
+ * another. */
 static void test_fence(void **state)
 {
     enum { BIG = 4 << 20 };
@@ -445,14 +473,16 @@ static void test_fence(void **state)
         /* everything that is still on its way has arrived when a new pair has carried something both ways */
         struct afd_pair *back, *next = node_pair(t.a, t.f, &back);
         for (uint64_t k = 0; k < t.f->slab_bytes; k++)
-            if (t.f->slab[k] != 0x11) fail_msg("byte %llu was written after the close", (unsigned long long)k);
+            if (t.f->slab[k] != 0x11)
+                fail_msg("byte %llu was written after the close", (unsigned long long)k);
         afd_pair_close(next);
         afd_pair_close(back);
     }
     net_close(&t.net);
 }
 
-/* Guards: arm says "sleep" although a message is there, or the descriptor stays quiet: then the wait never ends. */
+/* Guards: arm says "sleep" although a message is there, or the descriptor stays quiet: then the wait never
+ * ends. */
 static void answer(struct node *node, const struct afd_transport_event *e)
 {
     if (e->kind == AFD_EVENT_NOTICE)
@@ -487,14 +517,21 @@ int main(int argc, char **argv)
     if (argc > 2) cmocka_set_test_filter(argv[2]);
     for (int i = 0; i < test_kind_count; i++) {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(test_sizes),        cmocka_unit_test(test_sender_bounds),
+            cmocka_unit_test(test_sizes),
+            cmocka_unit_test(test_sender_bounds),
             cmocka_unit_test(test_unregistered_region),
-            cmocka_unit_test(test_mismatches),   cmocka_unit_test(test_wrong_address),
-            cmocka_unit_test(test_refused_by_owner), cmocka_unit_test(test_generations),
-            cmocka_unit_test(test_restarted_peer), cmocka_unit_test(test_deadline),
-            cmocka_unit_test(test_nobody_listens), cmocka_unit_test(test_many_pairs),
-            cmocka_unit_test(test_closing_peer), cmocka_unit_test(test_hostile_headers),
-            cmocka_unit_test(test_flood),        cmocka_unit_test(test_fence),
+            cmocka_unit_test(test_mismatches),
+            cmocka_unit_test(test_wrong_address),
+            cmocka_unit_test(test_refused_by_owner),
+            cmocka_unit_test(test_generations),
+            cmocka_unit_test(test_restarted_peer),
+            cmocka_unit_test(test_deadline),
+            cmocka_unit_test(test_nobody_listens),
+            cmocka_unit_test(test_many_pairs),
+            cmocka_unit_test(test_closing_peer),
+            cmocka_unit_test(test_hostile_headers),
+            cmocka_unit_test(test_flood),
+            cmocka_unit_test(test_fence),
             cmocka_unit_test(test_wakeups),
         };
         kind = &test_kinds[i];
