@@ -96,10 +96,15 @@ static void write_topology(const struct cluster *cluster, const struct cluster_s
 
 void cluster_up(struct cluster *cluster, const struct cluster_spec *spec)
 {
-    char command[1000], path[300];
     snprintf(cluster->dir, sizeof cluster->dir, "/tmp/afd-test-XXXXXX");
     CHECK(mkdtemp(cluster->dir), "mkdtemp");
     write_topology(cluster, spec);
+    cluster_up_file(cluster);
+}
+
+void cluster_up_file(struct cluster *cluster)
+{
+    char command[1000], path[300];
     snprintf(command, sizeof command, "%s/afd up %s/topology.yaml --state %s/state --timeout 150", AFD_BIN_DIR,
              cluster->dir, cluster->dir);
     char *output;

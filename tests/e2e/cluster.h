@@ -32,6 +32,8 @@ struct cluster {
 
 /* Starts the cluster and waits until every rank is ready. */
 void cluster_up(struct cluster *cluster, const struct cluster_spec *spec);
+/* The same with cluster->dir/topology.yaml as it is. */
+void cluster_up_file(struct cluster *cluster);
 void cluster_down(struct cluster *cluster);
 
 /* Runs a command line; returns its exit status; *output_out (may be NULL) takes stdout and stderr, malloc'ed. */

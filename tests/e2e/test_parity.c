@@ -1,0 +1,147 @@
+/* Guards the whole path: a wrong loader, kernel, message, shard, tp cut, route or combine shows as a
+ * log-probability that differs from an implementation which shares no code (oracle.c).
+ *
+ *   test_parity broadcast | routed | dtypes | fp8
+ *
+ * With f32 messages and f32 KV every log-probability agrees to 1e-4; tokens whose router was nearly undecided in
+ * the oracle (margin under 1e-5) are skipped, counted, and at most 1%. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cluster.h"
+#include "oracle.h"
+#include "prompts.h"
+#include "tests/lib/tiny_model.h"
+
+enum { PROMPTS = 14, LONGEST = 90 };
+
+struct bound {
+    int fp8_messages;
+    double each, mean, undecided; /* largest and mean difference; margins below are skipped */
+};
+
+static const struct bound exact = {.each = 1e-4, .mean = 2e-5, .undecided = 1e-5};
+
+static void compare(const char *title, struct oracle *oracle, const struct cluster *cluster, struct prompts *p,
+                    const struct bound *bound)
+{
+    cluster_score(cluster, p->tokens, p->lengths, p->count, p->values);
+    double worst = 0, sum = 0;
+    size_t compared = 0, skipped = 0;
+    for (size_t i = 0; i < p->count; i++) {
+        double expected[LONGEST], margins[LONGEST];
+        oracle_score(oracle, p->tokens[i], p->lengths[i], bound->fp8_messages, expected, margins);
+        for (size_t t = 1; t < p->lengths[i]; t++) {
+            if (margins[t] < bound->undecided) {
+                skipped++;
+                continue;
+            }
+            double difference = fabs(p->values[i][t] - expected[t]);
+            CHECK(difference <= bound->each, "%s: prompt %zu token %zu: %.6f, expected %.6f", title, i, t,
+                  p->values[i][t], expected[t]);
+            worst = difference > worst ? difference : worst;
+            sum += difference;
+            compared++;
+        }
+    }
+    printf("%-44s %4zu tokens, %zu skipped, largest difference %.2e, mean %.2e\n", title, compared, skipped, worst,
+           sum / (double)compared);
+    CHECK(compared > 100, "only %zu tokens were compared", compared);
+    CHECK(skipped * 100 <= compared + skipped, "%zu of %zu tokens skipped", skipped, compared + skipped);
+    CHECK(sum / (double)compared <= bound->mean, "mean difference %.2e", sum / (double)compared);
+}
+
+static void write_model(const struct afd_tiny_model *tiny, char dir[64])
+{
+    struct afd_error error;
+    strcpy(dir, "/tmp/afd-model-XXXXXX");
+    CHECK(mkdtemp(dir), "mkdtemp");
+    CHECK(afd_tiny_model_write(tiny, dir, &error) == AFD_OK, "%s", error.text);
+}
+
+static void remove_model(const char *dir)
+{
+    char command[100];
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    run_command(command, NULL);
+}
+
+static void run(const char *title, const struct cluster_spec *spec, const struct bound *bound, uint64_t seed)
+{
+    struct oracle *oracle = oracle_open(spec->model);
+    struct prompts p = prompts_make(PROMPTS, LONGEST, oracle_vocab(oracle), seed, 0);
+    struct cluster cluster = {0};
+    cluster_up(&cluster, spec);
+    compare(title, oracle, &cluster, &p, bound);
+    cluster_expect_all_worked(&cluster, "ffn");
+    cluster_down(&cluster);
+    prompts_free(&p);
+    oracle_close(oracle);
+}
+
+/* Every ratio, with and without tp, on sizes that are multiples of nothing. */
+static void test_topologies(const char *dispatch)
+{
+    static const struct { int attn, ffn, ep; } shapes[] = {{1, 1, 2}, {2, 2, 2}, {3, 2, 2}, {1, 3, 3}};
+    struct afd_tiny_model tiny = afd_tiny_model_awkward();
+    char dir[64], title[64];
+    write_model(&tiny, dir);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int tp = 1; tp <= 2; tp++) {
+            struct cluster_spec spec = {.model = dir, .attn = shapes[i].attn, .ffn = shapes[i].ffn, .ep = shapes[i].ep,
+                                        .tp = tp, .dispatch = dispatch};
+            snprintf(title, sizeof title, "%dA%dF ep %d tp %d %s f32", spec.attn, spec.ffn, spec.ep, tp, dispatch);
+            run(title, &spec, &exact, 1 + i);
+        }
+    remove_model(dir);
+}
+
+/* Stored formats; TCP instead of shared memory; the reference back end. */
+static void test_dtypes(void)
+{
+    static const enum afd_dtype dtypes[] = {AFD_F32, AFD_BF16, AFD_F16, AFD_FP8};
+    for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {
+        struct afd_tiny_model tiny = dtypes[i] == AFD_FP8 ? afd_tiny_model_fp8() : afd_tiny_model_awkward();
+        char dir[64], title[64];
+        tiny.dtype = dtypes[i];
+        tiny.seed += i;
+        write_model(&tiny, dir);
+        struct cluster_spec spec = {.model = dir, .attn = 2, .ffn = 2, .ep = 2, .tp = 2, .dispatch = "routed",
+                                    .path = i % 2 ? "tcp" : "shm", .device = i == 2 ? "ref" : "cpu"};
+        snprintf(title, sizeof title, "2A2F tp 2 weights %s, %s, %s", afd_dtype_name(dtypes[i]), spec.path, spec.device);
+        run(title, &spec, &exact, 20 + i);
+        remove_model(dir);
+    }
+}
+
+/* FP8 messages. The oracle rounds the FFN's input as the message does (e4m3 with one scale a 128 channels), and
+ * its output to bf16, so what remains is small: the cluster rounds each of two shards' sums to bf16 before it
+ * adds them (relative 2^-9 each), and an input within float32 error of a rounding border falls the other way,
+ * one e4m3 step (2^-4 relative) in one of 96 channels. Both enter the residual, in 4 layers, at a few 1e-3 of
+ * its size, and logits of order 1 move by as much: 0.05 for any token, 5e-3 in the mean, is the bound; without
+ * the rounding in the oracle the mean difference is several times that. A router margin under 5e-3 may flip. */
+static void test_fp8_messages(void)
+{
+    static const struct bound rounded = {.fp8_messages = 1, .each = 0.05, .mean = 5e-3, .undecided = 5e-3};
+    struct afd_tiny_model tiny = afd_tiny_model_awkward();
+    char dir[64];
+    write_model(&tiny, dir);
+    struct cluster_spec spec = {.model = dir, .attn = 2, .ffn = 2, .ep = 2, .a2f = "fp8", .f2a = "bf16"};
+    run("2A2F fp8 messages, bf16 answers", &spec, &rounded, 40);
+    remove_model(dir);
+}
+
+int main(int argc, char **argv)
+{
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    CHECK(argc == 2, "usage: test_parity broadcast|routed|dtypes|fp8");
+    if (!strcmp(argv[1], "dtypes"))
+        test_dtypes();
+    else if (!strcmp(argv[1], "fp8"))
+        test_fp8_messages();
+    else
+        test_topologies(argv[1]);
+    return 0;
+}
