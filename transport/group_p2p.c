@@ -59,7 +59,7 @@ struct afd_group {
     uint64_t records_bytes, sums_bytes; /* of max_rows */
     unsigned char *records[AFD_GROUP_DEPTH], *gathered[AFD_GROUP_DEPTH];
     unsigned char *partials[AFD_GROUP_DEPTH], *reduced[AFD_GROUP_DEPTH];
-    uint32_t rows[AFD_GROUP_DEPTH][AFD_MAX_TP];
+    uint32_t rows[OPS][AFD_GROUP_DEPTH][AFD_MAX_TP]; /* of each member; partial sums are not one a record */
     struct op ops[OPS][AFD_GROUP_DEPTH];
     struct member members[AFD_MAX_TP];
     struct arrival *inboxes;
@@ -209,10 +209,10 @@ static uint64_t row_bytes(const struct afd_group *g, const struct op *op)
     return op->kind == GATHER ? g->config.record_bytes : g->config.columns * sizeof(float);
 }
 
-static uint64_t rows_before(const struct afd_group *g, uint32_t p, uint32_t member)
+static uint64_t rows_before(const struct afd_group *g, const struct op *op, uint32_t member)
 {
     uint64_t rows = 0;
-    for (uint32_t m = 0; m < member; m++) rows += g->rows[p][m];
+    for (uint32_t m = 0; m < member; m++) rows += g->rows[op->kind][op->p][m];
     return rows;
 }
 
@@ -221,9 +221,9 @@ static void send_op(struct afd_group *g, struct op *op)
 {
     for (uint32_t m = 0; m < g->config.members && op->unsent && !g->failed; m++) {
         if (m == g->config.self || op->is_sent[m]) continue;
-        uint32_t rows = g->rows[op->p][op->kind == GATHER ? g->config.self : m];
+        uint32_t rows = g->rows[op->kind][op->p][op->kind == GATHER ? g->config.self : m];
         const unsigned char *from = op->from;
-        if (op->kind == REDUCE) from += rows_before(g, op->p, m) * row_bytes(g, op);
+        if (op->kind == REDUCE) from += rows_before(g, op, m) * row_bytes(g, op);
         enum afd_status status =
             afd_pair_put(g->members[m].pair, (uint16_t)(op->kind * AFD_GROUP_DEPTH + op->p), from,
                          (uint32_t)(rows * row_bytes(g, op)), (uint16_t)op->batch);
@@ -245,20 +245,26 @@ static enum afd_status start(struct afd_group *g, struct op *op, uint64_t batch,
     return g->failed ? AFD_ERR_PEER : AFD_OK;
 }
 
+static int set_rows(struct afd_group *g, struct op *op, const uint32_t *rows)
+{
+    uint64_t total = 0;
+    for (uint32_t m = 0; m < g->config.members; m++) total += rows[m];
+    if (total > g->config.max_rows) return 0;
+    memcpy(g->rows[op->kind][op->p], rows, g->config.members * sizeof *rows);
+    return 1;
+}
+
 enum afd_status afd_group_allgather(struct afd_group *g, uint64_t batch, const uint32_t *rows,
                                     const void *from)
 {
     uint32_t p = batch % AFD_GROUP_DEPTH;
     struct op *gather = &g->ops[GATHER][p], *reduce = &g->ops[REDUCE][p];
-    uint64_t total = 0;
     if (g->failed) return AFD_ERR_PEER;
     if (!afd_group_is_complete(g)) return AFD_AGAIN;
-    for (uint32_t m = 0; m < g->config.members; m++) total += rows[m];
     int is_first = gather->progress == NEVER;
     int is_free = is_first || (reduce->progress == FINISHED && reduce->batch == gather->batch &&
                                batch == gather->batch + AFD_GROUP_DEPTH);
-    if (total > g->config.max_rows || !is_free) return AFD_ERR_REQUEST;
-    memcpy(g->rows[p], rows, g->config.members * sizeof *rows);
+    if (!is_free || !set_rows(g, gather, rows)) return AFD_ERR_REQUEST;
     return start(g, gather, batch, from);
 }
 
@@ -269,8 +275,7 @@ enum afd_status afd_group_reduce_scatter(struct afd_group *g, uint64_t batch, co
     struct op *gather = &g->ops[GATHER][p], *reduce = &g->ops[REDUCE][p];
     if (g->failed) return AFD_ERR_PEER;
     if (gather->progress != FINISHED || gather->batch != batch ||
-        (reduce->progress != NEVER && reduce->batch == batch) ||
-        memcmp(g->rows[p], rows, g->config.members * sizeof *rows))
+        (reduce->progress != NEVER && reduce->batch == batch) || !set_rows(g, reduce, rows))
         return AFD_ERR_REQUEST;
     return start(g, reduce, batch, partials);
 }
@@ -283,7 +288,7 @@ static int is_complete(struct afd_group *g, const struct op *op)
         const struct arrival *a = &op->arrivals[m];
         if (m == g->config.self) continue;
         if (!a->is_here) return 0;
-        uint32_t rows = g->rows[op->p][op->kind == GATHER ? m : g->config.self];
+        uint32_t rows = g->rows[op->kind][op->p][op->kind == GATHER ? m : g->config.self];
         if (a->sequence == (uint16_t)op->batch && a->bytes == rows * row_bytes(g, op)) continue;
         fail_member(g, m, "sent another batch or another number of rows");
         return 0;
@@ -295,7 +300,7 @@ static void finish_gather(struct afd_group *g, const struct op *op)
 {
     unsigned char *to = g->gathered[op->p];
     for (uint32_t m = 0; m < g->config.members; m++) {
-        uint64_t bytes = (uint64_t)g->rows[op->p][m] * g->config.record_bytes;
+        uint64_t bytes = (uint64_t)g->rows[op->kind][op->p][m] * g->config.record_bytes;
         const unsigned char *from = m == g->config.self ? op->from : g->members[m].in[GATHER][op->p];
         if (bytes) memcpy(to, from, bytes);
         to += bytes;
@@ -305,8 +310,8 @@ static void finish_gather(struct afd_group *g, const struct op *op)
 /* ((partial 0 + partial 1) + partial 2) + ..., whichever member computes it. */
 static void finish_reduce(struct afd_group *g, const struct op *op)
 {
-    uint64_t count = (uint64_t)g->rows[op->p][g->config.self] * g->config.columns;
-    uint64_t own_offset = rows_before(g, op->p, g->config.self) * g->config.columns;
+    uint64_t count = (uint64_t)g->rows[op->kind][op->p][g->config.self] * g->config.columns;
+    uint64_t own_offset = rows_before(g, op, g->config.self) * g->config.columns;
     float *to = (float *)g->reduced[op->p];
     for (uint32_t m = 0; m < g->config.members && count; m++) {
         const float *from = m == g->config.self
