@@ -3,18 +3,21 @@
 
 #include "ffn_node/shell.h"
 
+enum { MAX_MESSAGES = 1024 }; /* unread ones of a member; the core keeps what is not told yet */
+
 struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uint32_t held_count)
 {
     uint32_t slots = node->slots,
              top = node->wire.shape.top_k + 1; /* a row is active in that many shards at most */
     uint32_t each = held_count < top ? held_count : top, own = node->attn_ranks / node->tp + 1;
+    uint32_t messages = 2 * (1 + own * (1 + slots));
     return (struct afd_group_config){
         .members = node->tp,
         .self = node->self,
         .max_rows = node->max_batch_rows * each,
         .record_bytes = node->wire.a2f_stride,
         .columns = node->wire.shape.hidden,
-        .max_messages = 2 * (1 + own * (1 + slots)),
+        .max_messages = messages < MAX_MESSAGES ? messages : MAX_MESSAGES,
     };
 }
 

@@ -247,8 +247,8 @@ static enum afd_status start_compute(struct afd_ffn_node *node, struct ffn_run *
 {
     int is_first = !run->part_count;
     collect_parts(node, run);
-    if (!run->part_count) { /* all were bad: nobody is answered */
-        run->step = RUN_FINISH;
+    if (!run->part_count) { /* all were bad: nobody is answered; a group still ends every batch alike */
+        run->step = node->tp > 1 ? RUN_REDUCE : RUN_FINISH;
         return AFD_OK;
     }
     struct afd_op op = {.kind = AFD_OP_FFN, .layer = run->batch->layer};
