@@ -211,6 +211,11 @@ uint32_t afd_pipeline_answered_by(const struct afd_pipeline *p, uint32_t slot, u
     return p->slots[slot].answered_by[shard];
 }
 
+uint32_t afd_pipeline_layer(const struct afd_pipeline *p, uint32_t slot)
+{
+    return p->slots[slot].layer;
+}
+
 void afd_pipeline_computed(struct afd_pipeline *p, uint32_t i, const uint32_t *active)
 {
     struct slot *slot = &p->slots[i];
@@ -355,8 +360,8 @@ enum afd_status afd_pipeline_answer(struct afd_pipeline *p, uint32_t instance,
     if (a->rows != rows)
         return afd_fail(error, AFD_ERR_PROTOCOL, "slot %u, shard %u, layer %u: an answer of %u rows, not %u",
                         a->slot, a->shard, a->layer, a->rows, rows);
-    *round_trip_out = now - buffer->sent;
     buffer->owed &= ~bit(a->shard);
+    *round_trip_out = buffer->owed ? 0 : now - buffer->sent;
     if (!buffer->owed) landed(slot, (uint32_t)(buffer - slot->buffers));
     if (!rows) return AFD_OK;
     slot->waiting &= ~bit(a->shard);

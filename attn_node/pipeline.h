@@ -86,6 +86,7 @@ const uint64_t *afd_pipeline_destinations(const struct afd_pipeline *pipeline, u
 /* COMPUTE: the instance whose region holds the shard's partial sums of the layer before; AFD_PIPELINE_NOBODY
  * where no row was active. */
 uint32_t afd_pipeline_answered_by(const struct afd_pipeline *pipeline, uint32_t slot, uint32_t shard);
+uint32_t afd_pipeline_layer(const struct afd_pipeline *pipeline, uint32_t slot); /* that it is in */
 /* The ops of COMPUTE are done. `active`: rows active in each shard; ignored at the end of the step. */
 void afd_pipeline_computed(struct afd_pipeline *pipeline, uint32_t slot, const uint32_t *active);
 

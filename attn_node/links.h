@@ -1,0 +1,41 @@
+/* links.h: an attention rank's pairs: one with its rail member of every FFN instance that holds a shard.
+ *
+ * Follows Peers: connects, tries again with back-off while the member is listed, closes the pair of a member
+ * that left or came back as another incarnation. The owner hears of each pair that opens and of each that is
+ * fenced. One thread (the base's); nothing blocks. A failure reaches one pair. */
+#ifndef AFD_ATTN_NODE_LINKS_H
+#define AFD_ATTN_NODE_LINKS_H
+
+#include "attn_node/pipeline.h"
+#include "attn_node/slab.h"
+#include "proto/afd.pb-c.h"
+
+struct afd_links;
+
+struct afd_links_config {
+    struct event_base *base;
+    struct afd_transport *transport;
+    const struct afd_slab *slab; /* in registered memory */
+    const struct afd_topology *topology;
+    uint32_t rank; /* this attention rank */
+    void (*opened)(uint32_t instance, void *user);
+    void (*closed)(uint32_t instance, void *user); /* after opened; nothing of the pair arrives any more */
+    void *user;
+};
+
+struct afd_links *afd_links_create(const struct afd_links_config *config); /* NULL: out of memory */
+void afd_links_destroy(struct afd_links *links); /* closes the pairs; NULL is allowed */
+
+/* Members and placement of an epoch. AFD_ERR_PROTOCOL with words when it names what cannot be. */
+enum afd_status afd_links_set(struct afd_links *links, const Afd__Peers *peers, struct afd_error *error_out);
+/* REQUEST, OPEN and LOST of the transport. */
+void afd_links_event(struct afd_links *links, const struct afd_transport_event *event);
+/* The peer broke the protocol, or cannot be written to: the pair ends, and is tried again. */
+void afd_links_fail(struct afd_links *links, uint32_t instance, const char *words);
+
+struct afd_pair *afd_links_pair(const struct afd_links *links, uint32_t instance); /* NULL: not open */
+/* The instance of an open pair; AFD_PIPELINE_NOBODY for any other. */
+uint32_t afd_links_instance(const struct afd_links *links, const struct afd_pair *pair);
+uint32_t afd_links_member(const struct afd_links *links, uint32_t instance); /* the FFN rank of the rail */
+
+#endif

@@ -1,0 +1,753 @@
+#include "attn_node/node.h"
+
+#include <assert.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "attn_node/links.h"
+#include "attn_node/report.h"
+#include "attn_node/sequences.h"
+#include "attn_node/steps.h"
+#include "base/log.h"
+#include "deploy/agreement.h"
+
+enum {
+    POLL_LIMIT = 64,
+    LATE_LEASES = 4, /* an answer is late after so many leases .. */
+    LATE_MS = 10000, /* .. and this at least: below it a busy machine is not news */
+    CONNECT_TIMEOUT_MS = 5000,
+};
+
+/* When the event base gets its turn although there is work. */
+#define BASE_TURN_NS ((afd_ns)200000)
+
+struct afd_attn_node {
+    struct afd_attn_node_config config;
+    char scheduler[AFD_ADDRESS_BYTES], host[AFD_NAME_BYTES], address[AFD_ADDRESS_BYTES];
+    struct afd_wire_layout wire;
+    uint32_t slots, layers, shards, instances;
+    afd_ns spin;
+
+    struct afd_device *device;
+    struct afd_slab slab;
+    struct afd_batch *batch;
+    struct afd_pipeline *pipeline;
+    struct afd_steps *steps;
+    struct afd_transport *transport;
+    int is_registered_memory;
+    struct afd_links *links;
+    struct afd_sequences *sequences;
+    struct afd_report *report;
+    struct afd_member *member;
+    Afd__Register registration;
+    uint64_t incarnation;
+    struct event *transport_event, *device_event, *heartbeat, *drain_timer;
+
+    uint64_t epoch;       /* of the last Peers; 0 before */
+    uint64_t ready_epoch; /* that Ready was sent for on this connection */
+    int batch_changed;    /* a free slot may find rows now */
+    int drains, leaves;   /* takes nothing new; and ends when nothing is left */
+    int told_drained;
+    int is_over, exit_status;
+
+    struct afd_stages stages;
+    afd_ns now, burst_mark; /* burst: the device is busy without a break */
+    uint64_t burst_moved;
+};
+
+/* ---- where the time goes */
+
+static void enter_stage(struct afd_attn_node *n, enum afd_stage stage)
+{
+    if (stage == n->stages.now) return;
+    if (n->stages.now == AFD_STAGE_SEND || stage == AFD_STAGE_SEND)
+        n->now = afd_now(); /* puts take their time */
+    if (stage == AFD_STAGE_COMPUTE) {
+        n->burst_mark = n->now;
+        n->burst_moved = 0;
+    }
+    afd_stages_enter(&n->stages, stage, n->now);
+}
+
+/* The device reports the time it really computed. The rest of the time since the last report was none of its:
+ * it lay idle while something was ready. Reports that come late together even out within a burst. */
+static void account_compute(struct afd_attn_node *n, uint64_t busy_ns)
+{
+    uint64_t span = n->now - n->burst_mark;
+    n->burst_mark = n->now;
+    afd_stages_enter(&n->stages, n->stages.now, n->now);
+    if (busy_ns <= span) {
+        afd_stages_move(&n->stages, AFD_STAGE_COMPUTE, AFD_STAGE_BUBBLE, span - busy_ns);
+        n->burst_moved += span - busy_ns;
+    } else {
+        uint64_t back = busy_ns - span < n->burst_moved ? busy_ns - span : n->burst_moved;
+        afd_stages_move(&n->stages, AFD_STAGE_BUBBLE, AFD_STAGE_COMPUTE, back);
+        n->burst_moved -= back;
+    }
+}
+
+static void end(struct afd_attn_node *n, int exit_status)
+{
+    n->is_over = 1;
+    n->exit_status = exit_status;
+    event_base_loopbreak(n->config.base);
+}
+
+static void fail_device(struct afd_attn_node *n, enum afd_status status, const char *what, uint32_t slot,
+                        uint32_t layer)
+{
+    afd_log_error("the device failed in slot %u, layer %u (%s): %s; this rank ends", slot, layer, what,
+                  afd_status_name(status));
+    end(n, 1);
+}
+
+/* ---- steps */
+
+static void begin_steps(struct afd_attn_node *n)
+{
+    if (!n->batch_changed || afd_sequences_is_full(n->sequences)) return;
+    n->batch_changed = 0;
+    for (uint32_t slot = 0; slot < n->slots; slot++) {
+        if (!afd_pipeline_is_free(n->pipeline, slot) || !afd_batch_form(n->batch, slot)) continue;
+        enum afd_status status = afd_steps_load(n->steps, slot);
+        if (status) {
+            fail_device(n, status, "step", slot, 0);
+            return;
+        }
+        afd_pipeline_begin(n->pipeline, slot);
+    }
+}
+
+static void end_step(struct afd_attn_node *n, uint32_t slot)
+{
+    const struct afd_batch_result *results;
+    afd_report_step(n->report, afd_batch_step_of(n->batch, slot)->rows);
+    uint32_t count = afd_batch_finish(n->batch, slot, afd_steps_tokens(n->steps, slot), &results);
+    afd_sequences_deliver(n->sequences, results, count, afd_steps_chosen(n->steps, slot));
+    n->batch_changed = 1;
+}
+
+static void end_compute(struct afd_attn_node *n, uint32_t slot, uint32_t layer)
+{
+    if (layer == n->layers) {
+        afd_pipeline_computed(n->pipeline, slot, NULL);
+        end_step(n, slot);
+        return;
+    }
+    const uint64_t *shards = afd_pipeline_destinations(n->pipeline, slot);
+    uint64_t counted = 0;
+    for (uint32_t i = 0; i < n->instances; i++) {
+        if (!shards[i]) continue;
+        /* A broadcast's records are all the same: one pass over them is enough. */
+        int all = n->config.topology->pipeline.dispatch == AFD_DISPATCH_BROADCAST;
+        if (all && counted) break;
+        counted |= shards[i];
+        afd_report_experts(n->report, layer, afd_slab_records(&n->slab, slot, i),
+                           afd_steps_rows(n->steps, slot, i), all ? UINT64_MAX : shards[i]);
+    }
+    afd_pipeline_computed(n->pipeline, slot, afd_steps_active(n->steps, slot));
+}
+
+static void compute(struct afd_attn_node *n, const struct afd_pipeline_action *a)
+{
+    enum afd_status status = afd_steps_submit(n->steps, a->slot, a->layer);
+    if (status == AFD_OK) {
+        end_compute(n, a->slot, a->layer);
+    } else if (status == AFD_PENDING) {
+        enter_stage(n, AFD_STAGE_COMPUTE);
+    } else {
+        fail_device(n, status, "submit", a->slot, a->layer);
+    }
+}
+
+static void put_message(struct afd_attn_node *n, const struct afd_pipeline_action *a)
+{
+    struct afd_a2f_header *header = afd_slab_source(&n->slab, a->slot, a->buffer);
+    struct afd_pair *pair = afd_links_pair(n->links, a->instance);
+    uint32_t rows = a->bare ? 0 : afd_steps_rows(n->steps, a->slot, a->buffer);
+    uint32_t bytes = (uint32_t)sizeof *header + rows * n->wire.a2f_stride;
+    int is_last = a->layer + 1 == n->layers && !afd_batch_follows(n->batch, a->slot);
+    *header = (struct afd_a2f_header){.magic = AFD_A2F_MAGIC,
+                                      .version = AFD_PROTOCOL_VERSION,
+                                      .flags = is_last ? AFD_A2F_LAST : 0,
+                                      .shards = a->shards,
+                                      .step = a->step,
+                                      .epoch = n->epoch,
+                                      .rows = rows,
+                                      .layer = (uint16_t)a->layer,
+                                      .slot = (uint16_t)a->slot,
+                                      .sequence = a->sequence};
+    assert(pair);
+    enum afd_status status = afd_pair_put(pair, (uint16_t)a->slot, header, bytes, a->sequence);
+    if (status == AFD_OK) {
+        afd_report_sent(n->report, a->instance, bytes);
+    } else if (status == AFD_AGAIN) {
+        afd_pipeline_unsent(n->pipeline, a->slot, a->buffer);
+    } else {
+        char words[96];
+        snprintf(words, sizeof words, "a message of %u bytes cannot be sent: %s", bytes,
+                 afd_status_name(status));
+        afd_links_fail(n->links, a->instance, words);
+    }
+}
+
+/* Carries out what the pipeline wants; 1 when there was something. */
+static int act(struct afd_attn_node *n)
+{
+    struct afd_pipeline_action actions[AFD_PIPELINE_MAX_ACTIONS];
+    uint32_t count;
+    int some = 0;
+    begin_steps(n);
+    while (!n->is_over &&
+           (count = afd_pipeline_run(n->pipeline, n->now, actions, AFD_PIPELINE_MAX_ACTIONS)) > 0) {
+        some = 1;
+        for (uint32_t i = 0; i < count && !n->is_over; i++) {
+            if (actions[i].kind == AFD_PIPELINE_COMPUTE) {
+                compute(n, &actions[i]);
+                continue;
+            }
+            if (n->stages.now != AFD_STAGE_COMPUTE) enter_stage(n, AFD_STAGE_SEND);
+            put_message(n, &actions[i]);
+        }
+        begin_steps(n);
+    }
+    enter_stage(n, afd_pipeline_stage(n->pipeline));
+    return some;
+}
+
+/* ---- answers */
+
+static enum afd_status check_answer(const struct afd_attn_node *n, const struct afd_transport_event *event,
+                                    const struct afd_f2a_header *header, struct afd_error *error)
+{
+    if (event->bytes < sizeof *header)
+        return afd_fail(error, AFD_ERR_PROTOCOL, "an answer of %u bytes has no header", event->bytes);
+    if (header->magic != AFD_F2A_MAGIC || header->version != AFD_PROTOCOL_VERSION)
+        return afd_fail(error, AFD_ERR_PROTOCOL, "an answer begins with %08x, version %u", header->magic,
+                        header->version);
+    if (header->slot != event->region / n->shards || header->shard != event->region % n->shards ||
+        header->sequence != event->sequence)
+        return afd_fail(error, AFD_ERR_PROTOCOL,
+                        "an answer for slot %u, shard %u, message %u came in region %u as %u", header->slot,
+                        header->shard, header->sequence, event->region, event->sequence);
+    if (header->rows > n->wire.shape.max_rows ||
+        event->bytes != sizeof *header + (uint64_t)header->rows * n->wire.f2a_stride)
+        return afd_fail(error, AFD_ERR_PROTOCOL, "an answer of %u rows has %u bytes", header->rows,
+                        event->bytes);
+    return AFD_OK;
+}
+
+static void on_notice(struct afd_attn_node *n, const struct afd_transport_event *event)
+{
+    uint32_t instance = afd_links_instance(n->links, event->pair);
+    if (instance == AFD_PIPELINE_NOBODY) return; /* closed meanwhile */
+    struct afd_f2a_header header;                /* a copy: the peer could change it behind the checks */
+    struct afd_error error;
+    afd_ns round_trip;
+    memcpy(&header, afd_slab_region(&n->slab, instance, 0, event->region).base, sizeof header);
+    enum afd_status status = check_answer(n, event, &header, &error);
+    if (!status) {
+        struct afd_pipeline_answer answer = {.slot = header.slot,
+                                             .shard = header.shard,
+                                             .layer = header.layer,
+                                             .rows = header.rows,
+                                             .step = header.step,
+                                             .sequence = header.sequence};
+        status = afd_pipeline_answer(n->pipeline, instance, &answer, n->now, &round_trip, &error);
+    }
+    if (status) {
+        afd_links_fail(n->links, instance, error.text);
+        return;
+    }
+    uint64_t ffn_ns;
+    if (__builtin_add_overflow(header.queue_ns, header.group_ns, &ffn_ns) ||
+        __builtin_add_overflow(ffn_ns, header.compute_ns, &ffn_ns))
+        ffn_ns = UINT64_MAX;
+    afd_report_answered(n->report, instance, event->bytes, round_trip, ffn_ns);
+}
+
+static uint32_t poll_transport(struct afd_attn_node *n)
+{
+    struct afd_transport_event events[POLL_LIMIT];
+    uint32_t count = afd_transport_poll(n->transport, events, POLL_LIMIT);
+    afd_pipeline_polled(n->pipeline);
+    for (uint32_t i = 0; i < count; i++) {
+        if (events[i].kind == AFD_EVENT_NOTICE)
+            on_notice(n, &events[i]);
+        else
+            afd_links_event(n->links, &events[i]);
+    }
+    return count;
+}
+
+static uint32_t poll_device(struct afd_attn_node *n)
+{
+    struct afd_device_event events[POLL_LIMIT];
+    uint32_t count = afd_device_poll(n->device, events, POLL_LIMIT);
+    for (uint32_t i = 0; i < count && !n->is_over; i++) {
+        uint32_t slot = afd_steps_slot_of(n->steps, events[i].ticket);
+        if (events[i].status) {
+            fail_device(n, events[i].status, "op", slot, 0);
+            break;
+        }
+        assert(slot < n->slots); /* quiet ops that succeed have no event */
+        account_compute(n, events[i].busy_ns);
+        end_compute(n, slot, afd_pipeline_layer(n->pipeline, slot));
+    }
+    return count;
+}
+
+/* ---- the scheduler */
+
+static void send_ready(struct afd_attn_node *n)
+{
+    if (!n->epoch || n->ready_epoch == n->epoch || !afd_member_is_connected(n->member) ||
+        !afd_pipeline_is_connected(n->pipeline))
+        return;
+    Afd__Ready ready = AFD__READY__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    ready.epoch = n->epoch;
+    e.body_case = AFD__ENVELOPE__BODY_READY;
+    e.ready = &ready;
+    if (afd_member_send(n->member, &e) != AFD_OK) return;
+    if (!n->ready_epoch) afd_log_info("ready, epoch %llu", (unsigned long long)n->epoch);
+    n->ready_epoch = n->epoch;
+}
+
+static void on_opened(uint32_t instance, void *user)
+{
+    struct afd_attn_node *n = user;
+    afd_pipeline_open(n->pipeline, instance);
+    send_ready(n);
+}
+
+static void on_closed(uint32_t instance, void *user)
+{
+    struct afd_attn_node *n = user;
+    afd_pipeline_close(n->pipeline, instance);
+}
+
+static void on_peers(struct afd_attn_node *n, const Afd__Peers *peers)
+{
+    struct afd_error error;
+    if (afd_links_set(n->links, peers, &error)) {
+        afd_log_error("from the scheduler: %s; ignored", error.text);
+        return;
+    }
+    for (size_t i = 0; i < peers->n_placement; i++)
+        afd_pipeline_place(n->pipeline, peers->placement[i]->shard, peers->placement[i]->instances,
+                           (uint32_t)peers->placement[i]->n_instances);
+    n->epoch = peers->epoch;
+    send_ready(n);
+}
+
+static void set_heartbeat(struct afd_attn_node *n, uint32_t ms)
+{
+    struct timeval t = {.tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000};
+    if (ms) event_add(n->heartbeat, &t);
+}
+
+static void on_message(const Afd__Envelope *message, void *user)
+{
+    struct afd_attn_node *n = user;
+    switch (message->body_case) {
+    case AFD__ENVELOPE__BODY_ASSIGN:
+        set_heartbeat(n, message->assign->heartbeat_ms);
+        break;
+    case AFD__ENVELOPE__BODY_PEERS:
+        on_peers(n, message->peers);
+        break;
+    case AFD__ENVELOPE__BODY_SUBMIT:
+        afd_sequences_submit(n->sequences, message->submit, n->drains ? "draining" : NULL);
+        n->batch_changed = 1;
+        break;
+    case AFD__ENVELOPE__BODY_CANCEL:
+        /* Not here any more: it finished while the message was under way. */
+        if (!afd_batch_cancel(n->batch, message->cancel->request, message->cancel->assignment))
+            n->batch_changed = 1;
+        break;
+    case AFD__ENVELOPE__BODY_DRAIN:
+        n->drains = 1;
+        break;
+    default:
+        afd_log_warn("the scheduler sent a message of kind %d, which is not for us", message->body_case);
+    }
+}
+
+static void on_connected(void *user)
+{
+    struct afd_attn_node *n = user;
+    n->ready_epoch = 0;
+    afd_sequences_flush(n->sequences);
+    n->batch_changed = 1; /* steps may have stopped for want of room */
+    send_ready(n);
+}
+
+static void on_refused(const char *words, void *user)
+{
+    (void)words; /* logged where it was received */
+    end(user, 1);
+}
+
+static void on_orphaned(void *user)
+{
+    end(user, 1);
+}
+
+static void tell_late(struct afd_attn_node *n)
+{
+    struct afd_pipeline_action late[AFD_PIPELINE_MAX_ACTIONS];
+    uint32_t count = afd_pipeline_expire(n->pipeline, n->now, late, AFD_PIPELINE_MAX_ACTIONS);
+    for (uint32_t i = 0; i < count; i++)
+        afd_log_warn("slot %u, layer %u has waited %llu ms for ffn/%u, shards 0x%llx", late[i].slot,
+                     late[i].layer, (unsigned long long)(late[i].waited / 1000000),
+                     afd_links_member(n->links, late[i].instance), (unsigned long long)late[i].shards);
+}
+
+static void on_heartbeat(evutil_socket_t fd, short what, void *user)
+{
+    struct afd_attn_node *n = user;
+    (void)fd, (void)what;
+    n->now = afd_now();
+    tell_late(n);
+    afd_sequences_flush(n->sequences);
+    n->batch_changed = 1;
+    if (!afd_member_is_connected(n->member)) return;
+    uint32_t ranks[AFD_PIPELINE_MAX_INSTANCES];
+    for (uint32_t i = 0; i < n->instances; i++) ranks[i] = afd_links_member(n->links, i);
+    const struct afd_kv *kv = afd_batch_kv(n->batch);
+    afd_stages_enter(&n->stages, n->stages.now, n->now);
+    struct afd_report_state state = {.epoch = n->epoch,
+                                     .stages = &n->stages,
+                                     .counts = afd_batch_counts(n->batch),
+                                     .kv_blocks = afd_kv_block_count(kv),
+                                     .kv_blocks_used = afd_kv_block_count(kv) - afd_kv_free_count(kv),
+                                     .ffn_ranks = ranks};
+    afd_report_send(n->report, &state, n->member);
+}
+
+/* ---- the end */
+
+static void send_empty(struct afd_attn_node *n, int leave)
+{
+    Afd__Leave left = AFD__LEAVE__INIT;
+    Afd__Drained drained = AFD__DRAINED__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    if (leave) {
+        left.why = "drained";
+        e.body_case = AFD__ENVELOPE__BODY_LEAVE;
+        e.leave = &left;
+    } else {
+        e.body_case = AFD__ENVELOPE__BODY_DRAINED;
+        e.drained = &drained;
+    }
+    afd_member_send(n->member, &e);
+}
+
+static void check_drained(struct afd_attn_node *n)
+{
+    struct afd_batch_counts counts = afd_batch_counts(n->batch);
+    int is_alone = !afd_member_is_connected(n->member); /* nothing can be delivered */
+    if (!n->drains || (counts.running + counts.waiting && !(n->leaves && is_alone))) return;
+    if (n->leaves) {
+        send_empty(n, 1);
+        end(n, 0);
+    } else if (!n->told_drained) {
+        n->told_drained = 1;
+        send_empty(n, 0);
+    }
+}
+
+static void on_drain_timer(evutil_socket_t fd, short what, void *user)
+{
+    struct afd_attn_node *n = user;
+    struct afd_batch_counts counts = afd_batch_counts(n->batch);
+    (void)fd, (void)what;
+    afd_log_warn("%u sequences were not finished in %u s; they go to another rank",
+                 counts.running + counts.waiting, n->config.topology->scheduler.drain_s);
+    send_empty(n, 1);
+    end(n, 0);
+}
+
+void afd_attn_node_drain(struct afd_attn_node *n)
+{
+    struct timeval t = {.tv_sec = n->config.topology->scheduler.drain_s};
+    if (n->leaves) return;
+    afd_log_info("draining");
+    n->drains = n->leaves = 1;
+    evtimer_add(n->drain_timer, &t);
+}
+
+/* ---- the loop */
+
+static int progress(struct afd_attn_node *n)
+{
+    n->now = afd_now();
+    uint32_t events = poll_device(n);
+    events += poll_transport(n);
+    int acted = act(n);
+    check_drained(n);
+    return events || acted;
+}
+
+static int may_sleep(struct afd_attn_node *n)
+{
+    int device = afd_device_arm(n->device) == AFD_OK;
+    int transport = afd_transport_arm(n->transport) == AFD_OK;
+    return device && transport;
+}
+
+int afd_attn_node_run(struct afd_attn_node *n)
+{
+    struct event_base *base = n->config.base;
+    afd_ns last_progress = 0, last_turn = 0;
+    set_heartbeat(n, n->config.topology->scheduler.heartbeat_ms);
+    while (!n->is_over) {
+        int busy = progress(n);
+        if (n->is_over) break;
+        if (busy) last_progress = n->now;
+        int in_flight = n->stages.now != AFD_STAGE_IDLE;
+        int spins = busy || (in_flight && n->spin && n->now - last_progress < n->spin);
+        if (spins && n->now - last_turn < BASE_TURN_NS) continue;
+        if (!spins && !may_sleep(n)) continue;
+        event_base_loop(base, spins ? EVLOOP_NONBLOCK : EVLOOP_ONCE);
+        last_turn = afd_now();
+    }
+    return n->exit_status;
+}
+
+/* ---- create and destroy */
+
+static void on_readable(evutil_socket_t fd, short what, void *user)
+{
+    (void)fd, (void)what, (void)user; /* the loop polls after every turn of the base */
+}
+
+static enum afd_status create_device(struct afd_attn_node *n, struct afd_error *error)
+{
+    const struct afd_topology *t = n->config.topology;
+    const struct afd_model *model = n->config.model;
+    uint32_t context =
+        t->max_context && t->max_context < model->max_context ? t->max_context : model->max_context;
+    uint64_t block_bytes = afd_kv_block_bytes(model, t->attn.kv_dtype, t->attn.kv_block_tokens);
+    uint64_t blocks = block_bytes ? t->attn.kv_memory_bytes / block_bytes : 0;
+    if (blocks == 0 || blocks > UINT32_MAX)
+        return afd_fail(
+            error, AFD_ERR_CONFIG,
+            "pools.attn.kv_cache.memory: %llu bytes hold %llu blocks of %llu bytes; expected 1 at least",
+            (unsigned long long)t->attn.kv_memory_bytes, (unsigned long long)blocks,
+            (unsigned long long)block_bytes);
+    struct afd_device_config config = {.type = t->attn.device,
+                                       .model = model,
+                                       .checkpoint = n->config.checkpoint,
+                                       .share = {.ep = n->shards, .tp = 1},
+                                       .wire = n->wire,
+                                       .threads = t->attn.threads,
+                                       .slots = n->slots,
+                                       .max_segments = n->wire.shape.max_rows,
+                                       .max_context = context,
+                                       .kv_dtype = t->attn.kv_dtype,
+                                       .kv_block_tokens = t->attn.kv_block_tokens,
+                                       .kv_blocks = (uint32_t)blocks,
+                                       .max_logit_rows = n->wire.shape.max_rows};
+    config.core_count =
+        afd_rank_cores(t, AFD_ROLE_ATTN, n->config.rank, AFD_MAX_DEVICE_THREADS, config.cores);
+    enum afd_status status = afd_device_create(&config, &n->device, error);
+    if (status) return status;
+    struct afd_batch_config batch = {.slots = n->slots,
+                                     .max_rows = n->wire.shape.max_rows,
+                                     .prefill_rows = t->pipeline.prefill_rows,
+                                     .max_sequences = t->pipeline.max_sequences,
+                                     .max_waiting = t->pipeline.max_sequences,
+                                     .max_context = context,
+                                     .vocab = model->vocab,
+                                     .kv_blocks = (uint32_t)blocks,
+                                     .kv_block_tokens = t->attn.kv_block_tokens};
+    n->batch = afd_batch_create(&batch);
+    if (!n->batch)
+        return afd_fail(error, AFD_ERR_MEMORY, "no memory for %u sequences of %u tokens",
+                        2 * batch.max_sequences, context);
+    afd_log_info("%s; %llu KV blocks of %u tokens; context %u; %u slots of %u rows",
+                 afd_device_describe(n->device), (unsigned long long)blocks, t->attn.kv_block_tokens, context,
+                 n->slots, n->wire.shape.max_rows);
+    return AFD_OK;
+}
+
+static enum afd_status create_cores(struct afd_attn_node *n, struct afd_error *error)
+{
+    const struct afd_topology *t = n->config.topology;
+    afd_ns deadline = AFD_MS(t->scheduler.lease_ms) * LATE_LEASES;
+    n->pipeline = afd_pipeline_create(
+        &(struct afd_pipeline_config){.slots = n->slots,
+                                      .layers = n->layers,
+                                      .shards = n->shards,
+                                      .instances = n->instances,
+                                      .rank = n->config.rank,
+                                      .depth = 2, /* one computes, one is queued behind it */
+                                      .deadline = deadline > AFD_MS(LATE_MS) ? deadline : AFD_MS(LATE_MS)});
+    if (!n->pipeline)
+        return afd_fail(error, AFD_ERR_CONFIG, "%u slots, %u layers, %u shards, %u FFN instances: too many",
+                        n->slots, n->layers, n->shards, n->instances);
+    enum afd_status status =
+        afd_slab_init(&n->slab, n->device, &n->wire, n->slots, n->instances, n->shards, error);
+    if (status) return status;
+    n->steps = afd_steps_create(&(struct afd_steps_config){.device = n->device,
+                                                           .slab = &n->slab,
+                                                           .batch = n->batch,
+                                                           .pipeline = n->pipeline,
+                                                           .layers = n->layers,
+                                                           .dispatch = t->pipeline.dispatch});
+    n->report = afd_report_create(&(struct afd_report_config){
+        .model = n->config.model, .wire = n->wire, .shards = n->shards, .instances = n->instances});
+    n->sequences = afd_sequences_create(n->batch, n->wire.shape.max_rows);
+    if (!n->steps || !n->report || !n->sequences) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    return AFD_OK;
+}
+
+static enum afd_status open_transport(struct afd_attn_node *n, struct afd_error *error)
+{
+    const struct afd_topology *t = n->config.topology;
+    uint64_t largest = n->wire.a2f_region_bytes > n->wire.f2a_region_bytes ? n->wire.a2f_region_bytes
+                                                                           : n->wire.f2a_region_bytes;
+    struct afd_transport_config config = {
+        .base = n->config.base,
+        .kind = t->transport.data == AFD_DATA_AUTO ? AFD_DATA_UCX : t->transport.data,
+        .path = t->transport.path,
+        .host = afd_rank_host(t, AFD_ROLE_ATTN, n->config.rank),
+        .self = {.role = AFD_ROLE_ATTN, .rank = n->config.rank, .incarnation = n->incarnation},
+        .connect_timeout_ms = CONNECT_TIMEOUT_MS,
+        .max_message_bytes = largest};
+    memcpy(config.secret, n->config.secret, sizeof config.secret);
+    afd_agreement_of(t, n->config.model, n->config.model_hash, afd_device_numerics(n->device),
+                     &config.agreement);
+    enum afd_status status = afd_transport_open(&config, &n->transport, n->address, error);
+    if (status) return status;
+    status = afd_transport_register(n->transport, n->slab.memory, n->slab.bytes);
+    if (status) return afd_fail(error, status, "the message memory cannot be registered");
+    n->is_registered_memory = 1;
+    n->links = afd_links_create(&(struct afd_links_config){.base = n->config.base,
+                                                           .transport = n->transport,
+                                                           .slab = &n->slab,
+                                                           .topology = t,
+                                                           .rank = n->config.rank,
+                                                           .opened = on_opened,
+                                                           .closed = on_closed,
+                                                           .user = n});
+    return n->links ? AFD_OK : afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+}
+
+static enum afd_status create_events(struct afd_attn_node *n, struct afd_error *error)
+{
+    struct event_base *base = n->config.base;
+    short how = EV_READ | EV_PERSIST;
+    n->transport_event = event_new(base, afd_transport_event_fd(n->transport), how, on_readable, n);
+    n->device_event = event_new(base, afd_device_event_fd(n->device), how, on_readable, n);
+    n->heartbeat = event_new(base, -1, EV_PERSIST, on_heartbeat, n);
+    n->drain_timer = evtimer_new(base, on_drain_timer, n);
+    if (!n->transport_event || !n->device_event || !n->heartbeat || !n->drain_timer)
+        return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    event_add(n->transport_event, NULL);
+    event_add(n->device_event, NULL);
+    return AFD_OK;
+}
+
+static enum afd_status join(struct afd_attn_node *n, struct afd_error *error)
+{
+    afd__register__init(&n->registration);
+    n->registration.role = AFD__ROLE__ATTN;
+    n->registration.rank = n->config.rank;
+    n->registration.incarnation = n->incarnation;
+    n->registration.pid = (uint32_t)getpid();
+    n->registration.host = n->host;
+    n->registration.data_address = n->address;
+    n->registration.model_hash.data = n->config.model_hash;
+    n->registration.model_hash.len = AFD_HASH_BYTES;
+    n->registration.topology_hash.data = (uint8_t *)n->config.topology->hash;
+    n->registration.topology_hash.len = AFD_HASH_BYTES;
+    gethostname(n->host, sizeof n->host - 1);
+    struct afd_member_config config = {.base = n->config.base,
+                                       .scheduler = n->scheduler,
+                                       .registration = &n->registration,
+                                       .orphan_ms = n->config.topology->scheduler.orphan_s * 1000,
+                                       .connected = on_connected,
+                                       .message = on_message,
+                                       .refused = on_refused,
+                                       .orphaned = on_orphaned,
+                                       .user = n};
+    memcpy(config.secret, n->config.secret, sizeof config.secret);
+    n->member = afd_member_create(&config, error);
+    if (!n->member) return AFD_ERR_CONFIG;
+    afd_sequences_set_member(n->sequences, n->member);
+    return AFD_OK;
+}
+
+enum afd_status afd_attn_node_create(const struct afd_attn_node_config *config, struct afd_attn_node **out,
+                                     struct afd_error *error)
+{
+    const struct afd_topology *t = config->topology;
+    if (config->rank >= afd_pool_ranks(&t->attn) &&
+        config->rank >= t->attn.max_instances * t->attn.ranks_per_instance)
+        return afd_fail(error, AFD_ERR_CONFIG, "attn/%u: the topology has %u attention ranks", config->rank,
+                        afd_pool_ranks(&t->attn));
+    struct afd_attn_node *n = calloc(1, sizeof *n);
+    if (!n) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    n->config = *config;
+    n->wire = afd_wire_layout_of(afd_agreement_shape(t, config->model));
+    n->slots = t->pipeline.microbatches;
+    n->layers = config->model->layer_count;
+    n->shards = t->ffn.ep;
+    n->instances = t->ffn.max_instances;
+    n->spin = (afd_ns)afd_topology_spin_us(t, (uint32_t)sysconf(_SC_NPROCESSORS_ONLN)) * 1000;
+    n->now = afd_now();
+    afd_stages_init(&n->stages, n->now);
+    afd_random_bytes(&n->incarnation, sizeof n->incarnation);
+    snprintf(n->scheduler, sizeof n->scheduler, "%s", config->scheduler);
+    enum afd_status status = create_device(n, error);
+    if (!status) status = create_cores(n, error);
+    if (!status) status = open_transport(n, error);
+    if (!status) status = create_events(n, error);
+    if (!status) status = join(n, error);
+    if (status) {
+        afd_attn_node_destroy(n);
+        return status;
+    }
+    *out = n;
+    return AFD_OK;
+}
+
+static void await_device(struct afd_attn_node *n)
+{
+    struct afd_device_event events[POLL_LIMIT];
+    while (afd_steps_are_busy(n->steps)) {
+        uint32_t count = afd_device_poll(n->device, events, POLL_LIMIT);
+        for (uint32_t i = 0; i < count; i++) afd_steps_slot_of(n->steps, events[i].ticket);
+        if (count || afd_device_arm(n->device)) continue;
+        struct pollfd fd = {.fd = afd_device_event_fd(n->device), .events = POLLIN};
+        poll(&fd, 1, -1);
+    }
+}
+
+void afd_attn_node_destroy(struct afd_attn_node *n)
+{
+    if (!n) return;
+    afd_member_destroy(n->member);
+    if (n->drain_timer) event_free(n->drain_timer);
+    if (n->heartbeat) event_free(n->heartbeat);
+    if (n->device_event) event_free(n->device_event);
+    if (n->transport_event) event_free(n->transport_event);
+    afd_links_destroy(n->links);
+    if (n->is_registered_memory) afd_transport_deregister(n->transport, n->slab.memory);
+    afd_transport_close(n->transport);
+    afd_sequences_destroy(n->sequences);
+    afd_report_destroy(n->report);
+    if (n->steps) await_device(n); /* ops under way read and write the slab and the steps' tables */
+    afd_slab_fini(&n->slab);
+    afd_device_destroy(n->device);
+    afd_steps_destroy(n->steps);
+    afd_pipeline_destroy(n->pipeline);
+    afd_batch_destroy(n->batch);
+    free(n);
+}

@@ -1,0 +1,190 @@
+#include "attn_node/report.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct pair {
+    uint64_t messages, a2f_ns, ffn_ns, bytes_out, bytes_in;
+    uint64_t round_trip[AFD_LATENCY_BUCKETS], ffn[AFD_LATENCY_BUCKETS];
+};
+
+struct afd_report {
+    struct afd_report_config config;
+    uint64_t steps, rows;
+    struct pair *pairs;      /* [instances] */
+    uint64_t **experts;      /* [layers][experts], NULL for a dense layer */
+    uint64_t *expert_shards; /* [AFD_MAX_EXPERTS] bit of the expert's shard, for a layer with `sharded_for`
+                                experts */
+    uint32_t sharded_for;
+    /* the message, built once */
+    Afd__PairCounters *pair_messages, **pair_pointers;
+    Afd__ExpertRows *expert_messages, **expert_pointers;
+    uint32_t expert_count;
+};
+
+static int create_experts(struct afd_report *r)
+{
+    const struct afd_model *model = r->config.model;
+    r->experts = calloc(model->layer_count, sizeof *r->experts);
+    r->expert_shards = calloc(AFD_MAX_EXPERTS, sizeof *r->expert_shards);
+    r->expert_messages = calloc(model->layer_count, sizeof *r->expert_messages);
+    r->expert_pointers = calloc(model->layer_count, sizeof *r->expert_pointers);
+    if (!r->experts || !r->expert_shards || !r->expert_messages || !r->expert_pointers) return 0;
+    for (uint32_t l = 0; l < model->layer_count; l++) {
+        const struct afd_ffn_desc *ffn = &model->layers[l].ffn;
+        if (ffn->kind != AFD_FFN_EXPERTS) continue;
+        r->experts[l] = calloc(ffn->experts, sizeof **r->experts);
+        if (!r->experts[l]) return 0;
+        Afd__ExpertRows *m = &r->expert_messages[r->expert_count];
+        afd__expert_rows__init(m);
+        m->layer = l;
+        m->n_rows = ffn->experts;
+        m->rows = r->experts[l];
+        r->expert_pointers[r->expert_count++] = m;
+    }
+    return 1;
+}
+
+struct afd_report *afd_report_create(const struct afd_report_config *config)
+{
+    struct afd_report *r = calloc(1, sizeof *r);
+    if (!r) return NULL;
+    r->config = *config;
+    r->pairs = calloc(config->instances, sizeof *r->pairs);
+    r->pair_messages = calloc(config->instances, sizeof *r->pair_messages);
+    r->pair_pointers = calloc(config->instances, sizeof *r->pair_pointers);
+    if (r->pairs && r->pair_messages && r->pair_pointers && create_experts(r)) return r;
+    afd_report_destroy(r);
+    return NULL;
+}
+
+void afd_report_destroy(struct afd_report *r)
+{
+    if (!r) return;
+    for (uint32_t l = 0; r->experts && l < r->config.model->layer_count; l++) free(r->experts[l]);
+    free(r->experts);
+    free(r->expert_shards);
+    free(r->expert_messages);
+    free(r->expert_pointers);
+    free(r->pairs);
+    free(r->pair_messages);
+    free(r->pair_pointers);
+    free(r);
+}
+
+/* ---- counting */
+
+static uint32_t bucket_of(uint64_t ns)
+{
+    uint32_t b = 0;
+    while (b < AFD_LATENCY_BUCKETS - 1 && (double)ns * 1e-9 > afd_bucket_seconds[b]) b++;
+    return b;
+}
+
+void afd_report_sent(struct afd_report *r, uint32_t instance, uint64_t bytes)
+{
+    r->pairs[instance].messages++;
+    r->pairs[instance].bytes_out += bytes;
+}
+
+void afd_report_answered(struct afd_report *r, uint32_t instance, uint64_t bytes, afd_ns round_trip,
+                         uint64_t ffn_ns)
+{
+    struct pair *p = &r->pairs[instance];
+    p->bytes_in += bytes;
+    if (!round_trip) return;
+    if (ffn_ns > round_trip) ffn_ns = round_trip; /* the peer's word; it cannot have taken longer */
+    p->ffn_ns += ffn_ns;
+    p->a2f_ns += round_trip - ffn_ns;
+    p->round_trip[bucket_of(round_trip)]++;
+    p->ffn[bucket_of(ffn_ns)]++;
+}
+
+void afd_report_experts(struct afd_report *r, uint32_t layer, const void *records, uint32_t rows,
+                        uint64_t shards)
+{
+    uint64_t *counts = r->experts[layer];
+    const struct afd_ffn_desc *ffn = &r->config.model->layers[layer].ffn;
+    const struct afd_wire_layout *wire = &r->config.wire;
+    if (!counts) return;
+    if (r->sharded_for != ffn->experts) {
+        r->sharded_for = ffn->experts;
+        for (uint32_t e = 0; e < ffn->experts; e++)
+            r->expert_shards[e] = (uint64_t)1 << afd_shard_of_expert(e, ffn->experts, r->config.shards);
+    }
+    const unsigned char *at = (const unsigned char *)records + wire->expert_offset;
+    for (uint32_t i = 0; i < rows; i++, at += wire->a2f_stride)
+        for (uint32_t k = 0; k < ffn->top_k; k++) {
+            uint16_t expert;
+            memcpy(&expert, at + k * sizeof expert, sizeof expert);
+            if (expert < ffn->experts && r->expert_shards[expert] & shards) counts[expert]++;
+        }
+}
+
+void afd_report_step(struct afd_report *r, uint32_t rows)
+{
+    r->steps++;
+    r->rows += rows;
+}
+
+/* ---- the heartbeat */
+
+static uint64_t resident_bytes(void)
+{
+    unsigned long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (!f) return 0;
+    if (fscanf(f, "%*u %llu", &pages) != 1) pages = 0;
+    fclose(f);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static uint32_t set_pairs(struct afd_report *r, const uint32_t *ffn_ranks)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < r->config.instances; i++) {
+        struct pair *p = &r->pairs[i];
+        if (!p->messages) continue;
+        Afd__PairCounters *m = &r->pair_messages[count];
+        afd__pair_counters__init(m);
+        m->ffn_rank = ffn_ranks[i];
+        m->messages = p->messages;
+        m->a2f_ns = p->a2f_ns;
+        m->ffn_ns = p->ffn_ns;
+        m->bytes_out = p->bytes_out;
+        m->bytes_in = p->bytes_in;
+        m->n_round_trip_buckets = m->n_ffn_buckets = AFD_LATENCY_BUCKETS;
+        m->round_trip_buckets = p->round_trip;
+        m->ffn_buckets = p->ffn;
+        r->pair_pointers[count++] = m;
+    }
+    return count;
+}
+
+enum afd_status afd_report_send(struct afd_report *r, const struct afd_report_state *state,
+                                struct afd_member *member)
+{
+    Afd__Heartbeat h = AFD__HEARTBEAT__INIT;
+    Afd__StageSeconds stages = AFD__STAGE_SECONDS__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    stages.n_ns = AFD_STAGE_COUNT;
+    stages.ns = (uint64_t *)state->stages->total; /* read by the packer alone */
+    h.epoch = state->epoch;
+    h.stages = &stages;
+    h.steps = r->steps;
+    h.rows = r->rows;
+    h.running = state->counts.running;
+    h.waiting = state->counts.waiting;
+    h.kv_blocks = state->kv_blocks;
+    h.kv_blocks_used = state->kv_blocks_used;
+    h.n_pairs = set_pairs(r, state->ffn_ranks);
+    h.pairs = r->pair_pointers;
+    h.n_experts = r->expert_count;
+    h.experts = r->expert_pointers;
+    h.resident_bytes = resident_bytes();
+    e.body_case = AFD__ENVELOPE__BODY_HEARTBEAT;
+    e.heartbeat = &h;
+    return afd_member_send(member, &e);
+}

@@ -1,0 +1,47 @@
+/* report.h: what an attention rank counts, and its heartbeat.
+ *
+ * Counters grow from the start of the process; one Heartbeat carries all of them. One thread. Counting takes
+ * no memory and no system call. */
+#ifndef AFD_ATTN_NODE_REPORT_H
+#define AFD_ATTN_NODE_REPORT_H
+
+#include "attn_node/batch.h"
+#include "base/stages.h"
+#include "compute/compute.h"
+#include "proto/member.h"
+
+struct afd_report;
+
+struct afd_report_config {
+    const struct afd_model *model;
+    struct afd_wire_layout wire;
+    uint32_t shards, instances;
+};
+
+struct afd_report *afd_report_create(const struct afd_report_config *config); /* NULL: out of memory */
+void afd_report_destroy(struct afd_report *report);                           /* NULL is allowed */
+
+void afd_report_sent(struct afd_report *report, uint32_t instance, uint64_t bytes);
+/* An answer of `bytes`; `round_trip` 0: not the last one to its message. ffn_ns: the instance's own time, as
+ * it says.
+ */
+void afd_report_answered(struct afd_report *report, uint32_t instance, uint64_t bytes, afd_ns round_trip,
+                         uint64_t ffn_ns);
+/* The experts chosen by `rows` records; those of `shards` are counted, so that a row that went to several
+ * instances counts once an expert. */
+void afd_report_experts(struct afd_report *report, uint32_t layer, const void *records, uint32_t rows,
+                        uint64_t shards);
+void afd_report_step(struct afd_report *report, uint32_t rows);
+
+/* What the owner knows. */
+struct afd_report_state {
+    uint64_t epoch;
+    const struct afd_stages *stages;
+    struct afd_batch_counts counts;
+    uint32_t kv_blocks, kv_blocks_used;
+    const uint32_t *ffn_ranks; /* [instances]: whom the pair is with */
+};
+enum afd_status afd_report_send(struct afd_report *report, const struct afd_report_state *state,
+                                struct afd_member *member);
+
+#endif

@@ -1,0 +1,187 @@
+#include "attn_node/steps.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+struct slot {
+    int busy; /* an op is under way, `ticket` the last of them */
+    uint64_t ticket;
+    struct afd_partials partials;
+    uint32_t to_count;
+    struct afd_route_to to[AFD_PIPELINE_MAX_INSTANCES];
+    uint8_t to_of[AFD_PIPELINE_MAX_INSTANCES]; /* index in `to`, by instance */
+    uint32_t choice_count;
+    uint32_t *logit_rows; /* [max_rows], as all below */
+    struct afd_choice *choices;
+    struct afd_chosen *chosen;
+    uint32_t *tokens;
+};
+
+struct afd_steps {
+    struct afd_steps_config config;
+    uint32_t max_rows;
+    struct afd_segment *segments; /* scratch of load: the device copies */
+    struct slot slots[AFD_MAX_SLOTS];
+};
+
+struct afd_steps *afd_steps_create(const struct afd_steps_config *config)
+{
+    struct afd_steps *s = calloc(1, sizeof *s);
+    if (!s) return NULL;
+    s->config = *config;
+    s->max_rows = config->slab->wire.shape.max_rows;
+    s->segments = calloc(s->max_rows, sizeof *s->segments);
+    int good = s->segments != NULL;
+    for (uint32_t i = 0; i < config->slab->slots; i++) {
+        struct slot *slot = &s->slots[i];
+        slot->logit_rows = calloc(s->max_rows, sizeof *slot->logit_rows);
+        slot->choices = calloc(s->max_rows, sizeof *slot->choices);
+        slot->chosen = calloc(s->max_rows, sizeof *slot->chosen);
+        slot->tokens = calloc(s->max_rows, sizeof *slot->tokens);
+        good &= slot->logit_rows && slot->choices && slot->chosen && slot->tokens;
+    }
+    if (good) return s;
+    afd_steps_destroy(s);
+    return NULL;
+}
+
+void afd_steps_destroy(struct afd_steps *s)
+{
+    if (!s) return;
+    for (uint32_t i = 0; i < AFD_MAX_SLOTS; i++) {
+        free(s->slots[i].logit_rows);
+        free(s->slots[i].choices);
+        free(s->slots[i].chosen);
+        free(s->slots[i].tokens);
+    }
+    free(s->segments);
+    free(s);
+}
+
+enum afd_status afd_steps_load(struct afd_steps *s, uint32_t i)
+{
+    const struct afd_batch *batch = s->config.batch;
+    const struct afd_batch_step *step = afd_batch_step_of(batch, i);
+    struct slot *slot = &s->slots[i];
+    assert(!slot->busy);
+    for (uint32_t n = 0; n < step->segment_count; n++) {
+        const struct afd_batch_segment *from = &step->segments[n];
+        struct afd_segment *to = &s->segments[n];
+        *to = (struct afd_segment){
+            .first_row = from->first_row, .rows = from->rows, .first_position = from->first_position};
+        to->blocks = afd_kv_table(afd_batch_kv(batch), from->sequence, &to->block_count);
+    }
+    slot->choice_count = step->choice_count;
+    for (uint32_t n = 0; n < step->choice_count; n++) {
+        const struct afd_batch_choice *from = &step->choices[n];
+        struct afd_choice *to = &slot->choices[n];
+        slot->logit_rows[n] = from->row;
+        *to = (struct afd_choice){.logit_row = n, .token_count = from->token_count, .forced = from->forced};
+        to->sampling = afd_batch_sampling(batch, from->sequence);
+        to->tokens = afd_batch_tokens(batch, from->sequence, &to->prompt_count);
+    }
+    struct afd_step whole = {.rows = step->rows,
+                             .segment_count = step->segment_count,
+                             .tokens = step->tokens,
+                             .segments = s->segments};
+    return afd_device_step(s->config.device, i, &whole);
+}
+
+/* The partial sums that answered the layer before: where no row was active there are none. */
+static void set_partials(struct afd_steps *s, uint32_t i)
+{
+    const struct afd_slab *slab = s->config.slab;
+    for (uint32_t shard = 0; shard < slab->shards; shard++) {
+        uint32_t by = afd_pipeline_answered_by(s->config.pipeline, i, shard);
+        s->slots[i].partials.rows[shard] =
+            by == AFD_PIPELINE_NOBODY ? NULL
+                                      : (struct afd_f2a_header *)afd_slab_region(slab, by, i, shard).base + 1;
+    }
+}
+
+static void set_destinations(struct afd_steps *s, uint32_t i)
+{
+    struct slot *slot = &s->slots[i];
+    const uint64_t *shards = afd_pipeline_destinations(s->config.pipeline, i);
+    slot->to_count = 0;
+    for (uint32_t instance = 0; instance < s->config.slab->instances; instance++) {
+        if (!shards[instance]) continue;
+        slot->to_of[instance] = (uint8_t)slot->to_count;
+        slot->to[slot->to_count++] =
+            (struct afd_route_to){.shards = shards[instance],
+                                  .every_row = s->config.dispatch == AFD_DISPATCH_BROADCAST,
+                                  .records = afd_slab_records(s->config.slab, i, instance)};
+    }
+}
+
+enum afd_status afd_steps_submit(struct afd_steps *s, uint32_t i, uint32_t layer)
+{
+    struct slot *slot = &s->slots[i];
+    struct afd_op ops[3];
+    uint32_t count = 0;
+    assert(!slot->busy);
+    if (layer == s->config.layers && !slot->choice_count) return AFD_OK;
+    set_partials(s, i);
+    if (layer < s->config.layers) {
+        set_destinations(s, i);
+        if (layer == 0) ops[count++] = (struct afd_op){.kind = AFD_OP_EMBED};
+        ops[count++] = (struct afd_op){.kind = AFD_OP_ATTN, .attn = {.partials = &slot->partials}};
+        ops[count++] =
+            (struct afd_op){.kind = AFD_OP_ROUTE, .route = {.to = slot->to, .to_count = slot->to_count}};
+    } else {
+        ops[count++] = (struct afd_op){
+            .kind = AFD_OP_LOGITS,
+            .logits = {.partials = &slot->partials, .rows = slot->logit_rows, .count = slot->choice_count}};
+        ops[count++] = (struct afd_op){
+            .kind = AFD_OP_SAMPLE,
+            .sample = {.choices = slot->choices, .chosen_out = slot->chosen, .count = slot->choice_count}};
+    }
+    for (uint32_t n = 0; n < count; n++) {
+        ops[n].slot = i;
+        ops[n].layer = layer;
+        ops[n].quiet = n + 1 < count;
+        enum afd_status status = afd_device_submit(s->config.device, &ops[n], &slot->ticket);
+        if (status) return status;
+    }
+    slot->busy = 1;
+    return AFD_PENDING;
+}
+
+uint32_t afd_steps_slot_of(struct afd_steps *s, uint64_t ticket)
+{
+    for (uint32_t i = 0; i < s->config.slab->slots; i++)
+        if (s->slots[i].busy && s->slots[i].ticket == ticket) {
+            s->slots[i].busy = 0;
+            return i;
+        }
+    return UINT32_MAX;
+}
+
+int afd_steps_are_busy(const struct afd_steps *s)
+{
+    int busy = 0;
+    for (uint32_t i = 0; i < s->config.slab->slots; i++) busy |= s->slots[i].busy;
+    return busy;
+}
+
+const uint32_t *afd_steps_active(const struct afd_steps *s, uint32_t slot)
+{
+    return afd_device_route_result(s->config.device, slot)->active;
+}
+
+uint32_t afd_steps_rows(const struct afd_steps *s, uint32_t slot, uint32_t instance)
+{
+    return afd_device_route_result(s->config.device, slot)->rows[s->slots[slot].to_of[instance]];
+}
+
+const struct afd_chosen *afd_steps_chosen(const struct afd_steps *s, uint32_t slot)
+{
+    return s->slots[slot].chosen;
+}
+
+const uint32_t *afd_steps_tokens(struct afd_steps *s, uint32_t i)
+{
+    struct slot *slot = &s->slots[i];
+    for (uint32_t n = 0; n < slot->choice_count; n++) slot->tokens[n] = slot->chosen[n].token;
+    return slot->tokens;
+}

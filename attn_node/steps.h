@@ -1,0 +1,43 @@
+/* steps.h: a slot's step as ops of the device.
+ *
+ * Owns what the ops point to: tables of a slot are written before its ops are submitted, and stay until the
+ * last of them completed. Ops of one compute are quiet but the last, whose ticket stands for all. One thread;
+ * nothing blocks; a failure is the device's. */
+#ifndef AFD_ATTN_NODE_STEPS_H
+#define AFD_ATTN_NODE_STEPS_H
+
+#include "attn_node/batch.h"
+#include "attn_node/pipeline.h"
+#include "attn_node/slab.h"
+
+struct afd_steps;
+
+struct afd_steps_config {
+    struct afd_device *device;
+    const struct afd_slab *slab;
+    const struct afd_batch *batch;
+    const struct afd_pipeline *pipeline;
+    uint32_t layers;
+    enum afd_dispatch dispatch;
+};
+
+struct afd_steps *afd_steps_create(const struct afd_steps_config *config); /* NULL: out of memory */
+void afd_steps_destroy(struct afd_steps *steps);                           /* NULL is allowed */
+
+/* Gives the slot's step, as the batch core formed it, to the device. */
+enum afd_status afd_steps_load(struct afd_steps *steps, uint32_t slot);
+/* COMPUTE of the pipeline: submits the ops of one layer, or those of the step's end. AFD_OK: nothing is to be
+ * done (the end of a step without choices); AFD_PENDING: afd_steps_slot_of(ticket) will complete. */
+enum afd_status afd_steps_submit(struct afd_steps *steps, uint32_t slot, uint32_t layer);
+/* The slot whose compute this ticket ends; UINT32_MAX for another op's. Clears it. */
+uint32_t afd_steps_slot_of(struct afd_steps *steps, uint64_t ticket);
+int afd_steps_are_busy(const struct afd_steps *steps); /* ops of some slot are under way */
+
+/* After a layer: rows active in each shard, and records written for an instance. */
+const uint32_t *afd_steps_active(const struct afd_steps *steps, uint32_t slot);
+uint32_t afd_steps_rows(const struct afd_steps *steps, uint32_t slot, uint32_t instance);
+/* After the end: what was chosen, one a choice, and the tokens alone. */
+const struct afd_chosen *afd_steps_chosen(const struct afd_steps *steps, uint32_t slot);
+const uint32_t *afd_steps_tokens(struct afd_steps *steps, uint32_t slot);
+
+#endif
