@@ -40,7 +40,7 @@ enum afd_status afd_vocab_set(struct afd_vocab *vocab, uint32_t id, const char *
                               unsigned flags)
 {
     assert(id < vocab->count);
-    if (length > vocab->room - vocab->used) {
+    if (length >= vocab->room - vocab->used) {
         size_t room = 2 * (vocab->room + length) + 4096;
         char *grown = realloc(vocab->bytes, room);
         if (!grown) return AFD_ERR_MEMORY;
@@ -48,8 +48,9 @@ enum afd_status afd_vocab_set(struct afd_vocab *vocab, uint32_t id, const char *
         vocab->room = room;
     }
     memcpy(vocab->bytes + vocab->used, bytes, length);
+    vocab->bytes[vocab->used + length] = 0;
     vocab->tokens[id] = (struct afd_token){vocab->used, (uint32_t)length, flags | AFD_TOKEN_EXISTS};
-    vocab->used += length;
+    vocab->used += length + 1;
     return AFD_OK;
 }
 

@@ -19,7 +19,7 @@ enum {
 };
 
 struct afd_vocab {
-    char *bytes; /* of all tokens, one after the other */
+    char *bytes; /* of all tokens, a 0 after each */
     size_t used, room;
     struct afd_token {
         size_t begin;

@@ -28,8 +28,8 @@ enum { AFD_ENCODE_SPECIAL = 1, AFD_ENCODE_TEXT = 2 };
 enum afd_status afd_tokenizer_encode(const struct afd_tokenizer *tokenizer, const char *text, size_t bytes,
                                      int flags, size_t limit, uint32_t **ids_out, size_t *count_out);
 
-/* The bytes of one token ("" for ids without any); NULL when the id does not exist. Special tokens give the
- * text they are written with. */
+/* The bytes of one token ("" for ids without any), followed by a 0; NULL when the id does not exist. Special
+ * tokens give the text they are written with. */
 const char *afd_tokenizer_token(const struct afd_tokenizer *tokenizer, uint32_t id, size_t *bytes_out);
 int afd_tokenizer_is_special(const struct afd_tokenizer *tokenizer, uint32_t id);
 /* -1 when there is no such added token, e.g. "<|BOT|>". */

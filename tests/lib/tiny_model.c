@@ -416,32 +416,44 @@ static char *put_byte(char *at, unsigned byte)
     return at + sprintf(at, "\\u%04x", shifted);
 }
 
+static char *put_added(char *at, uint32_t id)
+{
+    static const char *const special[] = {"<|endoftext|>", "<|BOT|>", "<|EOT|>"};
+    if (id < AFD_TINY_MIN_VOCAB) return at + sprintf(at, "%s", special[id - 256]);
+    return at + sprintf(at, "<|reserved_%u|>", id);
+}
+
 static enum afd_status write_tokenizer(const struct afd_tiny_model *t, const char *dir,
                                        struct afd_error *error_out)
 {
     enum { LETTERS = 26 };
     uint32_t merges = t->vocab - AFD_TINY_MIN_VOCAB;
     if (merges > LETTERS * LETTERS) merges = LETTERS * LETTERS;
-    char *text = malloc(8192 + (size_t)t->vocab * 160), *at = text;
+    char *text = malloc(8192 + (size_t)t->vocab * 200), *at = text;
     if (!text) abort();
     at += sprintf(at, "{\"version\": \"1.0\", \"added_tokens\": [");
     for (uint32_t id = 256; id < t->vocab; id++) {
-        static const char *const special[] = {"<|endoftext|>", "<|BOT|>", "<|EOT|>"};
         if (id >= AFD_TINY_MIN_VOCAB && id < AFD_TINY_MIN_VOCAB + merges) continue;
         at += sprintf(at, "%s\n{\"id\": %u, \"content\": \"", id > 256 ? "," : "", id);
-        at += id < AFD_TINY_MIN_VOCAB ? sprintf(at, "%s", special[id - 256])
-                                      : sprintf(at, "<|reserved_%u|>", id);
+        at = put_added(at, id);
         at += sprintf(at, "\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
                           "\"normalized\": false, \"special\": true}");
     }
     at += sprintf(at, "],\n\"normalizer\": null,\n\"pre_tokenizer\": {\"type\": \"ByteLevel\", "
                       "\"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},\n"
-                      "\"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\"},\n"
+                      "\"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\", "
+                      "\"add_prefix_space\": true, \"trim_offsets\": true, \"use_regex\": true},\n"
                       "\"model\": {\"type\": \"BPE\", \"unk_token\": null, \"vocab\": {");
     for (unsigned byte = 0; byte < 256; byte++) {
         at += sprintf(at, "%s\"", byte ? ", " : "");
         at = put_byte(at, byte);
         at += sprintf(at, "\": %u", byte);
+    }
+    for (uint32_t id = 256; id < t->vocab; id++) {
+        if (id >= AFD_TINY_MIN_VOCAB && id < AFD_TINY_MIN_VOCAB + merges) continue;
+        at += sprintf(at, ", \"");
+        at = put_added(at, id);
+        at += sprintf(at, "\": %u", id);
     }
     for (uint32_t m = 0; m < merges; m++)
         at += sprintf(at, ", \"%c%c\": %u", 'a' + m / LETTERS, 'a' + m % LETTERS, AFD_TINY_MIN_VOCAB + m);
