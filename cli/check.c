@@ -1,0 +1,316 @@
+/* check: what a topology means, before anything starts. */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "deploy/launcher.h"
+#include "deploy/planner.h"
+
+/* ---- the effective topology: every key with the value that is in force */
+
+static const char *const devices[] = {"cpu", "ref", "cuda"};
+static const char *const dispatches[] = {"broadcast", "routed"};
+static const char *const transports[] = {"auto", "loop", "ucx", "verbs"};
+static const char *const paths[] = {"auto", "shm", "tcp", "rdma"};
+static const char *const groups[] = {"p2p", "nccl"};
+
+static json_t *pool_json(const struct afd_pool *p, int is_attn)
+{
+    json_t *hosts = json_array(), *parallel, *pool;
+    for (uint32_t i = 0; i < p->host_count; i++) json_array_append_new(hosts, json_string(p->hosts[i]));
+    if (is_attn)
+        parallel = json_pack("{s:i, s:i}", "dp", (int)p->dp, "tp", (int)p->tp);
+    else
+        parallel = json_pack("{s:i, s:i}", "ep", (int)p->ep, "tp", (int)p->tp);
+    pool = json_pack("{s:i, s:i, s:i, s:{s:s, s:s, s:i, s:s}, s:o}", "instances", (int)p->instances,
+                     "ranks_per_instance", (int)p->ranks_per_instance, "max_instances", (int)p->max_instances,
+                     "device", "type", devices[p->device], "class", p->device_class, "threads",
+                     (int)p->threads, "cores", p->cores, "parallel", parallel);
+    if (is_attn)
+        json_object_set_new(pool, "kv_cache",
+                            json_pack("{s:s, s:i, s:I}", "dtype", afd_dtype_name(p->kv_dtype), "block_tokens",
+                                      (int)p->kv_block_tokens, "memory_bytes",
+                                      (json_int_t)p->kv_memory_bytes));
+    else
+        json_object_set_new(pool, "copies", json_integer(p->copies));
+    json_object_set_new(pool, "hosts", hosts);
+    return pool;
+}
+
+static json_t *or_auto(int is_auto, uint32_t value)
+{
+    return is_auto ? json_string("auto") : json_integer(value);
+}
+
+static json_t *topology_json(const struct afd_topology *t, const struct afd_plan *plan)
+{
+    json_t *scheduler =
+        json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "host", t->scheduler.host,
+                  "http", t->scheduler.http, "control", t->scheduler.control, "max_queue",
+                  (int)t->scheduler.max_queue, "max_body_bytes", (int)t->scheduler.max_body_bytes,
+                  "max_tokens", (int)t->scheduler.max_tokens, "max_streams", (int)t->scheduler.max_streams,
+                  "request_timeout_s", (int)t->scheduler.request_timeout_s, "lease_ms",
+                  (int)t->scheduler.lease_ms, "heartbeat_ms", (int)t->scheduler.heartbeat_ms, "drain_s",
+                  (int)t->scheduler.drain_s, "orphan_s", (int)t->scheduler.orphan_s);
+    json_t *pipeline =
+        json_pack("{s:i, s:i, s:i, s:i, s:s, s:s, s:s, s:o}", "microbatches", (int)t->pipeline.microbatches,
+                  "max_rows", (int)t->pipeline.max_rows, "prefill_rows", (int)t->pipeline.prefill_rows,
+                  "max_sequences", (int)t->pipeline.max_sequences, "a2f", afd_dtype_name(t->pipeline.a2f),
+                  "f2a", afd_dtype_name(t->pipeline.f2a), "dispatch", dispatches[t->pipeline.dispatch],
+                  "gather_us", or_auto(t->pipeline.gather_auto, t->pipeline.gather_us));
+    json_t *transport = json_pack("{s:s, s:s, s:s, s:o}", "data", transports[t->transport.data], "path",
+                                  paths[t->transport.path], "group", groups[t->transport.group], "spin_us",
+                                  or_auto(t->transport.spin_us == UINT32_MAX, t->transport.spin_us));
+    return json_pack("{s:s, s:{s:s, s:i}, s:{s:i}, s:o, s:o, s:o, s:{s:o, s:o}, s:{s:s}}", "cluster",
+                     t->cluster, "model", "path", t->model_dir, "max_context", (int)plan->max_context, "slo",
+                     "tpot_ms", (int)t->tpot_ms, "scheduler", scheduler, "pipeline", pipeline, "transport",
+                     transport, "pools", "attn", pool_json(&t->attn, 1), "ffn", pool_json(&t->ffn, 0),
+                     "launch", "by", "local");
+}
+
+/* "key: value" lines: small mappings on one line, as the example topologies write them. */
+static void print_mapping(const json_t *object, int depth)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)object, key, value)
+    {
+        int nested = 0;
+        const char *inner;
+        json_t *below;
+        json_object_foreach(value, inner, below) nested |= json_is_object(below);
+        printf("%*s%s:", 2 * depth, "", key);
+        if (json_is_object(value) && nested) {
+            putchar('\n');
+            print_mapping(value, depth + 1);
+        } else {
+            char *text = json_dumps(value, JSON_ENCODE_ANY);
+            printf(" %s\n", text ? text : "");
+            free(text);
+        }
+    }
+}
+
+/* ---- what each rank holds */
+
+static const struct afd_ffn_desc *expert_layer(const struct afd_model *model)
+{
+    for (uint32_t l = 0; l < model->layer_count; l++)
+        if (model->layers[l].ffn.kind == AFD_FFN_EXPERTS) return &model->layers[l].ffn;
+    return NULL;
+}
+
+static json_t *shards_json(uint64_t shards)
+{
+    json_t *list = json_array();
+    for (uint32_t s = 0; s < AFD_MAX_SHARDS; s++)
+        if (shards >> s & 1) json_array_append_new(list, json_integer(s));
+    return list;
+}
+
+static void describe_share(const struct afd_plan *plan, const struct afd_plan_rank *r, char *out,
+                           size_t bytes)
+{
+    const struct afd_topology *t = plan->topology;
+    const struct afd_ffn_desc *experts = expert_layer(plan->model);
+    size_t used = 0;
+    if (r->role == AFD_ROLE_ATTN) {
+        snprintf(out, bytes, "%u attention layers, embedding, head", plan->model->layer_count);
+        return;
+    }
+    if (!r->shards) {
+        snprintf(out, bytes, "nothing: a spare");
+        return;
+    }
+    out[0] = 0;
+    for (uint32_t s = 0; s < t->ffn.ep && used < bytes; s++) {
+        uint32_t begin = 0, end = 0;
+        if (!(r->shards >> s & 1)) continue;
+        if (experts) afd_plan_shard_experts(s, experts->experts, t->ffn.ep, &begin, &end);
+        if (end > begin)
+            used += (size_t)snprintf(out + used, bytes - used, "%sshard %u (experts %u-%u)", used ? ", " : "",
+                                     s, begin, end - 1);
+        else
+            used += (size_t)snprintf(out + used, bytes - used, "%sshard %u", used ? ", " : "", s);
+    }
+    if (t->ffn.tp > 1 && used < bytes)
+        snprintf(out + used, bytes - used, ", cut %u of %u", r->tp_index + 1, t->ffn.tp);
+}
+
+static json_t *ranks_json(const struct afd_plan *plan)
+{
+    json_t *list = json_array();
+    for (uint32_t i = 0; i < plan->rank_count; i++) {
+        const struct afd_plan_rank *r = &plan->ranks[i];
+        json_array_append_new(
+            list, json_pack("{s:s, s:i, s:i, s:s, s:o, s:i, s:I, s:I, s:I, s:I, s:I}", "role",
+                            afd_role_name(r->role), "instance", (int)r->instance, "rank", (int)r->rank,
+                            "host", r->host, "shards", shards_json(r->shards), "tp_index", (int)r->tp_index,
+                            "weight_bytes", (json_int_t)r->weight_bytes, "kv_bytes", (json_int_t)r->kv_bytes,
+                            "buffer_bytes", (json_int_t)r->buffer_bytes, "total_bytes",
+                            (json_int_t)r->total_bytes, "limit_bytes", (json_int_t)r->limit_bytes));
+    }
+    return list;
+}
+
+static void print_ranks(const struct afd_plan *plan)
+{
+    static const char *const headers[] = {"<rank",    "<host",  ">weights", ">KV cache",
+                                          ">buffers", ">total", ">of",      "<holds"};
+    struct cli_table *table = cli_table_create(8, headers);
+    for (uint32_t i = 0; i < plan->rank_count; i++) {
+        const struct afd_plan_rank *r = &plan->ranks[i];
+        const uint64_t sizes[] = {r->weight_bytes, r->kv_bytes, r->buffer_bytes, r->total_bytes,
+                                  r->limit_bytes};
+        char holds[512], bytes[32];
+        describe_share(plan, r, holds, sizeof holds);
+        cli_table_cell(table, "%s/%u", afd_role_name(r->role), r->rank);
+        cli_table_cell(table, "%s", r->host);
+        for (int s = 0; s < 5; s++) cli_table_cell(table, "%s", sizes[s] ? cli_bytes(sizes[s], bytes) : "-");
+        cli_table_cell(table, "%s", holds);
+    }
+    cli_table_print(table, stdout);
+}
+
+/* ---- verdicts */
+
+/* FFN instance counts at which the fullest one holds fewer shards than with one instance less. */
+static json_t *useful_counts(const struct afd_topology *t)
+{
+    json_t *list = json_array();
+    for (uint32_t n = 1; n <= t->ffn.ep; n++)
+        if (n == 1 || afd_plan_shards_of_fullest(t->ffn.ep, n) < afd_plan_shards_of_fullest(t->ffn.ep, n - 1))
+            json_array_append_new(list, json_integer(n));
+    return list;
+}
+
+static json_t *stage_json(const struct afd_plan_stage *stage)
+{
+    return json_pack("{s:f, s:f}", "layer_us", stage->layer_us, "step_us", stage->step_us);
+}
+
+static json_t *plan_json(const struct afd_topology *t, const struct afd_model *m, const struct afd_plan *plan)
+{
+    uint64_t total, active;
+    json_t *warnings = json_array(), *time = json_null();
+    afd_model_parameters(m, &total, &active);
+    for (uint32_t i = 0; i < plan->warning_count; i++)
+        json_array_append_new(warnings, json_string(plan->warnings[i]));
+    if (plan->rated)
+        time = json_pack("{s:i, s:i, s:f, s:o, s:o, s:o, s:s, s:f, s:f, s:i}", "context_tokens",
+                         (int)plan->context, "microbatch_rows", (int)plan->cluster_rows, "budget_us",
+                         plan->budget_us, "attention", stage_json(&plan->attn), "ffn", stage_json(&plan->ffn),
+                         "network", stage_json(&plan->network), "binding", plan->binding, "tpot_ms",
+                         plan->tpot_ms, "tokens_per_s", plan->tokens_per_s, "rows_that_hold",
+                         (int)plan->rows_that_hold);
+    json_t *out = json_pack(
+        "{s:s, s:o, s:{s:s, s:s, s:i, s:i, s:I, s:I}, s:o, s:{s:I, s:I, s:I, s:I}}", "file", t->file,
+        "topology", topology_json(t, plan), "model", "name", m->name, "architecture", m->architecture,
+        "layers", (int)m->layer_count, "hidden", (int)m->hidden, "parameters", (json_int_t)total,
+        "active_parameters", (json_int_t)active, "ranks", ranks_json(plan), "kv_cache", "token_layer_bytes",
+        (json_int_t)plan->kv_token_layer_bytes, "block_bytes", (json_int_t)plan->kv_block_bytes, "blocks",
+        (json_int_t)plan->kv_blocks, "tokens", (json_int_t)plan->kv_tokens);
+    json_object_set_new(
+        out, "messages",
+        json_pack("{s:I, s:I, s:I, s:I, s:f, s:I, s:I}", "a2f_payload_bytes",
+                  (json_int_t)plan->a2f_payload_bytes, "a2f_bytes", (json_int_t)plan->a2f_message_bytes,
+                  "f2a_payload_bytes", (json_int_t)plan->f2a_payload_bytes, "f2a_bytes",
+                  (json_int_t)plan->f2a_message_bytes, "active_fraction", plan->active_fraction,
+                  "f2a_rank_layer_bytes", (json_int_t)plan->f2a_rank_layer_bytes, "f2a_least_bytes",
+                  (json_int_t)plan->f2a_least_bytes));
+    json_object_set_new(out, "useful_ffn_instances", useful_counts(t));
+    json_object_set_new(out, "spare_ffn_instances", json_integer(plan->spare_count));
+    json_object_set_new(out, "time", time);
+    json_object_set_new(out, "warnings", warnings);
+    return out;
+}
+
+static void print_time(const struct afd_topology *t, const struct afd_plan *plan)
+{
+    if (!plan->rated) {
+        if (t->tpot_ms)
+            printf("time per token: not checked, the hardware table has no %s\n",
+                   *t->attn.device_class || *t->ffn.device_class ? "row for this class" : "CPUs");
+        return;
+    }
+    printf("at peak rates, %u rows a micro-batch, %u tokens of context on average, a layer:\n",
+           plan->cluster_rows, plan->context);
+    printf("  attention %.0f us, FFN %.0f us, network %.0f us", plan->attn.layer_us, plan->ffn.layer_us,
+           plan->network.layer_us);
+    if (plan->budget_us > 0) printf(" of %.0f us each (%u ms a token)", plan->budget_us, t->tpot_ms);
+    printf(": %s binds\n  time per token at least %.1f ms, at most %.0f tokens/s, %.0f a device\n",
+           !strcmp(plan->binding, "ffn") ? "FFN" : plan->binding, plan->tpot_ms, plan->tokens_per_s,
+           plan->tokens_per_s / (afd_pool_ranks(&t->attn) + afd_pool_ranks(&t->ffn)));
+    if (plan->budget_us > 0)
+        printf("  %u ms hold with at most %u rows an attention rank, %u a micro-batch\n", t->tpot_ms,
+               plan->rows_that_hold, plan->rows_that_hold * afd_pool_ranks(&t->attn));
+}
+
+static void print_plan(const struct afd_topology *t, const struct afd_model *m, const struct afd_plan *plan)
+{
+    uint64_t total, active;
+    char a[32], b[32];
+    struct afd_error error;
+    json_t *effective = topology_json(t, plan), *counts = useful_counts(t);
+    char *useful = json_dumps(counts, 0);
+    afd_model_parameters(m, &total, &active);
+    printf("%s is good\n\n", t->file);
+    print_mapping(effective, 0);
+    printf("\nmodel %s: %s, %u layers, hidden %u, %.2f B parameters, %.2f B active\n\n", m->name,
+           m->architecture, m->layer_count, m->hidden, (double)total / 1e9, (double)active / 1e9);
+    print_ranks(plan);
+    printf("\nKV cache of a rank: %u blocks of %u tokens = %llu tokens (%llu bytes a token and layer)\n",
+           plan->kv_blocks, t->attn.kv_block_tokens, (unsigned long long)plan->kv_tokens,
+           (unsigned long long)plan->kv_token_layer_bytes);
+    printf("a pair and layer at %u rows: A2F %s, F2A %s a shard\n", t->pipeline.max_rows,
+           cli_bytes(plan->a2f_payload_bytes, a), cli_bytes(plan->f2a_payload_bytes, b));
+    printf("ep %u: F2A brings an attention rank %s a layer", t->ffn.ep,
+           cli_bytes(plan->f2a_rank_layer_bytes, a));
+    if (plan->f2a_rank_layer_bytes > plan->f2a_least_bytes)
+        printf("; as many shards as FFN instances would bring %s", cli_bytes(plan->f2a_least_bytes, b));
+    printf("\nFFN instance counts that add throughput: %s (the fullest holds ep/n shards)\n",
+           useful ? useful : "");
+    print_time(t, plan);
+    for (uint32_t i = 0; i < plan->warning_count; i++) printf("warning: %s\n", plan->warnings[i]);
+    if (afd_launcher_check(t, &error)) printf("note: %s\n", error.text);
+    free(useful);
+    json_decref(counts);
+    json_decref(effective);
+}
+
+int cli_check(const struct cli_command *self, int argc, char **argv)
+{
+    const char *file;
+    uint64_t context = 0;
+    int json = 0, help;
+    const struct cli_option options[] = {
+        {"--context", 0, CLI_COUNT, &context,
+         "average tokens of a sequence (default: what the KV cache can hold)"},
+        {"--json", 0, CLI_FLAG, &json, "one object"},
+        {0}};
+    int count = cli_parse(self, argc, argv, options, &file, 1, &help);
+    if (count < 0) return cli_parse_exit(help);
+    if (!count || context > AFD_MAX_CONTEXT) {
+        cli_fail("check: %s; usage: afd check %s", count ? "--context is too large" : "which topology?",
+                 self->arguments);
+        return CLI_USAGE;
+    }
+    struct afd_error error;
+    struct afd_topology *topology = NULL;
+    struct afd_model *model = NULL;
+    struct afd_plan *plan = NULL;
+    struct afd_plan_options plan_options = {.context = (uint32_t)context,
+                                            .host_memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
+                                                                 (uint64_t)sysconf(_SC_PAGESIZE)};
+    enum afd_status status = afd_topology_load(file, &topology, &error);
+    if (!status) status = afd_model_load(topology->model_dir, &model, &error);
+    if (!status) status = afd_plan_make(topology, model, NULL, &plan_options, &plan, &error);
+    int result = status ? cli_fail("%s", error.text) : CLI_OK;
+    if (!status && json) cli_print_json(plan_json(topology, model, plan));
+    if (!status && !json) print_plan(topology, model, plan);
+    afd_plan_destroy(plan);
+    afd_model_destroy(model);
+    afd_topology_destroy(topology);
+    return result;
+}

@@ -1,0 +1,167 @@
+#include <curl/curl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "deploy/state.h"
+
+enum { BODY_BYTES = 64 << 20, ASK_TIMEOUT_S = 10 };
+
+int cli_url(const char *url, const char *state, char out[CLI_URL_BYTES])
+{
+    struct afd_error error;
+    char dir[AFD_PATH_BYTES], address[AFD_ADDRESS_BYTES];
+    if (url) {
+        int has_scheme = strstr(url, "://") != NULL;
+        if (snprintf(out, CLI_URL_BYTES, "%s%s", has_scheme ? "" : "http://", url) >= CLI_URL_BYTES)
+            return cli_fail("--url is too long");
+        for (size_t n = strlen(out); n && out[n - 1] == '/'; n--) out[n - 1] = 0;
+        return CLI_OK;
+    }
+    if (afd_state_find(state, dir, &error) || afd_state_address(dir, "http", address, &error))
+        return cli_fail("%s; start one with `afd up FILE`, or give --url", error.text);
+    snprintf(out, CLI_URL_BYTES, "http://%s", address);
+    return CLI_OK;
+}
+
+/* ---- one answer */
+
+struct body {
+    char *text;
+    size_t used;
+};
+
+static size_t take_body(char *data, size_t size, size_t count, void *user)
+{
+    struct body *b = user;
+    size_t bytes = size * count;
+    if (b->used + bytes > BODY_BYTES) return 0;
+    char *text = realloc(b->text, b->used + bytes + 1);
+    if (!text) return 0;
+    memcpy(text + b->used, data, bytes);
+    b->text = text;
+    b->used += bytes;
+    text[b->used] = 0;
+    return bytes;
+}
+
+/* The words of an error object, {"error": {"message": ..}}, or the start of the body. */
+static void fail_answer(struct afd_error *error, const char *url, long code, const char *body)
+{
+    json_t *object = body ? json_loads(body, 0, NULL) : NULL;
+    const char *words = json_string_value(json_object_get(json_object_get(object, "error"), "message"));
+    afd_fail(error, AFD_ERR_PEER, "%s answered %ld: %.300s", url, code,
+             words  ? words
+             : body ? body
+                    : "nothing");
+    json_decref(object);
+}
+
+static CURL *open_easy(const char *base, const char *path, char url[2 * CLI_URL_BYTES])
+{
+    CURL *curl = curl_easy_init();
+    if (!curl) abort();
+    snprintf(url, 2 * CLI_URL_BYTES, "%s%s", base, path);
+    curl_easy_setopt(curl, CURLOPT_URL, url);
+    curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(curl, CURLOPT_CONNECTTIMEOUT, (long)ASK_TIMEOUT_S);
+    curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
+    return curl;
+}
+
+json_t *cli_get_json(const char *base, const char *path, long *code_out, struct afd_error *error_out)
+{
+    char url[2 * CLI_URL_BYTES];
+    struct body body = {0};
+    json_t *object = NULL;
+    CURL *curl = open_easy(base, path, url);
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT, (long)ASK_TIMEOUT_S);
+    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take_body);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &body);
+    CURLcode result = curl_easy_perform(curl);
+    *code_out = 0;
+    curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, code_out);
+    if (result)
+        afd_fail(error_out, AFD_ERR_PEER, "%s: %s", url, curl_easy_strerror(result));
+    else if (*code_out != 200)
+        fail_answer(error_out, url, *code_out, body.text);
+    else if (!(object = json_loads(body.text ? body.text : "", 0, NULL)))
+        afd_fail(error_out, AFD_ERR_PROTOCOL, "%s answered no JSON", url);
+    curl_easy_cleanup(curl);
+    free(body.text);
+    return object;
+}
+
+/* ---- a stream of events */
+
+struct stream {
+    CURL *curl;
+    struct body held; /* the line that is not complete; of an error answer, all of it */
+    cli_event_fn event;
+    void *user;
+    int stopped;
+    char failure[512]; /* an error object among the events */
+};
+
+static void take_line(struct stream *s, char *line)
+{
+    size_t length = strlen(line);
+    if (length && line[length - 1] == '\r') line[length - 1] = 0;
+    if (strncmp(line, "data:", 5)) return;
+    line += line[5] == ' ' ? 6 : 5;
+    if (!strcmp(line, "[DONE]")) return;
+    json_t *event = json_loads(line, 0, NULL);
+    const char *words = json_string_value(json_object_get(json_object_get(event, "error"), "message"));
+    if (words)
+        snprintf(s->failure, sizeof s->failure, "%s", words);
+    else if (event && s->event(event, s->user))
+        s->stopped = 1;
+    json_decref(event);
+}
+
+static size_t take_stream(char *data, size_t size, size_t count, void *user)
+{
+    struct stream *s = user;
+    long code = 0;
+    if (take_body(data, size, count, &s->held) != size * count) return 0;
+    curl_easy_getinfo(s->curl, CURLINFO_RESPONSE_CODE, &code);
+    if (code != 200) return size * count;
+    char *begin = s->held.text, *end;
+    while (!s->stopped && (end = strchr(begin, '\n'))) {
+        *end = 0;
+        take_line(s, begin);
+        begin = end + 1;
+    }
+    s->held.used -= (size_t)(begin - s->held.text);
+    memmove(s->held.text, begin, s->held.used + 1);
+    return s->stopped ? 0 : size * count;
+}
+
+int cli_post_stream(const char *base, const char *path, json_t *request, cli_event_fn event, void *user,
+                    struct afd_error *error_out)
+{
+    char url[2 * CLI_URL_BYTES], *text = json_dumps(request, JSON_COMPACT);
+    struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
+    struct stream s = {.curl = open_easy(base, path, url), .event = event, .user = user};
+    long code = 0;
+    curl_easy_setopt(s.curl, CURLOPT_POSTFIELDS, text);
+    curl_easy_setopt(s.curl, CURLOPT_HTTPHEADER, headers);
+    curl_easy_setopt(s.curl, CURLOPT_WRITEFUNCTION, take_stream);
+    curl_easy_setopt(s.curl, CURLOPT_WRITEDATA, &s);
+    CURLcode result = curl_easy_perform(s.curl);
+    curl_easy_getinfo(s.curl, CURLINFO_RESPONSE_CODE, &code);
+    int failed = 1;
+    if (result && !s.stopped)
+        afd_fail(error_out, AFD_ERR_PEER, "%s: %s", url, curl_easy_strerror(result));
+    else if (code != 200)
+        fail_answer(error_out, url, code, s.held.text);
+    else if (*s.failure)
+        afd_fail(error_out, AFD_ERR_PEER, "%s", s.failure);
+    else
+        failed = 0;
+    curl_easy_cleanup(s.curl);
+    curl_slist_free_all(headers);
+    free(s.held.text);
+    free(text);
+    return failed;
+}

@@ -1,0 +1,415 @@
+/* up, down, ps, logs and the hidden supervise: the processes of a cluster. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "cli/cli.h"
+#include "deploy/launcher.h"
+#include "deploy/planner.h"
+#include "proto/channel.h"
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int signal)
+{
+    (void)signal;
+    interrupted = 1;
+}
+
+/* ---- up */
+
+struct up {
+    const struct afd_topology *topology;
+    const char *dir;
+    uint32_t ranks;
+    afd_ns deadline;
+};
+
+static void print_log_tail(const struct up *up, const char *role, int rank)
+{
+    char path[2 * AFD_PATH_BYTES];
+    if (!strcmp(role, "scheduler"))
+        snprintf(path, sizeof path, "%s/logs/scheduler.log", up->dir);
+    else
+        snprintf(path, sizeof path, "%s/logs/%s-%d.log", up->dir, role, rank);
+    fprintf(stderr, "---- the last lines of %s\n", path);
+    cli_print_tail(path, 12, stderr);
+}
+
+/* A process that was given up, after its log's end was shown; 0: none. */
+static int show_failed(const struct up *up, const json_t *ps)
+{
+    json_t *process;
+    size_t i;
+    int failed = 0;
+    json_array_foreach(json_object_get(ps, "processes"), i, process)
+    {
+        const char *role = json_string_value(json_object_get(process, "role"));
+        int rank = (int)json_integer_value(json_object_get(process, "rank"));
+        const char *state = json_string_value(json_object_get(process, "state"));
+        if (!state || strcmp(state, "failed")) continue;
+        failed = 1;
+        cli_fail("%s/%d cannot be kept running (%s)", role, rank,
+                 json_string_value(json_object_get(process, "last_exit")));
+        print_log_tail(up, role, rank);
+    }
+    return failed;
+}
+
+/* Ranks that are ready, as the scheduler says; -1 when it cannot be asked yet. *all_out: the cluster serves.
+ */
+static int count_ready(const struct up *up, int *all_out)
+{
+    char url[CLI_URL_BYTES], address[AFD_ADDRESS_BYTES];
+    struct afd_error error;
+    json_t *rank;
+    size_t i;
+    long code;
+    int ready = 0;
+    *all_out = 0;
+    if (afd_state_address(up->dir, "http", address, &error)) return -1;
+    snprintf(url, sizeof url, "http://%s", address);
+    json_t *cluster = cli_get_json(url, "/afd/v1/cluster", &code, &error);
+    if (!cluster) return -1;
+    json_array_foreach(json_object_get(cluster, "ranks"), i, rank)
+    {
+        const char *state = json_string_value(json_object_get(rank, "state"));
+        ready += state && !strcmp(state, "ready");
+    }
+    const char *state = json_string_value(json_object_get(cluster, "state"));
+    *all_out = ready >= (int)up->ranks && state && !strcmp(state, "ready");
+    json_decref(cluster);
+    return ready;
+}
+
+static void show_progress(const struct up *up, int ready, int *last)
+{
+    if (ready == *last) return;
+    *last = ready;
+    if (ready < 0)
+        printf("starting the scheduler\n");
+    else
+        printf("ranks ready: %d of %u\n", ready, up->ranks);
+    fflush(stdout);
+}
+
+/* Returns CLI_OK when all ranks serve; else words are written. */
+static int wait_ready(const struct up *up)
+{
+    enum { EVERY_MS = 100 };
+    int last = -2;
+    for (;;) {
+        struct afd_error error;
+        int all, ready = count_ready(up, &all);
+        show_progress(up, ready, &last);
+        if (all) return CLI_OK;
+        if (interrupted) return cli_fail("interrupted");
+        json_t *ps = afd_state_ask(up->dir, "ps", 5000, &error);
+        int failed = ps ? show_failed(up, ps) : 0;
+        json_decref(ps);
+        if (failed) return CLI_FAILED;
+        if (!ps && !afd_state_is_running(up->dir)) {
+            cli_fail("the supervisor ended");
+            print_log_tail(up, "scheduler", 0);
+            return CLI_FAILED;
+        }
+        if (afd_now() >= up->deadline) return cli_fail("not every rank became ready in time; see afd logs");
+        poll(NULL, 0, EVERY_MS);
+    }
+}
+
+/* A cluster that runs in the directory already: the same one, or words. */
+static int reuse(const struct up *up)
+{
+    json_t *cluster = afd_state_read(up->dir, "cluster.json");
+    const char *topology = json_string_value(json_object_get(cluster, "topology"));
+    int same = topology && !strcmp(topology, up->topology->file), result;
+    if (same) {
+        printf("the cluster %s runs already (%s)\n", up->topology->cluster, up->dir);
+        result = CLI_OK;
+    } else
+        result = cli_fail("another cluster runs in %s (%s); `afd down --state %s` ends it", up->dir,
+                          topology ? topology : "starting", up->dir);
+    json_decref(cluster);
+    return result;
+}
+
+/* What can be known to be wrong before anything is started. */
+static int check_plan(const struct afd_topology *t)
+{
+    struct afd_error error;
+    struct afd_model *model = NULL;
+    struct afd_plan *plan = NULL;
+    struct afd_plan_options options = {.host_memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
+                                                            (uint64_t)sysconf(_SC_PAGESIZE)};
+    enum afd_status status = afd_launcher_check(t, &error);
+    if (!status) status = afd_model_load(t->model_dir, &model, &error);
+    if (!status) status = afd_plan_make(t, model, NULL, &options, &plan, &error);
+    for (uint32_t i = 0; plan && i < plan->warning_count; i++) printf("warning: %s\n", plan->warnings[i]);
+    afd_plan_destroy(plan);
+    afd_model_destroy(model);
+    return status ? cli_fail("%s", error.text) : CLI_OK;
+}
+
+/* Makes the directory's content and leaves a supervisor behind. AFD_AGAIN: one runs there already. */
+static enum afd_status launch(const struct up *up, struct afd_error *error)
+{
+    char secret[2 * AFD_PATH_BYTES];
+    enum afd_status status = afd_state_make(up->dir, error);
+    if (status) return status;
+    int lock = afd_state_lock(up->dir, &status, error);
+    if (lock < 0) return status;
+    afd_state_clean(up->dir); /* of a supervisor that was killed */
+    afd_state_clean_logs(up->dir);
+    snprintf(secret, sizeof secret, "%s/secret", up->dir);
+    status = afd_secret_make(secret, error);
+    if (!status) {
+        printf("starting %s: %u attention and %u FFN ranks; state and logs in %s\n", up->topology->cluster,
+               afd_pool_ranks(&up->topology->attn), afd_pool_ranks(&up->topology->ffn), up->dir);
+        fflush(stdout);
+        status = afd_launcher_start(up->topology, up->dir, lock, error);
+    }
+    close(lock); /* the supervisor has it now */
+    return status;
+}
+
+static int up_in(const struct up *up)
+{
+    struct afd_error error;
+    char address[AFD_ADDRESS_BYTES];
+    enum afd_status status = launch(up, &error);
+    if (status == AFD_AGAIN) {
+        int result = reuse(up);
+        if (result) return result;
+    } else if (status)
+        return cli_fail("%s", error.text);
+    int result = wait_ready(up);
+    if (!result && !afd_state_address(up->dir, "http", address, &error)) {
+        printf("ready: http://%s\n", address);
+        return CLI_OK;
+    }
+    if (status == AFD_OK && afd_state_down(up->dir, 1, &error)) cli_fail("%s", error.text);
+    return CLI_FAILED;
+}
+
+int cli_up(const struct cli_command *self, int argc, char **argv)
+{
+    const char *file, *state = NULL;
+    uint64_t timeout_s = 300;
+    int help;
+    const struct cli_option options[] = {
+        {"--state", 0, CLI_TEXT, &state, "state directory (default $AFD_STATE or ~/.afd/CLUSTER)"},
+        {"--timeout", 0, CLI_COUNT, &timeout_s, "seconds until every rank must be ready (default 300)"},
+        {0}};
+    int count = cli_parse(self, argc, argv, options, &file, 1, &help);
+    if (count < 0) return cli_parse_exit(help);
+    if (!count) {
+        cli_fail("up: which topology? usage: afd up %s", self->arguments);
+        return CLI_USAGE;
+    }
+    struct afd_error error;
+    struct afd_topology *topology = NULL;
+    char dir[AFD_PATH_BYTES];
+    if (afd_topology_load(file, &topology, &error)) return cli_fail("%s", error.text);
+    int result = check_plan(topology);
+    if (!result && afd_state_place(state, topology->cluster, dir, &error))
+        result = cli_fail("%s", error.text);
+    if (!result) {
+        struct up up = {.topology = topology,
+                        .dir = dir,
+                        .ranks = afd_pool_ranks(&topology->attn) + afd_pool_ranks(&topology->ffn),
+                        .deadline = afd_now() + AFD_SECONDS(timeout_s)};
+        struct sigaction action = {.sa_handler = on_interrupt};
+        sigaction(SIGINT, &action, NULL);
+        sigaction(SIGTERM, &action, NULL);
+        result = up_in(&up);
+    }
+    afd_topology_destroy(topology);
+    return result;
+}
+
+/* ---- supervise: the daemon that `afd up` leaves */
+
+int cli_supervise(const struct cli_command *self, int argc, char **argv)
+{
+    const char *file = NULL, *dir = NULL;
+    uint64_t lock_fd = UINT64_MAX, ready_fd = UINT64_MAX;
+    int help;
+    const struct cli_option options[] = {{"--topology", 0, CLI_TEXT, &file, "the topology"},
+                                         {"--state", 0, CLI_TEXT, &dir, "the state directory"},
+                                         {"--lock-fd", 0, CLI_COUNT, &lock_fd, "the lock, held"},
+                                         {"--ready-fd", 0, CLI_COUNT, &ready_fd, "told when it listens"},
+                                         {0}};
+    if (cli_parse(self, argc, argv, options, NULL, 0, &help) < 0) return cli_parse_exit(help);
+    if (!file || !dir || lock_fd > 1000 || ready_fd > 1000 || fcntl((int)lock_fd, F_SETFD, FD_CLOEXEC) ||
+        fcntl((int)ready_fd, F_SETFD, FD_CLOEXEC)) {
+        cli_fail("supervise is started by `afd up`");
+        return CLI_USAGE;
+    }
+    struct afd_error error;
+    struct afd_topology *topology = NULL;
+    char bin[AFD_PATH_BYTES];
+    struct afd_launch launch = {.state_dir = dir, .bin_dir = bin, .ready_fd = (int)ready_fd};
+    afd_log_init("supervisor", AFD_LOG_INFO);
+    enum afd_status status = afd_topology_load(file, &topology, &error);
+    launch.topology = topology;
+    if (!status) status = afd_launcher_bin(bin, &error);
+    if (!status) status = afd_launcher_run(&launch, &error);
+    if (status) afd_log_error("%s", error.text);
+    afd_topology_destroy(topology);
+    return status ? CLI_FAILED : CLI_OK;
+}
+
+/* ---- down */
+
+/* The drain time of the topology that the cluster was started with. */
+static uint32_t drain_seconds(const char *dir)
+{
+    enum { DEFAULT_S = 30 };
+    json_t *cluster = afd_state_read(dir, "cluster.json");
+    const char *file = json_string_value(json_object_get(cluster, "topology"));
+    struct afd_topology *topology = NULL;
+    struct afd_error error;
+    uint32_t seconds =
+        file && !afd_topology_load(file, &topology, &error) ? topology->scheduler.drain_s : DEFAULT_S;
+    afd_topology_destroy(topology);
+    json_decref(cluster);
+    return seconds;
+}
+
+int cli_down(const struct cli_command *self, int argc, char **argv)
+{
+    const char *state = NULL, *name = NULL;
+    int help;
+    const struct cli_option options[] = {
+        {"--state", 0, CLI_TEXT, &state,
+         "state directory or name of the cluster (default: the one that runs)"},
+        {0}};
+    if (cli_parse(self, argc, argv, options, &name, 1, &help) < 0) return cli_parse_exit(help);
+    struct afd_error error;
+    char dir[AFD_PATH_BYTES];
+    enum afd_status status = afd_state_find(state ? state : name, dir, &error);
+    if (status == AFD_AGAIN) {
+        printf("nothing runs: %s\n", error.text);
+        return CLI_OK;
+    }
+    if (!status) status = afd_state_down(dir, drain_seconds(dir), &error);
+    if (status) return cli_fail("%s", error.text);
+    printf("down: %s\n", dir);
+    return CLI_OK;
+}
+
+/* ---- ps */
+
+int cli_ps(const struct cli_command *self, int argc, char **argv)
+{
+    static const char *const headers[] = {"<rank",  ">instance", ">pid",    "<host",
+                                          "<state", ">restarts", ">uptime", "<last exit"};
+    const char *state = NULL;
+    int json = 0, help;
+    const struct cli_option options[] = {
+        {"--state", 0, CLI_TEXT, &state,
+         "state directory or name of the cluster (default: the one that runs)"},
+        {"--json", 0, CLI_FLAG, &json, "one object"},
+        {0}};
+    if (cli_parse(self, argc, argv, options, NULL, 0, &help) < 0) return cli_parse_exit(help);
+    struct afd_error error;
+    char dir[AFD_PATH_BYTES];
+    if (afd_state_find(state, dir, &error)) return cli_fail("%s", error.text);
+    json_t *ps = afd_state_ask(dir, "ps", 5000, &error), *p;
+    if (!ps) return cli_fail("%s", error.text);
+    if (json) return cli_print_json(ps);
+    struct cli_table *table = cli_table_create(8, headers);
+    size_t i;
+    json_array_foreach(json_object_get(ps, "processes"), i, p)
+    {
+        const char *role = json_string_value(json_object_get(p, "role"));
+        int is_rank = role && strcmp(role, "scheduler") != 0;
+        long long rank = json_integer_value(json_object_get(p, "rank"));
+        cli_table_cell(table, is_rank ? "%s/%lld" : "%s", role, rank);
+        if (is_rank)
+            cli_table_cell(table, "%lld", json_integer_value(json_object_get(p, "instance")));
+        else
+            cli_table_cell(table, "-");
+        cli_table_cell(table, "%lld", json_integer_value(json_object_get(p, "pid")));
+        cli_table_cell(table, "%s", json_string_value(json_object_get(p, "host")));
+        cli_table_cell(table, "%s", json_string_value(json_object_get(p, "state")));
+        cli_table_cell(table, "%lld", json_integer_value(json_object_get(p, "restarts")));
+        cli_table_cell(table, "%.0f s", json_number_value(json_object_get(p, "uptime_s")));
+        cli_table_cell(table, "%s", json_string_value(json_object_get(p, "last_exit")));
+    }
+    cli_table_print(table, stdout);
+    json_decref(ps);
+    return CLI_OK;
+}
+
+/* ---- logs */
+
+/* What is written from now on, until interrupted. */
+static int follow(const char *path)
+{
+    char text[8192], drop[4096] __attribute__((aligned(__alignof__(struct inotify_event))));
+    int fd = open(path, O_RDONLY | O_CLOEXEC), watch = inotify_init1(IN_CLOEXEC);
+    if (fd < 0 || watch < 0 || inotify_add_watch(watch, path, IN_MODIFY) < 0 || lseek(fd, 0, SEEK_END) < 0) {
+        if (fd >= 0) close(fd);
+        if (watch >= 0) close(watch);
+        return cli_fail("%s: cannot be followed: %s", path, strerror(errno));
+    }
+    do {
+        ssize_t got;
+        while ((got = read(fd, text, sizeof text)) > 0) fwrite(text, 1, (size_t)got, stdout);
+        fflush(stdout);
+    } while (!interrupted && !ferror(stdout) && read(watch, drop, sizeof drop) > 0);
+    close(fd);
+    close(watch);
+    return CLI_OK;
+}
+
+/* "attn/3", "attn-3" or "scheduler" to the file's name; 0 when it is none of these. */
+static int log_name(const char *rank, char out[64])
+{
+    unsigned number;
+    int end = 0;
+    char role[8];
+    if (!strcmp(rank, "scheduler") || !strcmp(rank, "supervisor")) return snprintf(out, 64, "%s.log", rank);
+    if (sscanf(rank, "%4[a-z]%*1[/-]%4u%n", role, &number, &end) != 2 || rank[end]) return 0;
+    return !strcmp(role, "attn") || !strcmp(role, "ffn") ? snprintf(out, 64, "%s-%u.log", role, number) : 0;
+}
+
+int cli_logs(const struct cli_command *self, int argc, char **argv)
+{
+    const char *rank = NULL, *state = NULL;
+    uint64_t lines = 40;
+    int following = 0, help;
+    const struct cli_option options[] = {
+        {"--state", 0, CLI_TEXT, &state,
+         "state directory or name of the cluster (default: the one that runs)"},
+        {"--follow", 'f', CLI_FLAG, &following, "go on with what is written"},
+        {"--lines", 'n', CLI_COUNT, &lines, "how many of the last lines (default 40)"},
+        {0}};
+    int count = cli_parse(self, argc, argv, options, &rank, 1, &help);
+    if (count < 0) return cli_parse_exit(help);
+    char name[64], dir[AFD_PATH_BYTES], path[2 * AFD_PATH_BYTES];
+    struct afd_error error;
+    if (!count || !log_name(rank, name)) {
+        cli_fail("logs: of whom? expected attn/N, ffn/N, scheduler or supervisor");
+        return CLI_USAGE;
+    }
+    /* a directory that was named may be of a cluster that no longer runs */
+    enum afd_status status =
+        state ? afd_state_place(state, "", dir, &error) : afd_state_find(NULL, dir, &error);
+    if (status) return cli_fail("%s", error.text);
+    snprintf(path, sizeof path, "%s/logs/%s", dir, name);
+    if (access(path, R_OK)) return cli_fail("%s: %s", path, strerror(errno));
+    cli_print_tail(path, lines > 100000 ? 100000 : (uint32_t)lines, stdout);
+    if (!following) return CLI_OK;
+    struct sigaction action = {.sa_handler = on_interrupt};
+    sigaction(SIGINT, &action, NULL);
+    return follow(path);
+}
