@@ -257,8 +257,8 @@ static void print_plan(const struct afd_topology *t, const struct afd_model *m, 
     afd_model_parameters(m, &total, &active);
     printf("%s is good\n\n", t->file);
     print_mapping(effective, 0);
-    printf("\nmodel %s: %s, %u layers, hidden %u, %.2f B parameters, %.2f B active\n\n", m->name,
-           m->architecture, m->layer_count, m->hidden, (double)total / 1e9, (double)active / 1e9);
+    printf("\nmodel %s: %s, %u layers, hidden %u, %.2f million parameters, %.2f million active\n\n", m->name,
+           m->architecture, m->layer_count, m->hidden, (double)total / 1e6, (double)active / 1e6);
     print_ranks(plan);
     printf("\nKV cache of a rank: %u blocks of %u tokens = %llu tokens (%llu bytes a token and layer)\n",
            plan->kv_blocks, t->attn.kv_block_tokens, (unsigned long long)plan->kv_tokens,

@@ -1,0 +1,297 @@
+/* Guards: a command that says something else than it did, exits 0 after a failure, or leaves processes
+ * behind; a cluster that is not found, or the wrong one that is.
+ *
+ * The real afd program with made-up daemons (tests/deploy/fixture_daemon.c), in a home folder of its own. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <jansson.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char home[] = "/tmp/afd-cli-XXXXXX";
+static char output[256 << 10];
+
+/* Runs a shell command line in which $afd is the program; stdout and stderr together go to `output`. */
+static int run(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+static int run(const char *format, ...)
+{
+    char line[2048];
+    va_list args;
+    int used = snprintf(line, sizeof line, "exec 2>&1; afd=%s; ", AFD_PROGRAM);
+    va_start(args, format);
+    vsnprintf(line + used, sizeof line - (size_t)used, format, args);
+    va_end(args);
+    FILE *f = popen(line, "r");
+    assert_non_null(f);
+    size_t got = fread(output, 1, sizeof output - 1, f);
+    output[got] = 0;
+    int status = pclose(f);
+    assert_true(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static void expect(int exit_status, int got)
+{
+    if (exit_status != got) fail_msg("expected exit status %d, got %d:\n%s", exit_status, got, output);
+}
+
+static void expect_words(const char *words)
+{
+    if (!strstr(output, words)) fail_msg("expected \"%s\" in:\n%s", words, output);
+}
+
+static json_t *parse_output(void)
+{
+    json_t *object = json_loads(output, 0, NULL);
+    if (!object) fail_msg("no JSON:\n%s", output);
+    return object;
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    if (!mkdtemp(home)) return -1;
+    setenv("HOME", home, 1);
+    setenv("AFD_BIN", FIXTURE_BIN, 1);
+    unsetenv("AFD_STATE");
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    return run("rm -rf %s", home);
+}
+
+static int stop(void **state)
+{
+    (void)state;
+    unsetenv("FIXTURE_FAIL");
+    return run("for d in %s/.afd/*/; do [ ! -d $d ] || $afd down --state $d; done; rm -rf %s/.afd", home,
+               home);
+}
+
+#define TOPOLOGY "tests/deploy/2a2f.yaml"
+
+/* ---- without a cluster */
+
+static void the_table_is_the_help(void **state)
+{
+    (void)state;
+    static const char *const commands[] = {"check",  "up",       "down", "ps",    "logs",
+                                           "status", "complete", "chat", "bench", "help"};
+    expect(0, run("$afd help"));
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        char line[32];
+        snprintf(line, sizeof line, "\n  afd %s ", commands[i]);
+        expect_words(line);
+    }
+    assert_null(strstr(output, "supervise"));
+    expect(0, run("$afd help check"));
+    expect_words("--context N");
+    expect(2, run("$afd"));
+    expect(2, run("$afd fly"));
+    expect_words("no command \"fly\"");
+    expect(2, run("$afd ps --fast"));
+    expect_words("no option \"--fast\"");
+    expect(2, run("$afd bench serve --requests many"));
+    expect_words("--requests is \"many\"; expected a number");
+    expect(2, run("$afd up"));
+    expect(2, run("$afd up a b"));
+}
+
+static void a_bad_topology_is_told_with_its_place(void **state)
+{
+    (void)state;
+    expect(1, run("printf 'model: { path: m }\\nslo: { tpot: 1 }\\n' >%s/bad.yaml; $afd check %s/bad.yaml",
+                  home, home));
+    expect_words("bad.yaml:2:8: unknown key \"tpot\" in slo; expected one of: tpot_ms");
+    expect(1, run("$afd up %s/bad.yaml", home));
+    expect_words("bad.yaml:2:8:");
+    expect(1, run("$afd up deploy/topologies/2a2f-32gpu.yaml"));
+    expect_words("no CUDA back end");
+}
+
+static void check_prints_facts(void **state)
+{
+    (void)state;
+    expect(0, run("$afd check deploy/topologies/2a2f-32gpu-hopper.yaml --context 4096"));
+    expect_words("ffn/15");
+    expect_words("A2F 896.00 KiB, F2A 1.75 MiB a shard");
+    expect_words("of 273 us each (50 ms a token)");
+    expect(0, run("$afd check deploy/topologies/2a2f-32gpu-hopper.yaml --json --context 4096"));
+    json_t *plan = parse_output();
+    assert_int_equal(json_array_size(json_object_get(plan, "ranks")), 32);
+    assert_int_equal(
+        json_integer_value(json_object_get(json_object_get(plan, "messages"), "a2f_payload_bytes")),
+        896 << 10);
+    assert_string_equal(json_string_value(json_object_get(json_object_get(plan, "topology"), "cluster")),
+                        "step3-2a2f-hopper");
+    json_decref(plan);
+    expect(0, run("$afd check deploy/topologies/2a2f-local.yaml"));
+    expect_words("shard 1 (experts 4-7)");
+}
+
+static void without_a_cluster_commands_say_so(void **state)
+{
+    (void)state;
+    expect(0, run("$afd down"));
+    expect_words("nothing runs");
+    expect(0, run("$afd down --state %s/none", home));
+    expect(1, run("$afd ps"));
+    expect_words("no cluster runs");
+    expect(1, run("$afd status"));
+    expect_words("afd up FILE");
+    expect(1, run("$afd complete hello --url http://127.0.0.1:1"));
+}
+
+/* ---- with one */
+
+static void a_cluster_from_up_to_down(void **state)
+{
+    (void)state;
+    expect(0, run("$afd up " TOPOLOGY " --timeout 60"));
+    expect_words("ranks ready: 4 of 4");
+    expect_words("ready: http://127.0.0.1:");
+    expect(0, run("$afd up " TOPOLOGY));
+    expect_words("runs already");
+    expect(1, run("$afd up deploy/topologies/1a1f-local.yaml --state %s/.afd/fixture", home));
+    expect_words("another cluster runs in");
+
+    expect(0, run("$afd ps --json"));
+    json_t *ps = parse_output(), *process;
+    size_t i;
+    assert_int_equal(json_array_size(json_object_get(ps, "processes")), 5);
+    pid_t pids[5];
+    json_array_foreach(json_object_get(ps, "processes"), i, process)
+    {
+        pids[i] = (pid_t)json_integer_value(json_object_get(process, "pid"));
+        assert_int_equal(kill(pids[i], 0), 0);
+        assert_string_equal(json_string_value(json_object_get(process, "state")), "running");
+    }
+    json_decref(ps);
+    expect(0, run("$afd ps --state fixture"));
+    expect_words("attn/1");
+    expect(0, run("$afd logs ffn/1 -n 1"));
+    assert_string_equal(output, "ffn-1 runs\n");
+    expect(2, run("$afd logs everybody"));
+    expect(1, run("$afd logs attn/77"));
+
+    expect(0, run("$afd status"));
+    expect_words("fixture: ready, model made-up, epoch 3");
+    expect_words("1.500 s  75.0%");
+    expect(0, run("$afd status --json"));
+    json_t *cluster = parse_output();
+    assert_int_equal(json_integer_value(json_object_get(cluster, "epoch")), 3);
+    json_decref(cluster);
+
+    expect(0, run("$afd down"));
+    for (i = 0; i < 5; i++) assert_int_equal(kill(pids[i], 0), -1);
+    expect(0, run("$afd down"));
+    expect_words("nothing runs");
+}
+
+static void text_streams_to_the_terminal(void **state)
+{
+    (void)state;
+    expect(0, run("$afd up " TOPOLOGY " --timeout 60"));
+    expect(0, run("$afd complete 'to be or not' --max-tokens 8 --seed 1 --top-k 4"));
+    assert_string_equal(output, "to be or not\n");
+    expect(1, run("$afd complete fail"));
+    expect_words("answered 400: as you wish");
+    expect(0, run("printf 'hello\\nagain\\n/clear\\nonce more\\n/exit\\nnever\\n' | $afd chat --system 'be "
+                  "brief'"));
+    assert_string_equal(output,
+                        "2 messages\n4 messages\n2 messages\n"); /* system, user; and the answer, user */
+    expect(0, run("$afd bench serve --requests 20 --concurrency 4 --prompt-tokens 5 --max-tokens 3 --json"));
+    json_t *report = parse_output();
+    assert_int_equal(json_integer_value(json_object_get(report, "requests")), 20);
+    assert_int_equal(json_integer_value(json_object_get(report, "failed")), 0);
+    assert_int_equal(json_integer_value(json_object_get(report, "generated_tokens")), 60);
+    assert_true(json_number_value(json_object_get(json_object_get(report, "ttft_s"), "p99")) > 0);
+    json_decref(report);
+    expect(0, run("$afd bench serve --requests 3"));
+    expect_words("TTFT");
+}
+
+static void a_rank_that_fails_takes_all_down(void **state)
+{
+    (void)state;
+    setenv("FIXTURE_FAIL", "ffn-1", 1);
+    expect(1, run("$afd up " TOPOLOGY " --timeout 60"));
+    expect_words("ffn/1 cannot be kept running (exit status 3)");
+    expect_words("ffn-1: fails because the test says so");
+    expect(0, run("$afd down"));
+    expect_words("nothing runs");
+}
+
+static void up_gives_up_in_time(void **state)
+{
+    (void)state;
+    setenv("FIXTURE_FAIL", "ffn-1", 1);
+    expect(1, run("$afd up " TOPOLOGY " --timeout 0"));
+    expect_words("not every rank became ready in time");
+    expect(0, run("$afd down"));
+    expect_words("nothing runs");
+}
+
+static void two_clusters_must_be_named(void **state)
+{
+    (void)state;
+    expect(0, run("$afd up " TOPOLOGY " --state %s/.afd/one", home));
+    expect(0, run("$afd up " TOPOLOGY " --state %s/.afd/two", home));
+    expect(1, run("$afd ps"));
+    expect_words("2 clusters run");
+    expect_words("--state NAME");
+    expect(1, run("$afd down"));
+    expect(0, run("$afd ps --state one"));
+    expect(0, run("AFD_STATE=%s/.afd/two $afd down", home));
+    expect(0, run("$afd ps"));
+    expect(0, run("$afd down one"));
+    expect(1, run("$afd ps"));
+}
+
+/* The supervisor was killed: its folder has a socket, files and no process. */
+static void a_stale_folder_is_used_again(void **state)
+{
+    (void)state;
+    expect(0, run("$afd up " TOPOLOGY));
+    char path[128];
+    snprintf(path, sizeof path, "%s/.afd/fixture/cluster.json", home);
+    json_t *cluster = json_load_file(path, 0, NULL);
+    assert_non_null(cluster);
+    kill((pid_t)json_integer_value(json_object_get(cluster, "pid")), SIGKILL);
+    json_decref(cluster);
+    expect(0, run("flock %s/.afd/fixture/lock true", home)); /* waits until it is really gone */
+    expect(1, run("$afd ps"));
+    expect(0, run("$afd up " TOPOLOGY));
+    expect_words("starting fixture");
+    expect(0, run("$afd ps"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_table_is_the_help),
+        cmocka_unit_test(a_bad_topology_is_told_with_its_place),
+        cmocka_unit_test(check_prints_facts),
+        cmocka_unit_test(without_a_cluster_commands_say_so),
+        cmocka_unit_test_teardown(a_cluster_from_up_to_down, stop),
+        cmocka_unit_test_teardown(text_streams_to_the_terminal, stop),
+        cmocka_unit_test_teardown(a_rank_that_fails_takes_all_down, stop),
+        cmocka_unit_test_teardown(up_gives_up_in_time, stop),
+        cmocka_unit_test_teardown(two_clusters_must_be_named, stop),
+        cmocka_unit_test_teardown(a_stale_folder_is_used_again, stop),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
