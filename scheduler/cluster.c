@@ -244,6 +244,11 @@ void afd_cluster_tick(struct afd_cluster *c, afd_ns now)
     }
 }
 
+const struct afd_topology *afd_cluster_topology(const struct afd_cluster *c)
+{
+    return c->topology;
+}
+
 uint64_t afd_cluster_epoch(const struct afd_cluster *c)
 {
     return c->epoch;

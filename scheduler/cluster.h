@@ -91,6 +91,7 @@ void afd_cluster_tick(struct afd_cluster *cluster, afd_ns now);
 /* Takes the next action; 0 when there is none. To be called after every event. */
 int afd_cluster_next(struct afd_cluster *cluster, struct afd_cluster_action *out);
 
+const struct afd_topology *afd_cluster_topology(const struct afd_cluster *cluster);
 uint64_t afd_cluster_epoch(const struct afd_cluster *cluster); /* 0 before the first Peers */
 uint32_t afd_cluster_size(const struct afd_cluster *cluster);
 /* Attention ranks first, then FFN ranks. */

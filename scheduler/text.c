@@ -53,7 +53,7 @@ void afd_text_printf(struct afd_text *t, const char *format, ...)
     if (bytes > 0 && (size_t)bytes < t->room - t->bytes) t->bytes += (size_t)bytes;
 }
 
-unsigned afd_utf8_length(const char *data, size_t bytes)
+unsigned afd_text_utf8_length(const char *data, size_t bytes)
 {
     const unsigned char *s = (const unsigned char *)data;
     if (!bytes) return 0;
@@ -84,7 +84,7 @@ void afd_text_json(struct afd_text *t, const char *data, size_t bytes)
         i = run;
         if (i == bytes) break;
         unsigned char c = (unsigned char)data[i];
-        unsigned length = afd_utf8_length(data + i, bytes - i);
+        unsigned length = afd_text_utf8_length(data + i, bytes - i);
         if (length == 0)
             afd_text_puts(t, "\\ufffd");
         else if (length > 1)

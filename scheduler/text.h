@@ -33,6 +33,6 @@ void afd_text_json_number(struct afd_text *text, double value);
 void afd_text_uint(struct afd_text *text, uint64_t value);
 
 /* Length of the UTF-8 character at the start of `data` (1 to 4); 0 when the bytes are none. */
-unsigned afd_utf8_length(const char *data, size_t bytes);
+unsigned afd_text_utf8_length(const char *data, size_t bytes);
 
 #endif

@@ -1,0 +1,63 @@
+/* api.h: the HTTP API: OpenAI's completions and chat, tokenizer, health, metrics and the cluster's state.
+ *
+ * Routes an exchange to a table of endpoints; generations live until they are answered or their client left.
+ * One thread; nothing blocks. A request that fails is answered with words and takes nothing else with it. */
+#ifndef AFD_SCHEDULER_API_H
+#define AFD_SCHEDULER_API_H
+
+#include <time.h>
+
+#include "scheduler/api_params.h"
+#include "scheduler/http.h"
+#include "scheduler/metrics.h"
+#include "scheduler/service.h"
+
+struct afd_generation;
+
+struct afd_api {
+    /* given */
+    const struct afd_topology *topology;
+    const struct afd_model *model;
+    const struct afd_tokenizer *tokenizer;
+    struct afd_service *service;
+    /* kept */
+    struct afd_params_limits limits;
+    struct afd_metrics metrics;
+    struct afd_generation *generations;
+    uint32_t generation_count;
+    int is_draining;
+    afd_ns started;
+    time_t started_at;
+    struct afd_text scratch; /* of one event */
+    char *piece;             /* [piece_bytes] text of one token */
+    char *shown; /* [piece_bytes + AFD_STOP_STRING_BYTES] what of it and of held text may be shown */
+    size_t piece_bytes;
+};
+
+/* AFD_ERR_MEMORY. The four first fields are set by the caller and live longer. */
+enum afd_status afd_api_init(struct afd_api *api);
+void afd_api_fini(struct afd_api *api); /* after the HTTP server: no generation is left */
+
+/* The handler of the HTTP server; `user` is the api. */
+void afd_api_handle(struct afd_http_exchange *exchange, void *user);
+/* From now on new work is answered 503; what runs goes on. */
+void afd_api_drain(struct afd_api *api);
+/* Answers what still runs with an error. */
+void afd_api_abandon(struct afd_api *api);
+
+/* ---- between the files of the API */
+
+void afd_generation_begin(struct afd_api *api, struct afd_http_exchange *exchange, int is_chat);
+
+void afd_api_answer(struct afd_http_exchange *exchange, const struct afd_text *json);
+void afd_api_refuse(struct afd_http_exchange *exchange, const struct afd_api_error *error);
+void afd_api_models(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_tokenize(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_detokenize(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_live(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_ready(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_metrics(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_cluster(struct afd_api *api, struct afd_http_exchange *exchange);
+const char *afd_api_state(const struct afd_api *api); /* starting, ready, draining */
+
+#endif

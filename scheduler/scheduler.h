@@ -1,0 +1,42 @@
+/* scheduler.h: the whole scheduler on one libevent base: service, API and HTTP server, and its end.
+ *
+ * Owner: main (or a test). One thread; nothing blocks once it runs. */
+#ifndef AFD_SCHEDULER_SCHEDULER_H
+#define AFD_SCHEDULER_SCHEDULER_H
+
+#include <event2/event.h>
+
+#include "deploy/topology.h"
+#include "model/model.h"
+#include "model/tokenizer.h"
+#include "proto/channel.h"
+
+struct afd_scheduler;
+
+struct afd_scheduler_config {
+    struct event_base *base;
+    /* These live longer than the scheduler. */
+    const struct afd_topology *topology;
+    const struct afd_model *model;
+    const struct afd_tokenizer *tokenizer;
+    uint8_t model_hash[AFD_HASH_BYTES];
+    uint8_t secret[AFD_SECRET_BYTES];
+    const char *http, *control; /* NULL: the topology's; copied */
+};
+
+/* Both sockets listen when it returns. */
+struct afd_scheduler *afd_scheduler_create(const struct afd_scheduler_config *config,
+                                           struct afd_error *error_out);
+void afd_scheduler_destroy(struct afd_scheduler *scheduler); /* NULL is allowed */
+
+/* "127.0.0.1:8000": with the port that was really taken. */
+const char *afd_scheduler_http(const struct afd_scheduler *scheduler);
+const char *afd_scheduler_control(const struct afd_scheduler *scheduler);
+/* Writes DIR/scheduler.json, whole or not at all; DIR is made if it is missing. */
+enum afd_status afd_scheduler_write_state(const struct afd_scheduler *scheduler, const char *dir,
+                                          struct afd_error *error_out);
+
+/* New requests get 503; `done` is called once all others are answered, or after drain_s. */
+void afd_scheduler_drain(struct afd_scheduler *scheduler, void (*done)(void *user), void *user);
+
+#endif
