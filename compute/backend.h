@@ -58,7 +58,7 @@ struct afd_slot {
     uint32_t *blocks;
     float *x;                   /* [max_rows] x hidden pitch: the residual stream */
     uint64_t *active;           /* [max_rows] shards each row was active in, of the last route */
-    float *rope[AFD_MAX_ROPES]; /* [max_rows][dim / 2][cos, sin] */
+    float *rope[AFD_MAX_ROPES]; /* [max_rows][cos [dim / 2], sin [dim / 2]] */
     uint32_t logit_rows;        /* of the last logits op */
     struct afd_route_result route;
 };

@@ -198,8 +198,8 @@ enum afd_status afd_device_create(const struct afd_device_config *config, struct
     if (!device) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a device");
     memset(device, 0, sizeof *device);
     device->config = *config;
-    device->backend = &afd_backend_ref;
-    device->config.threads = 1;
+    device->backend = config->type == AFD_DEVICE_REF ? &afd_backend_ref : &afd_backend_cpu;
+    if (config->type == AFD_DEVICE_REF) device->config.threads = 1;
     device->arena = afd_arena_create(0);
     status = device->arena ? AFD_OK : afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a device");
     if (!status) status = afd_weight_table_load(&device->config, device->arena, &device->weights, error_out);

@@ -151,7 +151,7 @@ void afd_rope_fill(const struct afd_rope *rope, uint32_t position, float *out)
     const double *b = rope->low + (size_t)(position % AFD_ROPE_LOW) * half * 2;
     for (uint32_t i = 0; i < half; i++) {
         double ca = a[2 * i], sa = a[2 * i + 1], cb = b[2 * i], sb = b[2 * i + 1];
-        out[2 * i] = (float)(ca * cb - sa * sb);
-        out[2 * i + 1] = (float)(sa * cb + ca * sb);
+        out[i] = (float)(ca * cb - sa * sb);
+        out[half + i] = (float)(sa * cb + ca * sb);
     }
 }

@@ -30,7 +30,7 @@ struct afd_ropes {
 enum afd_status afd_ropes_init(struct afd_ropes *ropes, const struct afd_model *model, uint32_t max_context,
                                struct afd_arena *arena, struct afd_error *error_out);
 const struct afd_rope *afd_ropes_find(const struct afd_ropes *ropes, const struct afd_attn_desc *attn);
-/* out: [dim / 2][cos, sin] */
+/* out: cosines [dim / 2], then sines [dim / 2]. */
 void afd_rope_fill(const struct afd_rope *rope, uint32_t position, float *out);
 
 /* Their parts, for tests: within 2^-50 of the true value for 0 <= x <= 2^20 (sin, cos), relative for the

@@ -18,7 +18,7 @@ float afd_ref_sum(const float *x, uint32_t n);
 void afd_ref_matvec(const struct afd_weight_view *w, const float *x, float *row_scratch, float *y);
 /* y[i] = (x[i] * inv) * weight[i], inv = 1 / sqrt(x.x / n + eps). y may be x. */
 void afd_ref_rmsnorm(const float *x, const float *weight, uint32_t n, float eps, float *y);
-/* Rotates the first `dim` of x: pairs (i, i + dim/2) by table [dim/2][cos, sin]. */
+/* Rotates the first `dim` of x: pairs (i, i + dim/2) by table: cos [dim/2], sin [dim/2]. */
 void afd_ref_rope(float *x, const float *table, uint32_t dim);
 /* afd_softmax_terms_fn of sample.h. */
 float afd_ref_softmax_terms(const float *x, uint32_t n, float max, float temperature, float *terms_out);

@@ -55,7 +55,7 @@ void afd_ref_rope(float *x, const float *table, uint32_t dim)
 {
     uint32_t half = dim / 2;
     for (uint32_t i = 0; i < half; i++) {
-        float a = x[i], b = x[i + half], c = table[2 * i], s = table[2 * i + 1];
+        float a = x[i], b = x[i + half], c = table[i], s = table[half + i];
         x[i] = a * c - b * s;
         x[i + half] = b * c + a * s;
     }

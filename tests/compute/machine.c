@@ -98,6 +98,7 @@ struct machine machine_open(const char *dir, struct machine_config config)
     }
     for (uint32_t i = 0; i < config.instances; i++) {
         m.records[i] = must(aligned_alloc(64, (size_t)m.wire.a2f_stride * config.max_rows));
+        memset(m.records[i], 0, (size_t)m.wire.a2f_stride * config.max_rows); /* padding is traced too */
         for (uint32_t t = 0; t < config.tp; t++)
             m.ffn[i][t] = open_device(&m, (struct afd_share){1, m.shards[i], config.ep, config.tp, t});
     }

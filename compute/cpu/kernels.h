@@ -1,0 +1,78 @@
+/* kernels.h: the kernels of the cpu back end, one table for each instruction set.
+ *
+ * All arithmetic is in the kernels_*.inc files, compiled once for each set over vector_avx2.h or
+ * vector_avx512.h, and gives the bits of compute/ref. A kernel runs on the calling thread; memory belongs to
+ * the caller. Rows of floats follow the rule of backend.h: zeros up to the pitch. */
+#ifndef AFD_COMPUTE_CPU_KERNELS_H
+#define AFD_COMPUTE_CPU_KERNELS_H
+
+#include "compute/backend.h"
+
+enum {
+    AFD_PANEL = 32,     /* columns of a matrix (outputs) that are widened together; divides 128 */
+    AFD_ROW_CHUNK = 96, /* rows that share one widening */
+    AFD_Q_ROWS = 64,    /* query rows that share a block of K and V */
+};
+
+/* One thread's: sized for the L1 and L2 caches. */
+struct afd_scratch {
+    _Alignas(64) float panel[AFD_PANEL * AFD_DOT_BLOCK];
+    _Alignas(64) float sums[AFD_ROW_CHUNK * AFD_PANEL * 2];
+    _Alignas(64) float scores[AFD_Q_ROWS][AFD_ATTN_BLOCK];
+    _Alignas(64) float values[AFD_ATTN_BLOCK][AFD_PANEL];
+    _Alignas(64) float rows_a[AFD_ROW_CHUNK][AFD_PANEL], rows_b[AFD_ROW_CHUNK][AFD_PANEL];
+    float *a[AFD_ROW_CHUNK], *b[AFD_ROW_CHUNK]; /* the rows of rows_a and rows_b */
+    const float *x[AFD_ROW_CHUNK];
+    float *q, *o; /* [AFD_Q_ROWS] x head pitch */
+};
+
+/* y[r][o - y_begin] = W[o] . x[r] for o in [begin, end); begin is a multiple of 16. Up to the next multiple
+ * of 16 above a matrix's last row, zeros are written. */
+struct afd_gemm {
+    const struct afd_weight_view *w;
+    uint32_t begin, end, rows, y_begin;
+    const float *const *x; /* [rows] */
+    float *const *y;       /* [rows] */
+};
+
+/* Query rows (row, head) of one sequence and one KV head, and where their running result is. */
+struct afd_attend {
+    uint32_t rows, head_dim, head_pitch; /* the pitch a multiple of AFD_PANEL */
+    enum afd_dtype dtype;
+    float scale;
+    const float *q[AFD_Q_ROWS]; /* [head_dim], rotated */
+    float *o[AFD_Q_ROWS];
+    uint32_t tokens[AFD_Q_ROWS]; /* visible to the row; ascending */
+    float max[AFD_Q_ROWS], sum[AFD_Q_ROWS];
+};
+
+struct afd_kernels {
+    const char *name;
+    void (*gemm)(const struct afd_gemm *gemm, struct afd_scratch *scratch);
+    /* Adds tokens first .. first + 63 to the rows that see any of them: k and v of each token [count]. */
+    void (*attend_block)(struct afd_attend *a, uint32_t first, const void *const *k, const void *const *v,
+                         uint32_t count, struct afd_scratch *scratch);
+    void (*attend_finish)(struct afd_attend *a); /* o = o / sum */
+    void (*rmsnorm)(const float *x, const float *weight, uint32_t n, float eps, float *y);
+    void (*rope)(float *x, const float *table, uint32_t dim);
+    float (*softmax_terms)(const float *x, uint32_t n, float max, float temperature, float *terms_out);
+    void (*silu_mul)(float *gate, const float *up, uint32_t n);               /* gate = SiLU(gate) * up */
+    void (*add)(float *sum, const float *x, uint32_t n);                      /* sum = sum + x */
+    void (*add_scaled)(float *sum, float weight, const float *x, uint32_t n); /* sum = sum + weight * x */
+    void (*add_narrow)(float *sum, const void *x, enum afd_dtype dtype, uint32_t n);
+    void (*widen)(const void *from, enum afd_dtype dtype, uint32_t n, float *to);
+    void (*narrow)(const float *from, enum afd_dtype dtype, uint32_t n, void *to);
+    /* fp8 with a scale for each 128 channels */
+    void (*quantize)(const float *x, uint32_t n, void *q, void *scales);
+    void (*dequantize)(const void *q, const void *scales, uint32_t n, float *x);
+    /* The ceilings that bench/kernel prints: floating point operations of `rounds` rounds; bytes summed. */
+    double (*peak_fma)(uint64_t rounds, float *sink);
+    void (*peak_read)(const void *data, uint64_t bytes, float *sink);
+};
+
+extern const struct afd_kernels afd_kernels_avx2, afd_kernels_avx512;
+
+/* The best that this machine runs, or NULL. */
+const struct afd_kernels *afd_kernels_pick(void);
+
+#endif

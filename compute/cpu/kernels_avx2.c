@@ -1,0 +1,4 @@
+/* The kernels for AVX2, FMA and F16C. */
+#include "compute/cpu/vector_avx2.h"
+
+#include "compute/cpu/kernels.inc"

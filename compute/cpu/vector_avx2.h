@@ -1,0 +1,180 @@
+/* vector_avx2.h: 16 virtual lanes in two AVX2 registers (AVX2, FMA and F16C). The other half of this pair is
+ * vector_avx512.h; kernels.inc sees no instruction sets. A `vp` is one register, a `v16` all 16 lanes. */
+#ifndef AFD_COMPUTE_CPU_VECTOR_AVX2_H
+#define AFD_COMPUTE_CPU_VECTOR_AVX2_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define V_NAME(name) name##_avx2
+#define V_INSTRUCTIONS "cpu avx2"
+#define V_INLINE static inline __attribute__((always_inline))
+
+typedef __m256 vp;
+enum {
+    V_PARTS = 2,
+    V_WIDTH = 8, /* floats of a vp */
+    /* Outputs that one fold takes, and the tile of a matrix product: 3 rows x 2 columns x 2 registers leave 4
+     * of the 16 registers for operands. One row alone takes 4 columns, to have 8 sums in flight. */
+    V_FOLD = 8,
+    V_TILE_ROWS = 3,
+    V_TILE_COLUMNS = 2,
+    V_ROW_COLUMNS = 4,
+};
+
+typedef struct {
+    vp p[V_PARTS];
+} v16;
+
+V_INLINE vp vp_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+V_INLINE vp vp_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+V_INLINE vp vp_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+V_INLINE void vp_store(float *p, vp x)
+{
+    _mm256_storeu_ps(p, x);
+}
+V_INLINE vp vp_add(vp a, vp b)
+{
+    return _mm256_add_ps(a, b);
+}
+V_INLINE vp vp_sub(vp a, vp b)
+{
+    return _mm256_sub_ps(a, b);
+}
+V_INLINE vp vp_mul(vp a, vp b)
+{
+    return _mm256_mul_ps(a, b);
+}
+V_INLINE vp vp_div(vp a, vp b)
+{
+    return _mm256_div_ps(a, b);
+}
+V_INLINE vp vp_fma(vp a, vp b, vp c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+/* a > b ? a : b, so NaN in b stays */
+V_INLINE vp vp_max(vp a, vp b)
+{
+    return _mm256_max_ps(a, b);
+}
+V_INLINE vp vp_min(vp a, vp b)
+{
+    return _mm256_min_ps(a, b);
+}
+V_INLINE vp vp_abs(vp a)
+{
+    return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
+}
+V_INLINE vp vp_neg(vp a)
+{
+    return _mm256_xor_ps(_mm256_set1_ps(-0.0f), a);
+}
+/* x < y ? a : b */
+V_INLINE vp vp_select_less(vp x, vp y, vp a, vp b)
+{
+    return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, y, _CMP_LT_OQ));
+}
+/* the float whose bits are (bits of t << 23) + bits of 1: 2^n where t = 1.5 * 2^23 + n */
+V_INLINE vp vp_power_of_two(vp t)
+{
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(t), 23), _mm256_set1_epi32(0x3f800000)));
+}
+
+/* ---- narrow types; part i of 16 elements at p, any alignment */
+
+V_INLINE vp vp_load_bf16(const void *p, int i)
+{
+    __m128i h = _mm_loadu_si128((const __m128i *)p + i);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+V_INLINE vp vp_load_f16(const void *p, int i)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + i));
+}
+
+/* e4m3 without NaN: its bits, moved to a float16's place, are the number over 2^8; subnormals too. */
+V_INLINE vp vp_load_fp8(const void *p, int i)
+{
+    __m128i q = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)((const char *)p + 8 * i)));
+    __m128i h = _mm_and_si128(_mm_slli_epi16(q, 7), _mm_set1_epi16((short)0xbfff));
+    return _mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(256.0f));
+}
+
+V_INLINE void vp_store_bf16(void *p, int i, vp x)
+{
+    __m256i u = _mm256_castps_si256(x), high = _mm256_srli_epi32(u, 16);
+    __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    __m256i rounded =
+        _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    rounded = _mm256_blendv_epi8(rounded, _mm256_or_si256(high, _mm256_set1_epi32(0x40)), nan);
+    __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+    _mm_storeu_si128((__m128i *)p + i, packed);
+}
+
+V_INLINE void vp_store_f16(void *p, int i, vp x)
+{
+    _mm_storeu_si128((__m128i *)p + i, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+/* As afd_float_to_e4m3: saturates, NaN is 0x7f. */
+V_INLINE void vp_store_fp8(void *p, int i, vp x)
+{
+    __m256i sign = _mm256_and_si256(_mm256_srli_epi32(_mm256_castps_si256(x), 24), _mm256_set1_epi32(0x80));
+    vp magnitude = _mm256_min_ps(vp_abs(x), _mm256_set1_ps(448.0f));
+    __m256i u = _mm256_castps_si256(magnitude);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 20), _mm256_set1_epi32(1));
+    __m256i q = _mm256_srli_epi32(
+        _mm256_sub_epi32(_mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7ffff)),
+                         _mm256_set1_epi32(0x3c000000)),
+        20);
+    /* below 2^-6 in units of 2^-9: adding 2^14 rounds to them */
+    __m256i small = _mm256_sub_epi32(_mm256_castps_si256(_mm256_add_ps(magnitude, _mm256_set1_ps(16384.0f))),
+                                     _mm256_castps_si256(_mm256_set1_ps(16384.0f)));
+    q = _mm256_blendv_epi8(q, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(0x3c800000), u));
+    q = _mm256_blendv_epi8(q, _mm256_set1_epi32(0x7f),
+                           _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+    q = _mm256_or_si256(q, sign);
+    __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(q), _mm256_extracti128_si256(q, 1));
+    _mm_storel_epi64((__m128i *)((char *)p + 8 * i), _mm_packus_epi16(half, half));
+}
+
+/* ---- folds, lanes 8-4-2-1 */
+
+V_INLINE float v_fold(v16 a)
+{
+    __m256 a8 = _mm256_add_ps(a.p[0], a.p[1]);
+    __m128 a4 = _mm_add_ps(_mm256_castps256_ps128(a8), _mm256_extractf128_ps(a8, 1));
+    __m128 a2 = _mm_add_ps(a4, _mm_movehl_ps(a4, a4));
+    return _mm_cvtss_f32(_mm_add_ss(a2, _mm_movehdup_ps(a2)));
+}
+
+/* The folds of V_FOLD vectors (parts a[2i], a[2i + 1]), in order. */
+V_INLINE vp v_fold_all(const vp a[V_FOLD * V_PARTS])
+{
+    vp b[8], c[4], d[2];
+    for (int i = 0; i < 8; i++) b[i] = _mm256_add_ps(a[2 * i], a[2 * i + 1]);
+    for (int i = 0; i < 4; i++) /* i and i + 4: lanes 0-3 of one in each half */
+        c[i] = _mm256_add_ps(_mm256_permute2f128_ps(b[i], b[i + 4], 0x20),
+                             _mm256_permute2f128_ps(b[i], b[i + 4], 0x31));
+    for (int i = 0; i < 2; i++) /* 0 2 | 4 6 and 1 3 | 5 7 */
+        d[i] =
+            _mm256_add_ps(_mm256_shuffle_ps(c[i], c[i + 2], 0x44), _mm256_shuffle_ps(c[i], c[i + 2], 0xee));
+    /* even lanes and odd lanes of d[0] and d[1]: 0 2 1 3 | 4 6 5 7 */
+    vp e = _mm256_add_ps(_mm256_shuffle_ps(d[0], d[1], 0x88), _mm256_shuffle_ps(d[0], d[1], 0xdd));
+    return _mm256_permute_ps(e, 0xd8);
+}
+
+#endif
