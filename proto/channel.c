@@ -8,6 +8,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +30,6 @@ struct afd_channel {
     struct bufferevent *io;
     struct event *deadline; /* of the connection and challenge, or of the last writes */
     enum state state;
-    int is_connector;
     int in_callback, destroy_after_callback;
     uint8_t secret[AFD_SECRET_BYTES];
     uint8_t own_nonce[NONCE_BYTES], peer_nonce[NONCE_BYTES];
@@ -79,8 +79,8 @@ static enum afd_status send_frame(struct afd_channel *c, const Afd__Envelope *me
     return AFD_OK;
 }
 
-static void mac_of(const struct afd_channel *c, const char *label, const uint8_t *first, const uint8_t *second,
-                   uint8_t out[AFD_HASH_BYTES])
+static void mac_of(const struct afd_channel *c, const char *label, const uint8_t *first,
+                   const uint8_t *second, uint8_t out[AFD_HASH_BYTES])
 {
     uint8_t text[32 + 2 * NONCE_BYTES];
     size_t label_bytes = strlen(label);
@@ -103,6 +103,15 @@ static void send_greeting(struct afd_channel *c)
     c->state = WAIT_CHALLENGE;
 }
 
+/* Writes what the socket takes at once. The front of a bufferevent's output is frozen to all but itself. */
+static void flush_now(struct afd_channel *c)
+{
+    struct evbuffer *out = bufferevent_get_output(c->io);
+    evbuffer_unfreeze(out, 1);
+    evbuffer_write(out, bufferevent_getfd(c->io));
+    evbuffer_freeze(out, 1);
+}
+
 static void refuse_and_fail(struct afd_channel *c, const char *words)
 {
     Afd__Refused refused = AFD__REFUSED__INIT;
@@ -111,8 +120,7 @@ static void refuse_and_fail(struct afd_channel *c, const char *words)
     e.body_case = AFD__ENVELOPE__BODY_REFUSED;
     e.refused = &refused;
     send_frame(c, &e);
-    /* The words should reach the peer, so write what the socket takes now; a peer that left gets nothing. */
-    evbuffer_write(bufferevent_get_output(c->io), bufferevent_getfd(c->io));
+    flush_now(c); /* the words should reach the peer before the owner closes */
     fail(c, AFD_ERR_REFUSED, "%s", words);
 }
 
@@ -237,14 +245,25 @@ static void on_written(struct bufferevent *io, void *user)
     if (c->state == CLOSING && evbuffer_get_length(bufferevent_get_output(io)) == 0) channel_free(c);
 }
 
+/* Small messages go at once, and the death of the other host is noticed: after 5 s of silence three probes.
+ */
+static void set_options(int fd)
+{
+    int one = 1, idle_s = 5, interval_s = 2, probes = 3;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof probes);
+}
+
 static void on_event(struct bufferevent *io, short what, void *user)
 {
     struct afd_channel *c = user;
     (void)io;
     c->in_callback++;
     if (what & BEV_EVENT_CONNECTED) {
-        int one = 1;
-        setsockopt(bufferevent_getfd(c->io), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        set_options(bufferevent_getfd(c->io));
         send_greeting(c);
     } else if (what & BEV_EVENT_ERROR) {
         fail(c, AFD_ERR_PEER, "connection failed: %s", evutil_socket_error_to_string(EVUTIL_SOCKET_ERROR()));
@@ -274,13 +293,20 @@ static struct timeval ms_to_timeval(uint32_t ms)
     return (struct timeval){.tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000};
 }
 
+/* libevent writes with writev, which has no flag for this: a peer that left must not kill the process. */
+static void ignore_sigpipe(void)
+{
+    struct sigaction now;
+    if (sigaction(SIGPIPE, NULL, &now) == 0 && now.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
+}
+
 static struct afd_channel *channel_create(const struct afd_channel_config *config, int fd)
 {
     struct afd_channel *c = calloc(1, sizeof *c);
     if (!c) return NULL;
+    ignore_sigpipe();
     c->callbacks = config->callbacks;
     c->user = config->user;
-    c->is_connector = fd < 0;
     c->state = fd < 0 ? WAIT_CHALLENGE : WAIT_GREETING;
     memcpy(c->secret, config->secret, sizeof c->secret);
     snprintf(c->name, sizeof c->name, "%s", config->name);
@@ -299,10 +325,9 @@ static struct afd_channel *channel_create(const struct afd_channel_config *confi
 
 struct afd_channel *afd_channel_accept(const struct afd_channel_config *config, int fd)
 {
-    int one = 1;
     evutil_make_socket_nonblocking(fd);
     evutil_make_socket_closeonexec(fd);
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    set_options(fd);
     struct afd_channel *c = channel_create(config, fd);
     if (!c) {
         close(fd);
@@ -322,9 +347,12 @@ static struct addrinfo *resolve(const char *address, int passive, struct afd_err
         afd_fail(error_out, AFD_ERR_CONFIG, "address '%s': expected host:port", address);
         return NULL;
     }
-    memcpy(host, address, (size_t)(colon - address));
-    host[colon - address] = 0;
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = passive ? AI_PASSIVE : 0};
+    int is_bracketed = address[0] == '[' && colon[-1] == ']'; /* [::1]:80 */
+    size_t host_bytes = (size_t)(colon - address) - (is_bracketed ? 2 : 0);
+    memcpy(host, address + is_bracketed, host_bytes);
+    host[host_bytes] = 0;
+    struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = passive ? AI_PASSIVE : 0};
     struct addrinfo *found = NULL;
     int rc = getaddrinfo(host, colon + 1, &hints, &found);
     if (rc) {
@@ -390,6 +418,7 @@ const char *afd_channel_peer_name(const struct afd_channel *c)
 void afd_channel_close(struct afd_channel *c)
 {
     if (!c) return;
+    if (c->state == OPEN) flush_now(c);
     if (c->state != DEAD && evbuffer_get_length(bufferevent_get_output(c->io)) > 0) {
         c->state = CLOSING; /* on_written or the deadline frees it */
         bufferevent_disable(c->io, EV_READ);
@@ -432,7 +461,8 @@ static int hex_digit(char c)
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-enum afd_status afd_secret_read(const char *path, uint8_t secret_out[AFD_SECRET_BYTES], struct afd_error *error_out)
+enum afd_status afd_secret_read(const char *path, uint8_t secret_out[AFD_SECRET_BYTES],
+                                struct afd_error *error_out)
 {
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat st;
@@ -447,7 +477,8 @@ enum afd_status afd_secret_read(const char *path, uint8_t secret_out[AFD_SECRET_
     if (st.st_mode & 077)
         return afd_fail(error_out, AFD_ERR_CONFIG, "secret %s: others may read it; chmod 600", path);
     for (int i = 0; i < AFD_SECRET_BYTES; i++) {
-        int high = got == (ssize_t)sizeof text ? hex_digit(text[2 * i]) : -1, low = high < 0 ? -1 : hex_digit(text[2 * i + 1]);
+        int high = got == (ssize_t)sizeof text ? hex_digit(text[2 * i]) : -1,
+            low = high < 0 ? -1 : hex_digit(text[2 * i + 1]);
         if (low < 0)
             return afd_fail(error_out, AFD_ERR_CONFIG, "secret %s: expected 64 hexadecimal characters", path);
         secret_out[i] = (uint8_t)(high << 4 | low);
@@ -469,6 +500,7 @@ enum afd_status afd_secret_make(const char *path, struct afd_error *error_out)
     text[2 * AFD_SECRET_BYTES] = '\n';
     ssize_t put = write(fd, text, 2 * AFD_SECRET_BYTES + 1);
     close(fd);
-    if (put != 2 * AFD_SECRET_BYTES + 1) return afd_fail(error_out, AFD_ERR_IO, "secret %s: cannot write", path);
+    if (put != 2 * AFD_SECRET_BYTES + 1)
+        return afd_fail(error_out, AFD_ERR_IO, "secret %s: cannot write", path);
     return AFD_OK;
 }

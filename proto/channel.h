@@ -4,7 +4,7 @@
  * Both sides of every connection first run the mutual challenge of afd.proto; until it has succeeded no other
  * message is accepted, and a side that fails is told why in words and closed. Owner: whoever opened or accepted
  * it, until afd_channel_close, which may be called from within a callback. One thread (the base's). Nothing
- * blocks. A failure reaches this connection alone.
+ * blocks. A failure reaches this connection alone; the first channel of a process makes it ignore SIGPIPE.
  *
  * Callbacks: `opened` once after the challenge; `message` for each Envelope (freed after the call returns);
  * `closed` at most once, with words, after which the channel is dead and only afd_channel_close is allowed. */

@@ -1,5 +1,7 @@
 #include "proto/wire.h"
 
+#include <assert.h>
+
 static uint32_t align_up(uint32_t n, uint32_t to)
 {
     return (n + to - 1) / to * to;
@@ -8,6 +10,7 @@ static uint32_t align_up(uint32_t n, uint32_t to)
 uint32_t afd_dtype_bytes(enum afd_dtype dtype)
 {
     static const uint8_t bytes[AFD_DTYPE_COUNT] = {4, 2, 2, 1};
+    assert(dtype < AFD_DTYPE_COUNT);
     return bytes[dtype];
 }
 
