@@ -1,0 +1,273 @@
+/* The small parts that every folder uses. */
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/arena.h"
+#include "base/crypto.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/rng.h"
+#include "base/stages.h"
+
+/* ---- arena */
+
+/* Guards: memory that overlaps, is not zero or not aligned, across chunks of every kind. */
+static void test_arena(void **state)
+{
+    static const size_t sizes[] = {1, 64, 65, 0, 4096, 65536, 65535, 200000, 3, 30000, 40000, 1};
+    enum { COUNT = sizeof sizes / sizeof *sizes };
+    unsigned char *got[COUNT];
+    (void)state;
+    struct afd_arena *arena = afd_arena_create(0);
+    for (size_t i = 0; i < COUNT; i++) {
+        got[i] = afd_arena_alloc(arena, sizes[i], 1);
+        assert_non_null(got[i]);
+        assert_int_equal((uintptr_t)got[i] % 64, 0);
+        for (size_t k = 0; k < sizes[i]; k++) assert_int_equal(got[i][k], 0);
+        memset(got[i], (int)i + 1, sizes[i]);
+    }
+    for (size_t i = 0; i < COUNT; i++)
+        for (size_t k = 0; k < sizes[i]; k++) assert_int_equal(got[i][k], i + 1);
+    char *text = afd_arena_strdup(arena, "attn/3");
+    assert_string_equal(text, "attn/3");
+    afd_arena_destroy(arena);
+    afd_arena_destroy(NULL);
+}
+
+/* Guards: a limit that is not one, and sizes that wrap around. */
+static void test_arena_limits(void **state)
+{
+    (void)state;
+    struct afd_arena *arena = afd_arena_create(256);
+    assert_non_null(afd_arena_alloc(arena, 1, 1)); /* counts as 64 */
+    assert_int_equal(afd_arena_used(arena), 64);
+    assert_null(afd_arena_alloc(arena, 1, 193));
+    assert_non_null(afd_arena_alloc(arena, 3, 64));
+    assert_int_equal(afd_arena_used(arena), 256);
+    assert_null(afd_arena_alloc(arena, 1, 1));
+    afd_arena_destroy(arena);
+    arena = afd_arena_create(0);
+    assert_null(afd_arena_alloc(arena, SIZE_MAX / 2, 3));
+    assert_null(afd_arena_alloc(arena, SIZE_MAX, 1));
+    assert_null(afd_arena_alloc(arena, 1, SIZE_MAX - 10));
+    assert_int_equal(afd_arena_used(arena), 0);
+    afd_arena_destroy(arena);
+}
+
+/* ---- error */
+
+/* Guards: words that are cut without an end, and bytes from outside that reach a terminal. */
+static void test_error(void **state)
+{
+    struct afd_error e;
+    char big[3000];
+    (void)state;
+    assert_int_equal(afd_fail(&e, AFD_ERR_CONFIG, "%s:%d: %s", "a.yaml", 3, "bad"), AFD_ERR_CONFIG);
+    assert_string_equal(e.text, "a.yaml:3: bad");
+    afd_error_prefix(&e, "model %d", 7);
+    assert_string_equal(e.text, "model 7: a.yaml:3: bad");
+    afd_fail(&e, AFD_ERR_REQUEST, "%s", "\x1b[31mred\r\n\x7f");
+    assert_string_equal(e.text, "?[31mred?\n?");
+    memset(big, 'x', sizeof big);
+    big[sizeof big - 1] = 0;
+    afd_fail(&e, AFD_ERR_REQUEST, "%s", big);
+    assert_int_equal(strlen(e.text), sizeof e.text - 1);
+    afd_error_prefix(&e, "%s", big);
+    assert_int_equal(strlen(e.text), sizeof e.text - 1);
+    afd_error_prefix(&e, "file");
+    assert_int_equal(strncmp(e.text, "file: xxx", 9), 0);
+}
+
+/* Guards: bytes that are no UTF-8, which JSON and terminals choke on; text in other alphabets stays. */
+static void test_error_utf8(void **state)
+{
+    static const struct {
+        const char *from, *to;
+    } cases[] = {
+        {"gr\xc3\xbc\xc3\x9f dich, \xe4\xbd\xa0\xe5\xa5\xbd, \xf0\x9f\x99\x82", NULL}, /* stays as it is */
+        {"\xff\xfe", "??"},
+        {"a\x80z", "a?z"}, /* a continuation alone */
+        {"a\xc3z", "a?z"}, /* one is missing */
+        {"a\xc3", "a?"},   /* cut at the end */
+        {"\xe4\xbd", "??"},
+        {"\xc0\x80", "??"}, /* overlong */
+        {"\xe0\x80\x80", "???"},
+        {"\xed\xa0\x80", "???"},      /* a surrogate */
+        {"\xf4\x90\x80\x80", "????"}, /* past U+10FFFF */
+        {"\xc2\x9bm", "??m"},         /* U+009B: a control sequence introducer */
+    };
+    struct afd_error e;
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        afd_fail(&e, AFD_ERR_REQUEST, "%s", cases[i].from);
+        assert_string_equal(e.text, cases[i].to ? cases[i].to : cases[i].from);
+    }
+}
+
+/* ---- status */
+
+/* Guards: a status without a name in logs and JSON. */
+static void test_status_names(void **state)
+{
+    static const enum afd_status all[] = {AFD_OK,           AFD_AGAIN,      AFD_PENDING,
+                                          AFD_ERR_REQUEST,  AFD_ERR_LIMIT,  AFD_ERR_CANCELLED,
+                                          AFD_ERR_DEADLINE, AFD_ERR_PEER,   AFD_ERR_PROTOCOL,
+                                          AFD_ERR_REFUSED,  AFD_ERR_DEVICE, AFD_ERR_DEVICE_MEMORY,
+                                          AFD_ERR_CONFIG,   AFD_ERR_IO,     AFD_ERR_MEMORY};
+    (void)state;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        assert_string_not_equal(afd_status_name(all[i]), "unknown status");
+        for (size_t k = 0; k < i; k++)
+            assert_string_not_equal(afd_status_name(all[i]), afd_status_name(all[k]));
+    }
+    assert_string_equal(afd_status_name((enum afd_status) - 99), "unknown status");
+}
+
+/* ---- stages */
+
+/* Guards: time counted twice or not at all. */
+static void test_stages(void **state)
+{
+    struct afd_stages s;
+    afd_ns sum = 0;
+    (void)state;
+    afd_stages_init(&s, 1000);
+    afd_stages_enter(&s, AFD_STAGE_COMPUTE, 1010);
+    afd_stages_enter(&s, AFD_STAGE_COMPUTE, 1015); /* again: goes on */
+    afd_stages_enter(&s, AFD_STAGE_WAIT, 1030);
+    afd_stages_enter(&s, AFD_STAGE_BUBBLE, 1100);
+    afd_stages_enter(&s, AFD_STAGE_IDLE, 1100);
+    assert_int_equal(s.total[AFD_STAGE_IDLE], 10);
+    assert_int_equal(s.total[AFD_STAGE_COMPUTE], 20);
+    assert_int_equal(s.total[AFD_STAGE_WAIT], 70);
+    assert_int_equal(s.total[AFD_STAGE_BUBBLE], 0);
+    afd_stages_move(&s, AFD_STAGE_WAIT, AFD_STAGE_COMPUTE, 30);
+    assert_int_equal(s.total[AFD_STAGE_WAIT], 40);
+    assert_int_equal(s.total[AFD_STAGE_COMPUTE], 50);
+    afd_stages_move(&s, AFD_STAGE_WAIT, AFD_STAGE_COMPUTE, 1000); /* more than there is */
+    assert_int_equal(s.total[AFD_STAGE_WAIT], 0);
+    assert_int_equal(s.total[AFD_STAGE_COMPUTE], 90);
+    for (int i = 0; i < AFD_STAGE_COUNT; i++) sum += s.total[i];
+    assert_int_equal(sum, 100);
+    static const char *const names[] = {"compute", "group", "send", "wait", "bubble", "idle"};
+    for (int i = 0; i < AFD_STAGE_COUNT; i++)
+        assert_string_equal(afd_stage_name((enum afd_stage)i), names[i]);
+    assert_string_equal(afd_stage_name(AFD_STAGE_COUNT), "unknown");
+}
+
+/* ---- random numbers */
+
+/* Guards: numbers that change between builds: a replayed sequence would continue with other tokens. The first
+ * two are SplitMix64's published outputs for seed 0, the others come from another implementation. */
+static void test_random(void **state)
+{
+    (void)state;
+    assert_true(afd_mix64(0) == 0xe220a8397b1dcdafu);
+    assert_true(afd_mix64(0x9e3779b97f4a7c15u) == 0x6e789e6aa1b965f4u);
+    assert_true(afd_random(1, 2, 3) == 0xd0734750fde362b3u);
+    assert_true(afd_random(2, 1, 3) == 0xc4b72f8ce414b6dau);
+    assert_true(afd_random(0, 0, 0) == 0x238275bc38fcbe91u);
+    assert_true(afd_random(UINT64_MAX, UINT64_MAX, UINT64_MAX) == 0x595b17f487c0e71bu);
+    double sum = 0;
+    for (uint64_t i = 0; i < 10000; i++) {
+        float x = afd_random_unit(5, i, 0);
+        assert_true(x >= 0.0f && x < 1.0f);
+        assert_true(x * 0x1p24f == (float)(uint32_t)(x * 0x1p24f));
+        sum += x;
+    }
+    assert_true(sum > 4855 && sum < 5145); /* 5 sigma of the mean of 10,000 uniform numbers */
+}
+
+/* ---- crypto */
+
+/* Guards: a wrong use of libcrypto. FIPS 180-2 appendix B.1; RFC 4231 test case 2. */
+static void test_crypto(void **state)
+{
+    uint8_t out[AFD_HASH_BYTES], other[AFD_HASH_BYTES];
+    char hex[2 * AFD_HASH_BYTES + 1];
+    (void)state;
+    struct afd_sha256 *hash = afd_sha256_create();
+    afd_sha256_update(hash, "a", 1);
+    afd_sha256_update(hash, "bc", 2);
+    afd_sha256_finish(hash, out);
+    afd_hex(out, sizeof out, hex);
+    assert_string_equal(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    afd_hmac("Jefe", 4, "what do ya want for nothing?", 28, out);
+    afd_hex(out, sizeof out, hex);
+    assert_string_equal(hex, "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+    memcpy(other, out, sizeof out);
+    assert_true(afd_equal_secret(out, other, sizeof out));
+    other[31] ^= 1;
+    assert_false(afd_equal_secret(out, other, sizeof out));
+    afd_random_bytes(out, sizeof out);
+    afd_random_bytes(other, sizeof other);
+    assert_memory_not_equal(out, other, sizeof out);
+}
+
+/* ---- log */
+
+static size_t logged(char *out, size_t limit, void (*write_lines)(void))
+{
+    int pipe_fd[2], saved = dup(STDERR_FILENO);
+    assert_int_equal(pipe(pipe_fd), 0);
+    dup2(pipe_fd[1], STDERR_FILENO);
+    write_lines();
+    dup2(saved, STDERR_FILENO);
+    close(saved);
+    close(pipe_fd[1]);
+    ssize_t got = read(pipe_fd[0], out, limit - 1);
+    close(pipe_fd[0]);
+    out[got > 0 ? got : 0] = 0;
+    return got > 0 ? (size_t)got : 0;
+}
+
+static void hostile_line(void)
+{
+    afd_log_warn("from a peer: %s", "x\ny\x1b[2J");
+}
+static void debug_line(void)
+{
+    afd_log_debug("not wanted");
+}
+
+static void long_line(void)
+{
+    char big[5000];
+    memset(big, 'x', sizeof big);
+    big[sizeof big - 1] = 0;
+    afd_log_error("%s", big);
+}
+
+/* Guards: a peer that forges log lines, a level that is not kept, a long line without an end. */
+static void test_log(void **state)
+{
+    char text[8192];
+    (void)state;
+    afd_log_init("attn/3", AFD_LOG_INFO);
+    size_t bytes = logged(text, sizeof text, hostile_line);
+    assert_int_equal(strchr(text, '\n') - text, bytes - 1); /* one line */
+    assert_non_null(strstr(text, "Z W attn/3 from a peer: x y [2J\n"));
+    assert_int_equal(logged(text, sizeof text, debug_line), 0);
+    bytes = logged(text, sizeof text, long_line);
+    assert_true(bytes > 1000 && bytes <= 2048);
+    assert_int_equal(text[bytes - 1], '\n');
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_arena),      cmocka_unit_test(test_arena_limits), cmocka_unit_test(test_error),
+        cmocka_unit_test(test_error_utf8), cmocka_unit_test(test_status_names), cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_random),     cmocka_unit_test(test_crypto),       cmocka_unit_test(test_log),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
