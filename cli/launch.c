@@ -88,6 +88,27 @@ static int count_ready(const struct up *up, int *all_out)
     return ready;
 }
 
+/* Who is late, and what the first of them wrote last. */
+static int fail_late(const struct up *up)
+{
+    json_t *cluster = ask_scheduler(up), *rank;
+    size_t i;
+    int shown = 0;
+    cli_fail("not every rank became ready in time");
+    json_array_foreach(json_object_get(cluster, "ranks"), i, rank)
+    {
+        const char *state = json_string_value(json_object_get(rank, "state"));
+        const char *role = json_string_value(json_object_get(rank, "role"));
+        int number = (int)json_integer_value(json_object_get(rank, "rank"));
+        if (!role || (state && !strcmp(state, "ready"))) continue;
+        fprintf(stderr, "%s/%d is %s\n", role, number, state ? state : "unknown");
+        if (!shown++) print_log_tail(up, role, number);
+    }
+    if (!shown) print_log_tail(up, "scheduler", 0);
+    json_decref(cluster);
+    return CLI_FAILED;
+}
+
 static void show_progress(const struct up *up, int ready, int *last)
 {
     if (ready == *last) return;
@@ -119,7 +140,7 @@ static int wait_ready(const struct up *up)
             print_log_tail(up, "scheduler", 0);
             return CLI_FAILED;
         }
-        if (afd_now() >= up->deadline) return cli_fail("not every rank became ready in time; see afd logs");
+        if (afd_now() >= up->deadline) return fail_late(up);
         poll(NULL, 0, EVERY_MS);
     }
 }

@@ -23,6 +23,7 @@
 #include "deploy/supervisor.h"
 
 enum { SCHEDULER = 0, REQUEST_BYTES = 4096, MAX_SIGNALS = 3 };
+enum { KILL_AFTER_DRAIN_S = 5 }; /* ranks end by themselves after drain_s: only what hangs is killed */
 
 struct process {
     char name[24], log_name[32]; /* "attn/3", "attn-3.log" */
@@ -445,7 +446,7 @@ static enum afd_status create_processes(struct launcher *l, struct afd_error *er
                                            .backoff_first = AFD_MS(200),
                                            .backoff_most = AFD_SECONDS(10),
                                            .window = AFD_SECONDS(60),
-                                           .drain = AFD_SECONDS(t->scheduler.drain_s)};
+                                           .drain = AFD_SECONDS(t->scheduler.drain_s + KILL_AFTER_DRAIN_S)};
     l->supervisor = afd_supervisor_create(&config);
     l->processes = calloc(total, sizeof *l->processes);
     if (!l->supervisor || !l->processes) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");

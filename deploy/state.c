@@ -275,7 +275,7 @@ static int wait_for_end(const char *dir, afd_ns deadline)
 
 enum afd_status afd_state_down(const char *dir, uint32_t drain_s, struct afd_error *error_out)
 {
-    enum { GRACE_S = 10 }; /* for what the supervisor does after the drain */
+    enum { GRACE_S = 15 }; /* for what the supervisor does after the drain */
     char text[256];
     afd_ns deadline = afd_now() + AFD_SECONDS(drain_s + GRACE_S);
     if (!afd_state_is_running(dir)) {
