@@ -62,20 +62,24 @@ static int show_failed(const struct up *up, const json_t *ps)
     return failed;
 }
 
-/* Ranks that are ready, as the scheduler says; -1 when it cannot be asked yet. *all_out: the cluster serves.
- */
-static int count_ready(const struct up *up, int *all_out)
+/* What the scheduler says; NULL when it cannot be asked yet. */
+static json_t *ask_scheduler(const struct up *up)
 {
     char url[CLI_URL_BYTES], address[AFD_ADDRESS_BYTES];
     struct afd_error error;
-    json_t *rank;
-    size_t i;
     long code;
+    if (afd_state_address(up->dir, "http", address, &error)) return NULL;
+    snprintf(url, sizeof url, "http://%s", address);
+    return cli_get_json(url, "/afd/v1/cluster", &code, &error);
+}
+
+/* Ranks that are ready; -1 when the scheduler cannot be asked yet. *all_out: the cluster serves. */
+static int count_ready(const struct up *up, int *all_out)
+{
+    json_t *cluster = ask_scheduler(up), *rank;
+    size_t i;
     int ready = 0;
     *all_out = 0;
-    if (afd_state_address(up->dir, "http", address, &error)) return -1;
-    snprintf(url, sizeof url, "http://%s", address);
-    json_t *cluster = cli_get_json(url, "/afd/v1/cluster", &code, &error);
     if (!cluster) return -1;
     json_array_foreach(json_object_get(cluster, "ranks"), i, rank)
     {
