@@ -48,6 +48,9 @@ afd complete --echo --max-tokens 96 --temperature 0.7 --seed 7 "$PROMPT" ||
     die "no completion; what the daemons say: afd logs scheduler, afd logs attn/0, afd logs ffn/0"
 
 step "5/5 the ranks, and where their time went"
+# Ranks report every scheduler.heartbeat_ms: the completion shows once an attention rank has reported its steps.
+tries=50
+until afd status --json | grep -q '"steps": [1-9]' || [ "$((tries -= 1))" = 0 ]; do sleep 0.1; done
 afd status
 
 step "it runs; go on with"
