@@ -601,12 +601,15 @@ enum afd_status afd_transport_open(const struct afd_transport_config *config, st
     snprintf(t->address, sizeof t->address, "%s:%d", config->host, port);
     status = t->backend->open(t, error_out);
     if (status) goto fail;
-    status = afd_fail(error_out, AFD_ERR_IO, "out of descriptors or memory");
+    status = AFD_ERR_IO;
     t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     t->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     t->listener = event_new(config->base, t->listen_fd, EV_READ | EV_PERSIST, on_connection, t);
-    if (t->epoll_fd < 0 || t->wake_fd < 0 || !t->listener || event_add(t->listener, NULL)) goto fail;
-    if (watch(t, t->wake_fd) || watch(t, t->backend->event_fd(t))) goto fail;
+    if (t->epoll_fd < 0 || t->wake_fd < 0 || !t->listener || event_add(t->listener, NULL) ||
+        watch(t, t->wake_fd) || watch(t, t->backend->event_fd(t))) {
+        afd_fail(error_out, AFD_ERR_IO, "out of descriptors or memory");
+        goto fail;
+    }
     snprintf(address_out, AFD_ADDRESS_BYTES, "%s", t->address);
     *out = t;
     return AFD_OK;
