@@ -184,11 +184,12 @@ void afd_links_event(struct afd_links *l, const struct afd_transport_event *even
     }
 }
 
-void afd_links_fail(struct afd_links *l, uint32_t instance, const char *words)
+void afd_links_fail(struct afd_links *l, uint32_t instance, enum afd_status status, const char *words)
 {
     struct link *link = &l->links[instance];
     if (!link->pair) return;
-    afd_log_warn("ffn/%u: %s; the pair is closed", afd_links_member(l, instance), words);
+    afd_log(status == AFD_ERR_PEER ? AFD_LOG_INFO : AFD_LOG_WARN, "ffn/%u: %s; the pair is closed",
+            afd_links_member(l, instance), words);
     end_pair(link);
     if (link->is_listed) retry_later(link);
 }

@@ -30,8 +30,9 @@ void afd_links_destroy(struct afd_links *links); /* closes the pairs; NULL is al
 enum afd_status afd_links_set(struct afd_links *links, const Afd__Peers *peers, struct afd_error *error_out);
 /* REQUEST, OPEN and LOST of the transport. */
 void afd_links_event(struct afd_links *links, const struct afd_transport_event *event);
-/* The peer broke the protocol, or cannot be written to: the pair ends, and is tried again. */
-void afd_links_fail(struct afd_links *links, uint32_t instance, const char *words);
+/* The peer broke the protocol, or cannot be written to: the pair ends, and is tried again. AFD_ERR_PEER, a
+ * death that is noticed before its event came, is no more worth a warning than that. */
+void afd_links_fail(struct afd_links *links, uint32_t instance, enum afd_status status, const char *words);
 
 struct afd_pair *afd_links_pair(const struct afd_links *links, uint32_t instance); /* NULL: not open */
 /* The instance of an open pair; AFD_PIPELINE_NOBODY for any other. */

@@ -190,7 +190,7 @@ static void put_message(struct afd_attn_node *n, const struct afd_pipeline_actio
         char words[96];
         snprintf(words, sizeof words, "a message of %u bytes cannot be sent: %s", bytes,
                  afd_status_name(status));
-        afd_links_fail(n->links, a->instance, words);
+        afd_links_fail(n->links, a->instance, status, words);
     }
 }
 
@@ -259,7 +259,7 @@ static void on_notice(struct afd_attn_node *n, const struct afd_transport_event 
         status = afd_pipeline_answer(n->pipeline, instance, &answer, n->now, &round_trip, &error);
     }
     if (status) {
-        afd_links_fail(n->links, instance, error.text);
+        afd_links_fail(n->links, instance, status, error.text);
         return;
     }
     uint64_t ffn_ns;
@@ -513,7 +513,9 @@ int afd_attn_node_run(struct afd_attn_node *n)
         int spins = busy || (in_flight && n->spin && n->now - last_progress < n->spin);
         if (spins && n->now - last_turn < BASE_TURN_NS) continue;
         if (!spins && !may_sleep(n)) continue;
-        event_base_loop(base, spins ? EVLOOP_NONBLOCK : EVLOOP_ONCE);
+        /* ONCE in both: NONBLOCK alone goes round for as long as a descriptor that only poll empties is
+         * readable. */
+        event_base_loop(base, spins ? EVLOOP_ONCE | EVLOOP_NONBLOCK : EVLOOP_ONCE);
         last_turn = afd_now();
     }
     return n->exit_status;

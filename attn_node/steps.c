@@ -79,6 +79,7 @@ enum afd_status afd_steps_load(struct afd_steps *s, uint32_t i)
         *to = (struct afd_choice){.logit_row = n, .token_count = from->token_count, .forced = from->forced};
         to->sampling = afd_batch_sampling(batch, from->sequence);
         to->tokens = afd_batch_tokens(batch, from->sequence, &to->prompt_count);
+        if (to->prompt_count > to->token_count) to->prompt_count = to->token_count; /* amid the prompt */
     }
     struct afd_step whole = {.rows = step->rows,
                              .segment_count = step->segment_count,
@@ -138,7 +139,7 @@ enum afd_status afd_steps_submit(struct afd_steps *s, uint32_t i, uint32_t layer
     }
     for (uint32_t n = 0; n < count; n++) {
         ops[n].slot = i;
-        ops[n].layer = layer;
+        ops[n].layer = layer < s->config.layers ? layer : 0;
         ops[n].quiet = n + 1 < count;
         enum afd_status status = afd_device_submit(s->config.device, &ops[n], &slot->ticket);
         if (status) return status;

@@ -1,0 +1,169 @@
+/* Guards: an attention node whose tokens differ from the model by itself: through chunks, micro-batches,
+ * dispatch modes, preemption, the loss of an FFN rank, an FFN rank that lies, and a scheduler that went away.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/rng.h"
+#include "tests/attn_node/world.h"
+
+#define ATTN(memory)                                                                                         \
+    "pools:\n  attn: { instances: 1, device: { type: ref }, kv_cache: { dtype: f32, block_tokens: 16, "      \
+    "memory: " memory " } }"
+#define PIPELINE(dispatch)                                                                                   \
+    "pipeline: { microbatches: 2, max_rows: 16, prefill_rows: 8, a2f: bf16, f2a: bf16, dispatch: " dispatch  \
+    " }\n"
+
+static uint32_t submit(struct world *w, uint64_t seed, uint32_t prompt_count, uint32_t max_tokens)
+{
+    uint32_t prompt[WORLD_MAX_TOKENS];
+    for (uint32_t i = 0; i < prompt_count; i++)
+        prompt[i] = (uint32_t)(afd_random(seed, i, 0) % w->machine.model->vocab);
+    struct afd_sampling sampling = {.temperature = seed % 2 ? 0.8f : 0,
+                                    .top_p = 1,
+                                    .seed = seed,
+                                    .repetition_penalty = 1,
+                                    .max_tokens = max_tokens,
+                                    .logprobs = 1,
+                                    .prompt_logprobs = seed % 3 == 0};
+    return world_submit(w, prompt, prompt_count, &sampling);
+}
+
+static void serve_and_check(const struct afd_tiny_model *tiny, const char *yaml, uint32_t ffn_count,
+                            uint32_t ep)
+{
+    struct world *w = world_open(tiny, yaml, ffn_count, ep, 1);
+    for (uint32_t i = 0; i < 5; i++) submit(w, 10 + i, 1 + 7 * i, 6);
+    world_run_until(w, &w->finished, 5);
+    for (uint32_t i = 0; i < 5; i++) world_check(w, i);
+    world_run_until(w, &w->heartbeats, 2);
+    assert_int_equal(world_close(w), 0);
+}
+
+static void test_tokens_with_broadcast(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    serve_and_check(&tiny, PIPELINE("broadcast") ATTN("1MiB"), 2, 2);
+}
+
+static void test_tokens_with_routed(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_awkward();
+    serve_and_check(&tiny, PIPELINE("routed") ATTN("1MiB"), 2, 3);
+}
+
+static void test_tokens_with_a_small_cache(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    /* Five blocks: the prompts fit together, what they generate does not. */
+    uint64_t block = 2ull * tiny.kv_heads * tiny.head_dim * 16 * 4 * tiny.layers;
+    char yaml[512];
+    snprintf(
+        yaml, sizeof yaml,
+        PIPELINE(
+            "broadcast") "pools:\n  attn: { instances: 1, device: { type: ref }, kv_cache: { dtype: f32, "
+                         "block_tokens: 16, memory: %lluB } }",
+        (unsigned long long)(5 * block));
+    struct world *w = world_open(&tiny, yaml, 1, 1, 1);
+    for (uint32_t i = 0; i < 3; i++) submit(w, 20 + i, 12, 40);
+    world_run_until(w, &w->finished, 3);
+    for (uint32_t i = 0; i < 3; i++) world_check(w, i);
+    uint32_t too_long = submit(w, 30, 100, 4);
+    world_run_until(w, &w->finished, 4);
+    assert_int_equal(w->requests[too_long].finish, AFD__FINISH__FAILED);
+    assert_non_null(strstr(w->requests[too_long].words, "KV cache"));
+    assert_int_equal(world_close(w), 0);
+}
+
+static void test_a_lost_ffn_rank_changes_no_token(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    struct world *w = world_open(&tiny, PIPELINE("routed") ATTN("1MiB"), 2, 2, 2);
+    w->ffn[0].fail_after = 13;
+    for (uint32_t i = 0; i < 4; i++) submit(w, 40 + i, 9, 8);
+    world_run_until(w, &w->finished, 4);
+    assert_true(w->ffn[0].is_dead);
+    for (uint32_t i = 0; i < 4; i++) world_check(w, i);
+    assert_int_equal(world_close(w), 0);
+}
+
+static void test_a_lying_ffn_rank_loses_its_pair(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    struct world *w = world_open(&tiny, PIPELINE("broadcast") ATTN("1MiB"), 2, 2, 2);
+    w->ffn[0].lie_after = 5;
+    for (uint32_t i = 0; i < 4; i++) submit(w, 50 + i, 9, 8);
+    world_run_until(w, &w->finished, 4);
+    assert_true(w->ffn[0].messages >= 5);
+    assert_true(w->ffn[1].messages > 0); /* what it had not answered went there */
+    for (uint32_t i = 0; i < 4; i++) world_check(w, i);
+    assert_int_equal(world_close(w), 0);
+}
+
+static void test_tokens_wait_for_the_scheduler(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    struct world *w = world_open(&tiny, PIPELINE("broadcast") ATTN("1MiB"), 1, 1, 1);
+    submit(w, 60, 9, 12);
+    world_run_until(w, &w->requests[0].generated, 3);
+    /* While no token is on its way, the connection ends; once it knocks again, the node has seen that. */
+    w->is_paused = 1;
+    uint32_t beats = w->heartbeats + 3;
+    world_run_until(w, &w->heartbeats, beats);
+    event_del(w->accept_event);
+    afd_channel_close(w->channel);
+    w->channel = NULL;
+    struct pollfd knock = {w->listen_fd, POLLIN, 0};
+    while (poll(&knock, 1, 10) == 0) event_base_loop(w->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
+    w->is_paused = 0;
+    uint32_t messages = w->ffn[0].messages;
+    world_run_until(w, &w->ffn[0].messages, messages + 3 * tiny.layers);
+    event_add(w->accept_event, NULL);
+    world_run_until(w, &w->finished, 1);
+    assert_int_equal(w->registrations, 2);
+    world_check(w, 0);
+    assert_int_equal(world_close(w), 0);
+}
+
+static void test_a_cancelled_request_is_silent(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    struct world *w = world_open(&tiny, PIPELINE("broadcast") ATTN("1MiB"), 1, 1, 1);
+    submit(w, 70, 9, 100);
+    world_run_until(w, &w->requests[0].generated, 2);
+    world_cancel(w, 0);
+    submit(w, 71, 9, 5);
+    world_run_until(w, &w->finished, 1);
+    assert_int_equal(w->requests[0].finish, AFD__FINISH__NOT_FINISHED);
+    world_check(w, 1);
+    assert_int_equal(world_close(w), 0); /* and it would not end with the first one still running */
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_tokens_with_broadcast),
+        cmocka_unit_test(test_tokens_with_routed),
+        cmocka_unit_test(test_tokens_with_a_small_cache),
+        cmocka_unit_test(test_a_lost_ffn_rank_changes_no_token),
+        cmocka_unit_test(test_a_lying_ffn_rank_loses_its_pair),
+        cmocka_unit_test(test_tokens_wait_for_the_scheduler),
+        cmocka_unit_test(test_a_cancelled_request_is_silent),
+    };
+    afd_log_init("test", AFD_LOG_INFO);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
