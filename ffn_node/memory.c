@@ -1,4 +1,5 @@
 /* memory.c: device, slab and cores of an FFN rank, once the scheduler has said which shards it holds. */
+#include <poll.h>
 #include <unistd.h>
 
 #include "ffn_node/shell.h"
@@ -24,7 +25,7 @@ struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uin
 static void on_progress(uint64_t done, uint64_t total, void *user)
 {
     struct afd_ffn_node *node = user;
-    event_base_loop(node->base, EVLOOP_NONBLOCK); /* signals, and the scheduler's connection */
+    event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK); /* signals, and the scheduler's connection */
     if (node->is_draining) {
         afd_log_info("told to stop while loading, at %llu of %llu MiB", (unsigned long long)done >> 20,
                      (unsigned long long)total >> 20);
@@ -140,12 +141,24 @@ enum afd_status ffn_load(struct afd_ffn_node *node, struct afd_error *error)
     return AFD_OK;
 }
 
+/* What the device executes reads and writes the slab. */
+static void wait_for_device(struct afd_ffn_node *node)
+{
+    struct afd_device_event events[16];
+    while (node->device_ops) {
+        struct pollfd fd = {.fd = afd_device_event_fd(node->device), .events = POLLIN};
+        node->device_ops -= afd_device_poll(node->device, events, 16);
+        if (node->device_ops && afd_device_arm(node->device) != AFD_AGAIN) poll(&fd, 1, -1);
+    }
+}
+
+/* After the transport is closed: no peer writes into the slab any more. */
 void ffn_unload(struct afd_ffn_node *node)
 {
     if (node->device_event) event_free(node->device_event);
     afd_group_destroy(node->group);
     if (node->slab) {
-        afd_transport_deregister(node->transport, node->slab);
+        wait_for_device(node);
         afd_device_free(node->device, node->slab);
     }
     afd_device_destroy(node->device);

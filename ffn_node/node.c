@@ -215,10 +215,10 @@ static void set_timer(struct afd_ffn_node *node, afd_ns now)
 /* Sleeps until something can happen; both arms refuse when it did meanwhile. */
 static void sleep_until_event(struct afd_ffn_node *node, afd_ns now)
 {
-    int flags = EVLOOP_ONCE;
+    int flags = EVLOOP_ONCE; /* without it, a descriptor that stays readable would keep libevent inside */
     set_timer(node, now);
-    if (afd_transport_arm(node->transport) == AFD_AGAIN) flags = EVLOOP_NONBLOCK;
-    if (node->device && afd_device_arm(node->device) == AFD_AGAIN) flags = EVLOOP_NONBLOCK;
+    if (afd_transport_arm(node->transport) == AFD_AGAIN) flags |= EVLOOP_NONBLOCK;
+    if (node->device && afd_device_arm(node->device) == AFD_AGAIN) flags |= EVLOOP_NONBLOCK;
     event_base_loop(node->base, flags);
 }
 
@@ -249,7 +249,7 @@ static void loop(struct afd_ffn_node *node)
             sleep_until_event(node, now);
             continue;
         }
-        if (++passes % PASSES_PER_LOOK == 0) event_base_loop(node->base, EVLOOP_NONBLOCK);
+        if (++passes % PASSES_PER_LOOK == 0) event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
     }
 }
 
@@ -263,9 +263,9 @@ int afd_ffn_node_run(struct afd_ffn_node *node)
 void afd_ffn_node_close(struct afd_ffn_node *node)
 {
     if (!node) return;
-    ffn_unload(node);
     if (node->transport_event) event_free(node->transport_event);
     afd_transport_close(node->transport);
+    ffn_unload(node);
     afd_member_destroy(node->member);
     struct event *events[] = {node->timer, node->heartbeat, node->drain_timer, node->signals[0],
                               node->signals[1]};

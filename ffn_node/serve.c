@@ -215,11 +215,30 @@ static void collect_parts(struct afd_ffn_node *node, struct ffn_run *run)
     }
 }
 
+/* The shards that a record is active in (as afd_record_is_active), and its experts. Each field is read once
+ * and checked, for the memory is a peer's: 0 for a record that the device will refuse. */
+static uint64_t shards_of_record(const struct afd_ffn_node *node, const unsigned char *record,
+                                 uint32_t experts, uint16_t chosen[AFD_MAX_TOP_K], uint32_t *chosen_count)
+{
+    uint32_t turn, ep = node->topology->ffn.ep, top_k = experts ? node->wire.shape.top_k : 0, i;
+    memcpy(&turn, record + node->wire.turn_offset, sizeof turn);
+    memcpy(chosen, record + node->wire.expert_offset, top_k * sizeof *chosen);
+    *chosen_count = 0;
+    if (turn >= ep) return 0;
+    uint64_t shards = 1ull << turn;
+    for (i = 0; i < top_k && chosen[i] != AFD_NO_EXPERT; i++) {
+        if (chosen[i] >= experts) return 0;
+        shards |= 1ull << afd_shard_of_expert(chosen[i], experts, ep);
+    }
+    *chosen_count = i;
+    return shards;
+}
+
 /* Rows active in each asked shard, and rows of each expert; while the device computes. */
 static void count_rows(struct afd_ffn_node *node, struct ffn_run *run)
 {
-    uint16_t layer = run->batch->layer;
-    uint32_t experts = experts_of(node, layer), ep = node->topology->ffn.ep;
+    uint16_t layer = run->batch->layer, chosen[AFD_MAX_TOP_K];
+    uint32_t experts = experts_of(node, layer), chosen_count;
     for (uint32_t k = 0; k < run->part_count; k++) {
         const struct afd_ffn_part *part = &run->parts[k];
         uint32_t *active = run->active + (size_t)run->part_of[k] * node->held_count;
@@ -227,18 +246,13 @@ static void count_rows(struct afd_ffn_node *node, struct ffn_run *run)
         for (uint32_t r = 0; r < part->rows; r++) {
             const unsigned char *record =
                 (const unsigned char *)part->records + (uint64_t)r * node->wire.a2f_stride;
-            for (uint64_t left = part->shards; left; left &= left - 1) {
-                uint32_t shard = (uint32_t)__builtin_ctzll(left);
-                active[node->held_at[shard]] +=
-                    (uint32_t)afd_record_is_active(&node->wire, record, experts, ep, shard);
-            }
-            for (uint32_t i = 0;
-                 is_own_part(node, run, run->part_of[k]) && experts && i < node->wire.shape.top_k; i++) {
-                uint16_t expert;
-                memcpy(&expert, record + node->wire.expert_offset + i * sizeof expert, sizeof expert);
-                if (expert < experts && part->shards >> afd_shard_of_expert(expert, experts, ep) & 1)
-                    node->expert_rows[layer][expert]++;
-            }
+            uint64_t shards = part->shards & shards_of_record(node, record, experts, chosen, &chosen_count);
+            for (uint64_t left = shards; left; left &= left - 1)
+                active[node->held_at[__builtin_ctzll(left)]]++;
+            if (!is_own_part(node, run, run->part_of[k])) continue; /* each row is counted by one member */
+            for (uint32_t i = 0; i < chosen_count; i++)
+                if (shards >> afd_shard_of_expert(chosen[i], experts, node->topology->ffn.ep) & 1)
+                    node->expert_rows[layer][chosen[i]]++;
         }
     }
 }
@@ -287,13 +301,14 @@ static uint32_t rows_to_pack(const struct afd_ffn_node *node, const struct ffn_r
 static void begin_packs(struct afd_ffn_node *node, struct ffn_run *run)
 {
     run->pack_part = run->pack_shard = 0;
+    run->first_pack = 0;
     run->pack_row = run->packs_left = 0;
     for (uint32_t i = 0; i < run->batch->part_count; i++)
         for (uint32_t s = 0; s < node->held_count; s++) run->packs_left += rows_to_pack(node, run, i, s) > 0;
     run->step = run->packs_left ? RUN_PACK : RUN_FINISH;
 }
 
-/* One op for each (part, shard) with rows. One in 64 has an event, so that a full queue always wakes us. */
+/* One op for each (part, shard) with rows. */
 static enum afd_status start_packs(struct afd_ffn_node *node, struct ffn_run *run)
 {
     const float *reduced = afd_group_reduced(node->group, run->batch->number);
@@ -305,14 +320,15 @@ static enum afd_status start_packs(struct afd_ffn_node *node, struct ffn_run *ru
         uint32_t rows = rows_to_pack(node, run, run->pack_part, run->pack_shard);
         if (!rows) continue;
         const struct afd_gather_message *m = &run->batch->parts[run->pack_part].message;
-        struct afd_op op = {.kind = AFD_OP_PACK, .quiet = run->packs_left % 64 != 1};
+        struct afd_op op = {.kind = AFD_OP_PACK};
         op.pack.from = reduced + run->pack_row * node->wire.shape.hidden;
         op.pack.to =
             ffn_f2a_buffer(node, m->source, m->slot, run->pack_shard) + sizeof(struct afd_f2a_header);
         op.pack.rows = rows;
         enum afd_status status = afd_device_submit(node->device, &op, &run->ticket);
         if (status) return status;
-        node->device_ops += !op.quiet;
+        node->device_ops++;
+        if (!run->first_pack) run->first_pack = run->ticket;
         run->pack_row += rows;
         run->packs_left--;
     }
@@ -347,9 +363,10 @@ static void finish_run(struct afd_ffn_node *node, struct ffn_run *run, afd_ns no
 static int advance(struct afd_ffn_node *node, struct ffn_run *run, afd_ns now)
 {
     enum ffn_run_step step = run->step;
-    const struct ffn_run *before = run_before(node, run);
     enum afd_status status = AFD_OK;
-    if (step == RUN_IDLE || (before && before->step <= step)) return 0;
+    if (step == RUN_IDLE) return 0;
+    const struct ffn_run *before = run_before(node, run);
+    if (before && before->step <= step) return 0;
     switch (step) {
     case RUN_GATHER:
         status = start_gather(node, run);
@@ -412,30 +429,34 @@ static void drop_bad_part(struct afd_ffn_node *node, struct ffn_run *run)
         ffn_poison(node, source, "a record with a turn or experts out of range");
 }
 
-static void on_device_event(struct afd_ffn_node *node, const struct afd_device_event *event)
+static struct ffn_run *run_of_ticket(struct afd_ffn_node *node, uint64_t ticket)
 {
-    node->busy_since_idle += event->busy_ns;
-    if (node->device_ops) node->device_ops--;
     for (uint32_t i = 0; i < AFD_FFN_DEPTH; i++) {
         struct ffn_run *run = &node->runs[i];
-        if (run->ticket != event->ticket || (run->step != RUN_COMPUTING && run->step != RUN_PACKING))
-            continue;
-        run->compute_ns += event->busy_ns;
-        if (event->status == AFD_ERR_PROTOCOL && run->step == RUN_COMPUTING) {
-            drop_bad_part(node, run);
-            return;
-        }
-        if (event->status == AFD_OK) {
-            if (run->step == RUN_COMPUTING)
-                run->step = node->tp > 1 ? RUN_REDUCE : RUN_FINISH;
-            else
-                run->step = RUN_FINISH;
-            return;
-        }
+        if (run->step == RUN_COMPUTING && run->ticket == ticket) return run;
+        if (run->step != RUN_PACK && run->step != RUN_PACKING) continue;
+        if (run->first_pack && run->first_pack <= ticket && ticket <= run->ticket) return run;
     }
-    if (event->status == AFD_OK || node->group_state == FFN_GROUP_DOWN) return;
-    afd_log_error("the device failed: %s", afd_status_name(event->status));
-    ffn_exit(node, 1);
+    return NULL; /* of a batch that was abandoned */
+}
+
+static void on_device_event(struct afd_ffn_node *node, const struct afd_device_event *event)
+{
+    struct ffn_run *run = run_of_ticket(node, event->ticket);
+    node->busy_since_idle += event->busy_ns;
+    assert(node->device_ops);
+    node->device_ops--;
+    if (run) run->compute_ns += event->busy_ns;
+    if (run && run->step == RUN_COMPUTING && event->status == AFD_ERR_PROTOCOL) {
+        drop_bad_part(node, run);
+    } else if (event->status != AFD_OK && (run || event->status == AFD_ERR_DEVICE)) {
+        afd_log_error("the device failed: %s", afd_status_name(event->status));
+        ffn_exit(node, 1);
+    } else if (run && run->step == RUN_COMPUTING) {
+        run->step = node->tp > 1 ? RUN_REDUCE : RUN_FINISH;
+    } else if (run && run->step == RUN_PACKING && run->ticket == event->ticket) {
+        run->step = RUN_FINISH; /* the last of its packs */
+    }
 }
 
 void ffn_on_group_event(struct afd_ffn_node *node, const struct afd_group_event *event, afd_ns now)

@@ -86,8 +86,8 @@ struct ffn_run {
     uint32_t part_of[AFD_FFN_MAX_PARTS];          /* their index in the batch */
     uint8_t is_bad[AFD_FFN_MAX_PARTS];            /* by index in the batch */
     uint32_t part_count, bad_part;
-    uint32_t *active; /* [part in the batch][held shard] rows */
-    uint64_t ticket;
+    uint32_t *active;               /* [part in the batch][held shard] rows */
+    uint64_t ticket, first_pack;    /* of the last op submitted, and of the first pack; 0: none yet */
     uint32_t pack_part, pack_shard; /* the next to pack: part in the batch, held shard index */
     uint32_t packs_left;            /* not submitted yet */
     uint64_t pack_row;
