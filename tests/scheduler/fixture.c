@@ -237,7 +237,7 @@ static void write_topology(const struct fixture *f, const char *keys)
         file,
         "cluster: test\n"
         "model: { path: model, max_context: 128 }\n"
-        "scheduler: { http: \"127.0.0.1:0\", control: \"127.0.0.1:0\"%s }\n"
+        "scheduler: { http: \"127.0.0.1:0\", control: \"127.0.0.1:0\", lease_ms: 60000%s }\n"
         "pipeline: { microbatches: 1, max_rows: 16, prefill_rows: 8, max_sequences: 32 }\n"
         "pools:\n"
         "  attn:\n    instances: 2\n    device: { type: cpu }\n    kv_cache: { dtype: bf16, memory: 1MiB }\n"
@@ -263,7 +263,9 @@ void fixture_open(struct fixture *f, const char *keys)
     snprintf(path, sizeof path, "%s/t.yaml", f->dir);
     if (afd_topology_load(path, &f->topology, &error)) fail_msg("%s", error.text);
     f->base = event_base_new();
+    struct timeval patience = {PATIENCE_S, 0};
     f->watchdog = evtimer_new(f->base, on_watchdog, f);
+    evtimer_add(f->watchdog, &patience);
     f->config.base = f->base;
     f->config.topology = f->topology;
     f->config.model = f->model;
@@ -296,10 +298,7 @@ void fixture_close(struct fixture *f)
 
 void fixture_pump(struct fixture *f)
 {
-    struct timeval patience = {PATIENCE_S, 0};
-    evtimer_add(f->watchdog, &patience);
     event_base_loop(f->base, EVLOOP_ONCE);
-    evtimer_del(f->watchdog);
 }
 
 void fixture_settle(struct fixture *f)
@@ -340,8 +339,13 @@ static void on_readable(evutil_socket_t fd, short what, void *user)
 
 struct client *client_open(struct fixture *f)
 {
+    return client_open_at(f, afd_scheduler_http(f->scheduler));
+}
+
+struct client *client_open_at(struct fixture *f, const char *address)
+{
     struct client *c = calloc(1, sizeof *c);
-    const char *colon = strrchr(afd_scheduler_http(f->scheduler), ':');
+    const char *colon = strrchr(address, ':');
     struct sockaddr_in to = {.sin_family = AF_INET,
                              .sin_port = htons((uint16_t)atoi(colon + 1)),
                              .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};

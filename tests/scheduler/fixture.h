@@ -72,7 +72,8 @@ void rank_kill(struct fixture *f, uint32_t index);
 void rank_step(struct fake_rank *rank);
 uint32_t rank_running(const struct fake_rank *rank);
 
-struct client *client_open(struct fixture *f);
+struct client *client_open(struct fixture *f); /* to the HTTP socket */
+struct client *client_open_at(struct fixture *f, const char *address);
 void client_close(struct client *c);
 void client_send(struct client *c, const char *data, size_t bytes);
 void client_post(struct client *c, const char *path, const char *body);
