@@ -1,13 +1,13 @@
 /* topology.h: the one plain data model of a cluster.
  *
- * `afd_topology_load` reads a YAML file strictly: an unknown or repeated key, a wrong type, unit or range, or an
- * impossible plan is AFD_ERR_CONFIG with "file:line:column: what is wrong; expected ...". Every key has a
+ * `afd_topology_load` reads a YAML file strictly: an unknown or repeated key, a wrong type, unit or range, or
+ * an impossible plan is AFD_ERR_CONFIG with "file:line:column: what is wrong; expected ...". Every key has a
  * default but model.path. The result is read-only plain data, owned by the caller (afd_topology_destroy), any
  * thread may read it. Everything above this floor speaks this struct; nobody else reads YAML. The example
  * files in deploy/topologies/ are the manual of the keys.
  *
- * Numbering: a rank is counted within its role: rank = instance * ranks_per_instance + index. Attention rank i
- * has the rail i mod tp: it talks to member i mod tp of every FFN instance. */
+ * Numbering: a rank is counted within its role: rank = instance * ranks_per_instance + index. Attention rank
+ * i has the rail i mod tp: it talks to member i mod tp of every FFN instance. */
 #ifndef AFD_DEPLOY_TOPOLOGY_H
 #define AFD_DEPLOY_TOPOLOGY_H
 
@@ -23,39 +23,45 @@ enum afd_role { AFD_ROLE_ATTN, AFD_ROLE_FFN, AFD_ROLE_COUNT };
 enum afd_device_type { AFD_DEVICE_CPU, AFD_DEVICE_REF, AFD_DEVICE_CUDA };
 enum afd_dispatch { AFD_DISPATCH_BROADCAST, AFD_DISPATCH_ROUTED };
 enum afd_data_transport { AFD_DATA_AUTO, AFD_DATA_LOOP, AFD_DATA_UCX, AFD_DATA_VERBS };
-enum afd_data_path { AFD_PATH_AUTO, AFD_PATH_SHM, AFD_PATH_TCP, AFD_PATH_RDMA }; /* which of UCX's transports */
+enum afd_data_path {
+    AFD_PATH_AUTO,
+    AFD_PATH_SHM,
+    AFD_PATH_TCP,
+    AFD_PATH_RDMA
+}; /* which of UCX's transports */
 enum afd_group_kind { AFD_GROUP_P2P, AFD_GROUP_NCCL };
 
 struct afd_pool {
     uint32_t instances, ranks_per_instance;
-    uint32_t max_instances;              /* slabs are sized for it; default: instances */
+    uint32_t max_instances; /* slabs are sized for it; default: instances */
     enum afd_device_type device;
-    char device_class[AFD_NAME_BYTES];   /* "H800": a row of the planner's hardware table; "" for cpu */
-    uint32_t threads;                    /* cpu: compute threads a rank; default 1 */
-    char cores[AFD_NAME_BYTES];          /* cpu: "", or a list like "0-3,6": rank i is pinned to the i-th of them
-                                            (threads consecutive ones) */
-    uint32_t dp, ep, tp;                 /* attn: dp, tp; ffn: ep, tp */
-    uint32_t copies;                     /* ffn: of every shard */
+    char device_class[AFD_NAME_BYTES]; /* "H800": a row of the planner's hardware table; "" for cpu */
+    uint32_t threads;                  /* cpu: compute threads a rank; default 1 */
+    char cores[AFD_NAME_BYTES]; /* cpu: "", or a list like "0-3,6": rank i is pinned to the i-th of them
+                                   (threads consecutive ones) */
+    uint32_t dp, ep, tp;        /* attn: dp, tp; ffn: ep, tp */
+    uint32_t copies;            /* ffn: of every shard */
     /* attn: KV cache */
     enum afd_dtype kv_dtype;
     uint32_t kv_block_tokens;
-    uint64_t kv_memory_bytes;            /* a rank */
+    uint64_t kv_memory_bytes; /* a rank */
     uint32_t host_count;
-    char hosts[AFD_MAX_HOSTS][AFD_NAME_BYTES]; /* instance i runs on hosts[i mod host_count]; default localhost */
+    char hosts[AFD_MAX_HOSTS]
+              [AFD_NAME_BYTES]; /* instance i runs on hosts[i mod host_count]; default localhost */
 };
 
 struct afd_topology {
     char file[AFD_PATH_BYTES];
     char cluster[AFD_NAME_BYTES];
-    char model_path[AFD_PATH_BYTES];     /* as written; relative to the YAML file's folder */
-    char model_dir[AFD_PATH_BYTES];      /* resolved */
-    uint32_t max_context;                /* 0: the model's */
-    uint32_t tpot_ms;                    /* slo: 0 none */
+    char model_path[AFD_PATH_BYTES]; /* as written; relative to the YAML file's folder */
+    char model_dir[AFD_PATH_BYTES];  /* resolved */
+    uint32_t max_context;            /* 0: the model's */
+    uint32_t tpot_ms;                /* slo: 0 none */
 
     struct {
         char host[AFD_NAME_BYTES];
         char http[AFD_ADDRESS_BYTES], control[AFD_ADDRESS_BYTES]; /* host:port, port 0: any */
-        uint32_t max_queue;              /* requests that wait; more get 429 */
+        uint32_t max_queue;                                       /* requests that wait; more get 429 */
         uint32_t max_body_bytes, max_tokens, max_streams;
         uint32_t request_timeout_s;
         uint32_t lease_ms, heartbeat_ms, drain_s, orphan_s;
@@ -67,7 +73,7 @@ struct afd_topology {
         uint32_t max_sequences;          /* a rank; default microbatches * max_rows */
         enum afd_dtype a2f, f2a;         /* `auto` is already resolved */
         enum afd_dispatch dispatch;
-        int gather_auto;                 /* gather_us: auto */
+        int gather_auto; /* gather_us: auto */
         uint32_t gather_us;
     } pipeline;
 
@@ -75,29 +81,30 @@ struct afd_topology {
         enum afd_data_transport data;
         enum afd_data_path path;
         enum afd_group_kind group;
-        uint32_t spin_us;                /* polling before sleeping; 0: never; `auto` is UINT32_MAX: where there
-                                            are more cores than threads of this host's ranks, 20, else 0 */
+        uint32_t spin_us; /* polling before sleeping; 0: never; `auto` is UINT32_MAX: where there
+                             are more cores than threads of this host's ranks, 20, else 0 */
     } transport;
 
     struct afd_pool attn, ffn;
 
-    uint8_t hash[AFD_HASH_BYTES];        /* of the file's bytes: every daemon must have read the same */
+    uint8_t hash[AFD_HASH_BYTES]; /* of the file's bytes: every daemon must have read the same */
 };
 
 enum afd_status afd_topology_load(const char *path, struct afd_topology **out, struct afd_error *error_out);
 void afd_topology_destroy(struct afd_topology *topology); /* NULL is allowed */
 
-uint32_t afd_pool_ranks(const struct afd_pool *pool);     /* instances * ranks_per_instance */
-const char *afd_role_name(enum afd_role role);            /* "attn", "ffn" */
+uint32_t afd_pool_ranks(const struct afd_pool *pool); /* instances * ranks_per_instance */
+const char *afd_role_name(enum afd_role role);        /* "attn", "ffn" */
 const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
 /* Spin time of a rank on this machine, microseconds: resolves spin_us `auto`. */
 uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t cores_online);
 /* The cores rank `rank` of `role` is pinned to: count 0 when it is not. */
-uint32_t afd_rank_cores(const struct afd_topology *topology, enum afd_role role, uint32_t rank, uint32_t limit, uint32_t *cores_out);
+uint32_t afd_rank_cores(const struct afd_topology *topology, enum afd_role role, uint32_t rank,
+                        uint32_t limit, uint32_t *cores_out);
 
 /* The initial placement: copy c of shard s is on instance (s + c * ceil(instances / copies)) mod instances;
- * as many copies as `copies`, at most one an instance. `out` takes ffn.copies entries; returns how many. Order:
- * preference of copy 0 first. */
+ * as many copies as `copies`, at most one an instance. `out` takes ffn.copies entries; returns how many.
+ * Order: preference of copy 0 first. */
 uint32_t afd_topology_placement(const struct afd_topology *topology, uint32_t shard, uint32_t *instances_out);
 
 #endif
