@@ -44,6 +44,9 @@ struct afd_backend {
     enum afd_status (*arm)(struct afd_transport *transport);
 };
 
+/* A path for the tests alone: what RDMA does with large messages, over TCP. */
+enum { AFD_PATH_TCP_RENDEZVOUS = AFD_PATH_RDMA + 1 };
+
 extern const struct afd_backend afd_backend_loop, afd_backend_ucx;
 
 struct afd_notice_event {

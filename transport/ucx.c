@@ -3,7 +3,7 @@
  * One UCP worker a transport, one endpoint a pair. A put is one or more active messages, each with the header
  * below; the receiver's handler checks it and copies the data to its place in the region.
  *
- *   shared memory, TCP   parts of at most PART_BYTES, each one eager fragment. UCX has copied a part when it
+ *   shared memory, TCP   parts, each one eager fragment. UCX has copied a part when it
  *                        accepts it, and every write into a region is done by our own handler, in our own
  * thread. So nothing of a pair can reach a region after its key is gone: fencing is one store. A rendezvous
  * would save one copy, cost two more wake-ups of sleeping processes a message, and let the peer's kernel or
@@ -21,6 +21,7 @@
 #include <assert.h>
 #include <ifaddrs.h>
 #include <netinet/in.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,11 +35,15 @@ enum {
     AM_ID = 0,
     MAX_OPS = 64, /* puts of one pair that may be under way */
     PROGRESS_ROUNDS = 32,
-    PART_BYTES = 32 * 1024,
+    SHM_PART_BYTES = 32 * 1024,  /* lengths in UCX's FIFO have 16 bits; its 64 entries carry 2 MiB */
+    TCP_PART_BYTES = 248 * 1024, /* 1 MiB in parts of 32 KiB takes 1.7 times as long: a system call each */
+    BOOT_ID_BYTES = 36,          /* tells whether a peer is on this host */
+    HOST_BYTES = 40,             /* the same in an address, so that what follows is aligned */
     USES_SHM = 1,
     USES_TCP = 2,
 };
-#define PART_SEGMENT "33K" /* of UCX's transports: a part, our header and UCX's */
+#define SHM_SEGMENT "33K" /* a part, our header and UCX's */
+#define TCP_SEGMENT "256K"
 #define WAIT_NS AFD_MS(200)
 
 struct header {
@@ -72,6 +77,7 @@ struct path {
     struct afd_pair *pair; /* NULL once detached */
     struct ucx *ucx;
     ucp_ep_h ep;
+    uint32_t part_bytes;
     uint32_t sends, receives; /* requests that UCX holds */
     struct op *ops, *free;
     struct arrival *arrivals; /* by region */
@@ -86,11 +92,11 @@ struct mapping {
 struct ucx {
     ucp_context_h context;
     ucp_worker_h worker;
-    ucp_address_t *address;
-    size_t address_bytes;
+    char *address; /* what others attach to: HOST_BYTES, then the worker's address */
+    uint32_t address_bytes;
     int event_fd;
     int is_rendezvous;
-    uint32_t part_bytes;
+    uint32_t sends;    /* requests that UCX holds, of all pairs */
     struct op *resume; /* whose part was accepted: the next one can go */
     struct mapping *mappings;
     uint32_t mapping_count;
@@ -99,19 +105,23 @@ struct ucx {
 
 /* ---- open and close */
 
-static const char *tls_of(enum afd_data_path path)
+struct way { /* by enum afd_data_path */
+    const char *name, *tls, *rendezvous_from;
+    uint32_t part_bytes; /* 0: by whether the peer is on this host */
+    int uses;
+};
+
+static const struct way ways[] = {
+    [AFD_PATH_AUTO] = {"ucx auto", "posix,tcp,self", "inf", 0, USES_SHM | USES_TCP},
+    [AFD_PATH_SHM] = {"ucx shm", "posix,self", "inf", SHM_PART_BYTES, USES_SHM},
+    [AFD_PATH_TCP] = {"ucx tcp", "tcp,self", "inf", TCP_PART_BYTES, USES_TCP},
+    [AFD_PATH_RDMA] = {"ucx rdma", "ib,self", "auto", UINT32_MAX, 0},
+    [AFD_PATH_TCP_RENDEZVOUS] = {"ucx tcp rendezvous", "tcp,self", "16K", UINT32_MAX, USES_TCP},
+};
+
+static const struct way *way_of(const struct afd_transport *t)
 {
-    switch (path) {
-    case AFD_PATH_SHM:
-        return "posix,self";
-    case AFD_PATH_TCP:
-        return "tcp,self";
-    case AFD_PATH_RDMA:
-        return "ib,self";
-    case AFD_PATH_AUTO:
-        break;
-    }
-    return "posix,tcp,self";
+    return &ways[t->config.path];
 }
 
 /* The interface that our hello address is on: UCX would take all, and open a second lane over another. */
@@ -137,32 +147,29 @@ static void net_device(const struct afd_transport *t, char *name_out, size_t lim
 
 static ucs_status_t configure(const struct afd_transport *t, ucp_config_t *config)
 {
+    const struct way *way = way_of(t);
     char device[64];
     net_device(t, device, sizeof device);
     const struct {
         const char *name, *value;
         int is_for; /* 0: every path */
     } all[] = {
-        {"TLS", tls_of(t->config.path), 0},
-        {"RNDV_THRESH", t->config.path == AFD_PATH_RDMA ? "auto" : "inf", 0},
-        {"NET_DEVICES", t->config.path == AFD_PATH_RDMA ? "all" : device, 0},
+        {"TLS", way->tls, 0},
+        {"RNDV_THRESH", way->rendezvous_from, 0},
+        {"NET_DEVICES", way->uses & USES_TCP ? device : "all", 0},
         /* Options of a transport are named as in its own table, UCX_POSIX_FIFO_SIZE as MM_FIFO_SIZE; one that
            no transport in use knows is warned about. */
         {"MM_ERROR_HANDLING", "y", USES_SHM},
-        {"MM_SEG_SIZE", PART_SEGMENT, USES_SHM},
+        {"MM_SEG_SIZE", SHM_SEGMENT, USES_SHM},
         {"MM_FIFO_SIZE", "64", USES_SHM},
         {"MM_RX_BUFS_GROW", "8", USES_SHM},
-        {"TX_SEG_SIZE", PART_SEGMENT, USES_TCP},
-        {"RX_SEG_SIZE", PART_SEGMENT, USES_TCP},
+        {"TX_SEG_SIZE", TCP_SEGMENT, USES_TCP},
+        {"RX_SEG_SIZE", TCP_SEGMENT, USES_TCP},
         {"CONN_NB", "y", USES_TCP},
         {"PUT_ENABLE", "n", USES_TCP},
     };
-    int uses = t->config.path == AFD_PATH_SHM    ? USES_SHM
-               : t->config.path == AFD_PATH_TCP  ? USES_TCP
-               : t->config.path == AFD_PATH_AUTO ? USES_SHM | USES_TCP
-                                                 : 0;
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        if (all[i].is_for && !(all[i].is_for & uses)) continue;
+        if (all[i].is_for && !(all[i].is_for & way->uses)) continue;
         ucs_status_t status = ucp_config_modify(config, all[i].name, all[i].value);
         if (status != UCS_OK) return status;
     }
@@ -171,6 +178,27 @@ static ucs_status_t configure(const struct afd_transport *t, ucp_config_t *confi
 
 static ucs_status_t on_message(void *arg, const void *header, size_t header_bytes, void *data, size_t bytes,
                                const ucp_am_recv_param_t *param);
+
+static ucs_status_t make_address(struct ucx *ucx)
+{
+    ucp_address_t *address;
+    size_t bytes;
+    ucs_status_t status = ucp_worker_get_address(ucx->worker, &address, &bytes);
+    if (status != UCS_OK) return status;
+    ucx->address_bytes = (uint32_t)bytes + HOST_BYTES;
+    ucx->address = calloc(1, ucx->address_bytes);
+    if (ucx->address) {
+        FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
+        /* without it everybody seems to be on this host, which costs speed over TCP alone */
+        if (file && fread(ucx->address, 1, HOST_BYTES, file) != HOST_BYTES)
+            memset(ucx->address, 0, HOST_BYTES);
+        if (file) fclose(file);
+        memcpy(ucx->address + HOST_BYTES, address, bytes);
+    }
+    ucp_worker_release_address(ucx->worker, address);
+    if (!ucx->address) return UCS_ERR_NO_MEMORY;
+    return ucx->address_bytes > AFD_PATH_ADDRESS_BYTES ? UCS_ERR_EXCEEDS_LIMIT : UCS_OK;
+}
 
 static ucs_status_t open_worker(struct afd_transport *t, struct ucx *ucx)
 {
@@ -202,17 +230,16 @@ static ucs_status_t open_worker(struct afd_transport *t, struct ucx *ucx)
     };
     status = ucp_worker_set_am_recv_handler(ucx->worker, &handler);
     if (status == UCS_OK) status = ucp_worker_get_efd(ucx->worker, &ucx->event_fd);
-    if (status == UCS_OK) status = ucp_worker_get_address(ucx->worker, &ucx->address, &ucx->address_bytes);
-    return status;
+    return status == UCS_OK ? make_address(ucx) : status;
 }
 
 static void ucx_close(struct afd_transport *t)
 {
     struct ucx *ucx = t->back;
-    if (ucx->address) ucp_worker_release_address(ucx->worker, ucx->address);
     if (ucx->worker) ucp_worker_destroy(ucx->worker);
     if (ucx->context) ucp_cleanup(ucx->context);
     free(ucx->mappings);
+    free(ucx->address);
     free(ucx);
 }
 
@@ -221,13 +248,10 @@ static enum afd_status ucx_open(struct afd_transport *t, struct afd_error *error
     struct ucx *ucx = calloc(1, sizeof *ucx);
     if (!ucx) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     t->back = ucx;
-    ucx->is_rendezvous = t->config.path == AFD_PATH_RDMA;
-    ucx->part_bytes = ucx->is_rendezvous ? UINT32_MAX : PART_BYTES;
+    ucx->is_rendezvous = way_of(t)->part_bytes == UINT32_MAX;
     ucs_status_t status = open_worker(t, ucx);
-    if (status == UCS_OK && ucx->address_bytes > AFD_PATH_ADDRESS_BYTES) status = UCS_ERR_EXCEEDS_LIMIT;
     if (status == UCS_OK) return AFD_OK;
-    return afd_fail(error_out, AFD_ERR_IO, "UCX over %s: %s", tls_of(t->config.path),
-                    ucs_status_string(status));
+    return afd_fail(error_out, AFD_ERR_IO, "UCX over %s: %s", way_of(t)->tls, ucs_status_string(status));
 }
 
 static enum afd_status ucx_add_memory(struct afd_transport *t, void *base, uint64_t bytes)
@@ -263,7 +287,7 @@ static void ucx_remove_memory(struct afd_transport *t, void *base)
 static const void *ucx_address(const struct afd_transport *t, uint32_t *bytes_out)
 {
     const struct ucx *ucx = t->back;
-    *bytes_out = (uint32_t)ucx->address_bytes;
+    *bytes_out = ucx->address_bytes;
     return ucx->address;
 }
 
@@ -300,6 +324,7 @@ static void on_sent(void *request, ucs_status_t status, void *user)
     struct path *path = op->path;
     ucp_request_free(request);
     path->sends--;
+    path->ucx->sends--;
     if (!path->pair) {
         path_release(path);
     } else if (status != UCS_OK) {
@@ -319,7 +344,7 @@ static enum afd_status op_run(struct op *op)
     struct path *path = op->path;
     for (;;) {
         uint32_t left = op->header.bytes - op->header.offset;
-        op->part_bytes = left < path->ucx->part_bytes ? left : path->ucx->part_bytes;
+        op->part_bytes = left < path->part_bytes ? left : path->part_bytes;
         op->is_done = op->part_bytes == left;
         ucp_request_param_t param = {
             .op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA,
@@ -338,6 +363,7 @@ static enum afd_status op_run(struct op *op)
         }
         if (request) {
             path->sends++;
+            path->ucx->sends++;
             return AFD_OK;
         }
         if (op->is_done) break;
@@ -482,10 +508,12 @@ static void on_endpoint_error(void *user, ucp_ep_h ep, ucs_status_t status)
 static enum afd_status ucx_attach(struct afd_pair *pair, const void *address, uint32_t bytes,
                                   struct afd_error *error_out)
 {
-    static const char *const names[] = {"ucx auto", "ucx shm", "ucx tcp", "ucx rdma"};
+    const struct way *way = way_of(pair->transport);
     struct path *path = pair->path;
     uint32_t ops = pair->peer_region_count + 1 < MAX_OPS ? pair->peer_region_count + 1 : MAX_OPS;
-    (void)bytes;
+    if (bytes <= HOST_BYTES) return afd_fail(error_out, AFD_ERR_PROTOCOL, "a UCX address of %u bytes", bytes);
+    int is_same_host = !memcmp(address, path->ucx->address, HOST_BYTES);
+    path->part_bytes = way->part_bytes ? way->part_bytes : is_same_host ? SHM_PART_BYTES : TCP_PART_BYTES;
     path->ops = calloc(ops, sizeof *path->ops);
     if (!path->ops) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     for (uint32_t i = 0; i < ops; i++) {
@@ -495,12 +523,12 @@ static enum afd_status ucx_attach(struct afd_pair *pair, const void *address, ui
     ucp_ep_params_t params = {
         .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                       UCP_EP_PARAM_FIELD_ERR_HANDLER,
-        .address = address,
+        .address = (const ucp_address_t *)((const char *)address + HOST_BYTES),
         .err_mode = UCP_ERR_HANDLING_MODE_PEER,
         .err_handler = {on_endpoint_error, path},
     };
     ucs_status_t status = ucp_ep_create(path->ucx->worker, &params, &path->ep);
-    snprintf(pair->path_name, sizeof pair->path_name, "%s", names[pair->transport->config.path]);
+    snprintf(pair->path_name, sizeof pair->path_name, "%s", way->name);
     if (status != UCS_OK) {
         path->ep = NULL;
         return afd_fail(error_out, AFD_ERR_PEER, "%s: no path to the other side: %s", pair->path_name,
@@ -530,6 +558,7 @@ static void ucx_detach(struct afd_pair *pair)
     path->pair = NULL;
     pair->path = NULL;
     drop_resumed(ucx, path);
+    path->receives++; /* keeps the path: the close may complete its requests at once */
     if (path->ep) {
         ucp_request_param_t param = {
             .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS,
@@ -539,7 +568,6 @@ static void ucx_detach(struct afd_pair *pair)
         if (UCS_PTR_IS_PTR(request)) ucp_request_free(request);
     }
     /* Parts are copied by our own handler, which now finds no pair. A rendezvous is UCX's until it ends. */
-    path->receives++; /* keeps the path while we wait */
     afd_ns until = afd_now() + WAIT_NS;
     while (path->receives > 1 && afd_now() < until) ucp_worker_progress(ucx->worker);
     path->receives--;
@@ -576,7 +604,12 @@ static enum afd_status ucx_arm(struct afd_transport *t)
 {
     struct ucx *ucx = t->back;
     if (ucx->resume) return AFD_AGAIN;
-    return ucp_worker_arm(ucx->worker) == UCS_OK ? AFD_OK : AFD_AGAIN;
+    if (ucp_worker_arm(ucx->worker) == UCS_OK) return AFD_OK;
+    /* A full FIFO of the receiver has no event: UCX wants to be polled. On a machine with more ranks than
+       cores the receiver may wait for the very core that we poll on; a message of 1 MiB then took 9 ms
+       instead of 0.4. */
+    if (ucx->sends) sched_yield();
+    return AFD_AGAIN;
 }
 
 const struct afd_backend afd_backend_ucx = {

@@ -3,12 +3,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "transport/backend.h"
+
 const struct test_kind test_kinds[] = {
     {"loop", AFD_DATA_LOOP, AFD_PATH_AUTO},
     {"ucx shm", AFD_DATA_UCX, AFD_PATH_SHM},
     {"ucx tcp", AFD_DATA_UCX, AFD_PATH_TCP},
+    {"ucx auto", AFD_DATA_UCX, AFD_PATH_AUTO},
+    {"ucx rendezvous", AFD_DATA_UCX, (enum afd_data_path)AFD_PATH_TCP_RENDEZVOUS},
 };
+#ifdef __SANITIZE_THREAD__
+const int test_kind_count = 1; /* UCX is not built for ThreadSanitizer: it would report UCX's own locks */
+#else
 const int test_kind_count = sizeof test_kinds / sizeof *test_kinds;
+#endif
 
 static void on_watchdog(evutil_socket_t fd, short what, void *user)
 {
