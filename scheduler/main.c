@@ -1,6 +1,5 @@
 /* afd-scheduler: owns the cluster view and every request; serves HTTP; is never on the per-layer path. */
 #include <signal.h>
-#include <sys/resource.h>
 
 #include "base/log.h"
 #include "model/tensors.h"
@@ -15,8 +14,7 @@ struct program {
 
 static void on_drained(void *user)
 {
-    struct program *p = user;
-    event_base_loopbreak(p->base);
+    event_base_loopbreak(((struct program *)user)->base);
 }
 
 static void on_signal(evutil_socket_t number, short what, void *user)
@@ -41,40 +39,31 @@ int main(int argc, char **argv)
     struct afd_model *model = NULL;
     struct afd_tokenizer *tokenizer = NULL;
     struct event *on_term = NULL, *on_int = NULL;
-    struct rlimit files;
 
     afd_scheduler_options_read(&options, argc, argv);
     afd_log_init("scheduler", options.log_level);
+    signal(SIGPIPE, SIG_IGN);
     struct afd_scheduler_config config = {.http = options.http, .control = options.control};
     if (afd_topology_load(options.topology, &topology, &error) ||
         afd_model_load(topology->model_dir, &model, &error) ||
         afd_model_hash(topology->model_dir, config.model_hash, &error) ||
         afd_tokenizer_load(topology->model_dir, &tokenizer, &error) ||
         afd_secret_read(options.secret_file, config.secret, &error))
-        goto fail;
-    if (!getrlimit(RLIMIT_NOFILE, &files)) { /* a descriptor a stream */
-        files.rlim_cur = files.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
-    signal(SIGPIPE, SIG_IGN);
+        goto out;
     config.topology = topology, config.model = model, config.tokenizer = tokenizer;
     config.base = p.base = event_base_new();
     p.scheduler = afd_scheduler_create(&config, &error);
-    if (!p.scheduler || afd_scheduler_write_state(p.scheduler, options.state, &error)) goto fail;
-    on_term = evsignal_new(p.base, SIGTERM, on_signal, &p);
-    on_int = evsignal_new(p.base, SIGINT, on_signal, &p);
-    event_add(on_term, NULL);
-    event_add(on_int, NULL);
+    if (!p.scheduler || afd_scheduler_write_state(p.scheduler, options.state, &error)) goto out;
+    event_add(on_term = evsignal_new(p.base, SIGTERM, on_signal, &p), NULL);
+    event_add(on_int = evsignal_new(p.base, SIGINT, on_signal, &p), NULL);
     afd_log_info("cluster %s, model %s: waiting for %u attention and %u FFN ranks; http %s, control %s",
                  topology->cluster, model->name, afd_pool_ranks(&topology->attn),
                  afd_pool_ranks(&topology->ffn), afd_scheduler_http(p.scheduler),
                  afd_scheduler_control(p.scheduler));
     p.exit_code = 0;
     event_base_dispatch(p.base);
-    goto out;
-fail:
-    afd_log_error("%s", error.text);
 out:
+    if (!on_term) afd_log_error("%s", error.text);
     afd_scheduler_destroy(p.scheduler);
     if (on_term) event_free(on_term);
     if (on_int) event_free(on_int);

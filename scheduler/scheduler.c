@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -85,6 +86,15 @@ static void on_drain(evutil_socket_t fd, short what, void *user)
     s->drained(s->user);
 }
 
+/* A stream takes a descriptor; the soft limit is often 1,024. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files)) return;
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+}
+
 struct afd_scheduler *afd_scheduler_create(const struct afd_scheduler_config *config,
                                            struct afd_error *error_out)
 {
@@ -94,6 +104,7 @@ struct afd_scheduler *afd_scheduler_create(const struct afd_scheduler_config *co
         afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
         return NULL;
     }
+    raise_descriptor_limit();
     s->config = *config;
     s->drain = event_new(config->base, -1, EV_PERSIST, on_drain, s);
     if (open_service(s, config->control ? config->control : t->scheduler.control, error_out) != AFD_OK)
