@@ -324,8 +324,11 @@ int cli_down(const struct cli_command *self, int argc, char **argv)
         printf("nothing runs: %s\n", error.text);
         return CLI_OK;
     }
-    if (!status) status = afd_state_down(dir, drain_seconds(dir), &error);
     if (status) return cli_fail("%s", error.text);
+    uint32_t drain_s = drain_seconds(dir);
+    printf("stopping %s: what runs may finish, %u s at most\n", dir, drain_s);
+    fflush(stdout);
+    if (afd_state_down(dir, drain_s, &error)) return cli_fail("%s", error.text);
     printf("down: %s\n", dir);
     return CLI_OK;
 }
