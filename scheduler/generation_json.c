@@ -120,7 +120,10 @@ static void print_logprobs(const struct choice *c, struct afd_text *t)
         afd_text_puts(t, ",\"token_logprobs\":");
         print_array(t, &lp[LP_LOGPROBS]);
         afd_text_puts(t, ",\"top_logprobs\":");
-        print_array(t, &lp[LP_TOP]);
+        if (p->logprobs)
+            print_array(t, &lp[LP_TOP]);
+        else
+            afd_text_puts(t, "null"); /* the chosen tokens' own, without alternatives, were asked for */
         afd_text_puts(t, ",\"text_offset\":");
         print_array(t, &lp[LP_OFFSETS]);
         afd_text_puts(t, "}");
