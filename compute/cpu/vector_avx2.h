@@ -10,6 +10,8 @@
 #define V_INSTRUCTIONS "cpu avx2"
 #define V_INLINE static inline __attribute__((always_inline))
 
+#include "compute/cpu/vector_256.h"
+
 typedef __m256 vp;
 enum {
     V_PARTS = 2,
@@ -25,6 +27,10 @@ enum {
 typedef struct {
     vp p[V_PARTS];
 } v16;
+
+/* Keeps a loaded value in its register: a compiler that sees it used twice as an operand from memory may load
+ * it twice, and two loads a cycle are what a product is bound by. */
+#define V_KEEP(x) __asm__("" : "+x"(x))
 
 V_INLINE vp vp_zero(void)
 {
@@ -95,21 +101,17 @@ V_INLINE vp vp_power_of_two(vp t)
 
 V_INLINE vp vp_load_bf16(const void *p, int i)
 {
-    __m128i h = _mm_loadu_si128((const __m128i *)p + i);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+    return v8_load_bf16((const char *)p + 16 * i);
 }
 
 V_INLINE vp vp_load_f16(const void *p, int i)
 {
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + i));
+    return v8_load_f16((const char *)p + 16 * i);
 }
 
-/* e4m3 without NaN: its bits, moved to a float16's place, are the number over 2^8; subnormals too. */
 V_INLINE vp vp_load_fp8(const void *p, int i)
 {
-    __m128i q = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i *)((const char *)p + 8 * i)));
-    __m128i h = _mm_and_si128(_mm_slli_epi16(q, 7), _mm_set1_epi16((short)0xbfff));
-    return _mm256_mul_ps(_mm256_cvtph_ps(h), _mm256_set1_ps(256.0f));
+    return v8_load_fp8((const char *)p + 8 * i);
 }
 
 V_INLINE void vp_store_bf16(void *p, int i, vp x)

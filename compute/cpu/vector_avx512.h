@@ -9,12 +9,14 @@
 #define V_INSTRUCTIONS "cpu avx512"
 #define V_INLINE static inline __attribute__((always_inline))
 
+#include "compute/cpu/vector_256.h"
+
 typedef __m512 vp;
 enum {
     V_PARTS = 1,
     V_WIDTH = 16,
     V_FOLD = 16,
-    V_TILE_ROWS = 3, /* 3 x 5 sums would divide 32 columns badly; 3 x 4 are 12, enough for two FMA units */
+    V_TILE_ROWS = 6,
     V_TILE_COLUMNS = 4,
     V_ROW_COLUMNS = 8,
 };
@@ -22,6 +24,8 @@ enum {
 typedef struct {
     vp p[V_PARTS];
 } v16;
+
+#define V_KEEP(x) __asm__("" : "+v"(x))
 
 V_INLINE vp vp_zero(void)
 {
@@ -103,9 +107,9 @@ V_INLINE vp vp_load_f16(const void *p, int i)
 V_INLINE vp vp_load_fp8(const void *p, int i)
 {
     (void)i;
-    __m256i q = _mm256_cvtepi8_epi16(_mm_loadu_si128(p));
-    __m256i h = _mm256_and_si256(_mm256_slli_epi16(q, 7), _mm256_set1_epi16((short)0xbfff));
-    return _mm512_mul_ps(_mm512_cvtph_ps(h), _mm512_set1_ps(256.0f));
+    __m512i q = _mm512_slli_epi32(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)), 20);
+    q = _mm512_and_si512(q, _mm512_set1_epi32((int)0x87f00000));
+    return _mm512_mul_ps(_mm512_castsi512_ps(q), _mm512_set1_ps(0x1p120f));
 }
 
 V_INLINE void vp_store_bf16(void *p, int i, vp x)
