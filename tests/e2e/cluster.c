@@ -76,21 +76,27 @@ static void write_topology(const struct cluster *cluster, const struct cluster_s
     FILE *f = fopen(path, "w");
     CHECK(f, "%s", path);
     fprintf(f, "cluster: test\nmodel: { path: %s }\n", s->model);
-    fprintf(f, "scheduler: { host: localhost, http: \"127.0.0.1:0\", control: \"127.0.0.1:0\", lease_ms: 20000%s }\n",
+    fprintf(f,
+            "scheduler: { host: localhost, http: \"127.0.0.1:0\", control: \"127.0.0.1:0\", lease_ms: "
+            "20000%s }\n",
             or_else(s->scheduler_extra, ""));
-    fprintf(f, "pipeline: { microbatches: %d, max_rows: %d, prefill_rows: %d, a2f: %s, f2a: %s, dispatch: %s }\n",
-            s->microbatches ? s->microbatches : 3, s->max_rows ? s->max_rows : 32, s->prefill_rows ? s->prefill_rows : 16,
-            or_else(s->a2f, "f32"), or_else(s->f2a, "f32"), or_else(s->dispatch, "broadcast"));
+    fprintf(
+        f, "pipeline: { microbatches: %d, max_rows: %d, prefill_rows: %d, a2f: %s, f2a: %s, dispatch: %s }\n",
+        s->microbatches ? s->microbatches : 3, s->max_rows ? s->max_rows : 32,
+        s->prefill_rows ? s->prefill_rows : 16, or_else(s->a2f, "f32"), or_else(s->f2a, "f32"),
+        or_else(s->dispatch, "broadcast"));
     fprintf(f, "transport: { data: ucx, path: %s, group: p2p }\n", or_else(s->path, "shm"));
     fprintf(f,
-            "pools:\n  attn:\n    instances: %d\n    ranks_per_instance: %d\n    device: { type: %s, threads: 1 }\n"
+            "pools:\n  attn:\n    instances: %d\n    ranks_per_instance: %d\n    device: { type: %s, "
+            "threads: 1 }\n"
             "    parallel: { dp: %d, tp: 1 }\n    kv_cache: { dtype: %s, block_tokens: 64, memory: %s }\n",
-            s->attn, or_one(s->attn_ranks), or_else(s->device, "cpu"), or_one(s->attn_ranks), or_else(s->kv, "f32"),
-            or_else(s->kv_memory, "16MiB"));
+            s->attn, or_one(s->attn_ranks), or_else(s->device, "cpu"), or_one(s->attn_ranks),
+            or_else(s->kv, "f32"), or_else(s->kv_memory, "16MiB"));
     fprintf(f,
             "  ffn:\n    instances: %d\n    ranks_per_instance: %d\n    device: { type: %s, threads: 1 }\n"
             "    parallel: { ep: %d, tp: %d }\n    copies: %d\n",
-            s->ffn, or_one(s->tp), or_else(s->device, "cpu"), or_one(s->ep), or_one(s->tp), or_one(s->copies));
+            s->ffn, or_one(s->tp), or_else(s->device, "cpu"), or_one(s->ep), or_one(s->tp),
+            or_one(s->copies));
     fclose(f);
 }
 
@@ -105,8 +111,8 @@ void cluster_up(struct cluster *cluster, const struct cluster_spec *spec)
 void cluster_up_file(struct cluster *cluster)
 {
     char command[1000], path[300];
-    snprintf(command, sizeof command, "%s/afd up %s/topology.yaml --state %s/state --timeout 150", AFD_BIN_DIR,
-             cluster->dir, cluster->dir);
+    snprintf(command, sizeof command, "%s/afd up %s/topology.yaml --state %s/state --timeout 150",
+             AFD_BIN_DIR, cluster->dir, cluster->dir);
     char *output;
     running = cluster;
     int rc = run_command(command, &output);
@@ -115,7 +121,8 @@ void cluster_up_file(struct cluster *cluster)
     snprintf(path, sizeof path, "%s/state/scheduler.json", cluster->dir);
     json_t *where = json_load_file(path, 0, NULL);
     CHECK(where, "%s", path);
-    snprintf(cluster->url, sizeof cluster->url, "http://%s", json_string_value(json_object_get(where, "http")));
+    snprintf(cluster->url, sizeof cluster->url, "http://%s",
+             json_string_value(json_object_get(where, "http")));
     json_decref(where);
 }
 
@@ -139,7 +146,8 @@ static void check_logs(const struct cluster *cluster)
         FILE *f = e->d_name[0] == '.' ? NULL : fopen(path, "r");
         while (f && getline(&line, &room, f) > 0) {
             int is_bad = (strlen(line) > 27 && line[23] == 'Z' && (line[25] == 'E' || line[25] == 'W')) ||
-                         strstr(line, "Sanitizer") || strstr(line, "runtime error") || strstr(line, "UCX  ERROR");
+                         strstr(line, "Sanitizer") || strstr(line, "runtime error") ||
+                         strstr(line, "UCX  ERROR");
             CHECK(!is_bad || is_expected(cluster, line), "%s: %s", e->d_name, line);
         }
         if (f) fclose(f);
@@ -214,7 +222,7 @@ json_t *http_get_json(const struct cluster *cluster, const char *path)
     snprintf(url, sizeof url, "%s%s", cluster->url, path);
     long status = http_request(url, "GET", NULL, &text);
     CHECK(status == 200, "GET %s: %ld %s", url, status, text);
-    json_t *object = json_loads(text, 0, NULL);
+    json_t *object = json_loads(text, JSON_ALLOW_NUL, NULL);
     CHECK(object, "GET %s: not JSON: %s", url, text);
     free(text);
     return object;
@@ -241,8 +249,9 @@ void http_post_all(const struct cluster *cluster, const char *path, json_t *cons
     }
     for (size_t i = 0; i < count; i++) {
         curl_easy_getinfo(handles[i], CURLINFO_RESPONSE_CODE, &statuses_out[i]);
-        responses_out[i] = answers[i].text ? json_loads(answers[i].text, 0, NULL) : NULL;
-        CHECK(responses_out[i], "POST %s: %ld: %s", url, statuses_out[i], or_else(answers[i].text, "no answer"));
+        responses_out[i] = answers[i].text ? json_loads(answers[i].text, JSON_ALLOW_NUL, NULL) : NULL;
+        CHECK(responses_out[i], "POST %s: %ld: %.400s", url, statuses_out[i],
+              or_else(answers[i].text, "no answer"));
         curl_multi_remove_handle(multi, handles[i]);
         curl_easy_cleanup(handles[i]);
         free(answers[i].text);
@@ -268,21 +277,24 @@ static json_t *choice_of(json_t *response, long status)
     return choice;
 }
 
-void cluster_score(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths, size_t count,
-                   double **logprobs_out)
+void cluster_score(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths,
+                   size_t count, double **logprobs_out)
 {
     json_t **bodies = calloc(count, sizeof *bodies), **responses = calloc(count, sizeof *responses);
     long *statuses = calloc(count, sizeof *statuses);
     for (size_t i = 0; i < count; i++)
-        bodies[i] = json_pack("{s:o, s:b, s:i, s:i}", "prompt", ids_json(prompts[i], lengths[i]), "echo", 1, "max_tokens", 0,
-                              "logprobs", 0);
+        bodies[i] = json_pack("{s:o, s:b, s:i, s:i}", "prompt", ids_json(prompts[i], lengths[i]), "echo", 1,
+                              "max_tokens", 0, "logprobs", 0);
     http_post_all(cluster, "/v1/completions", bodies, count, responses, statuses);
     for (size_t i = 0; i < count; i++) {
-        json_t *values = json_object_get(json_object_get(choice_of(responses[i], statuses[i]), "logprobs"), "token_logprobs");
-        CHECK(json_array_size(values) == lengths[i], "%zu log-probabilities for %zu tokens", json_array_size(values), lengths[i]);
+        json_t *values = json_object_get(json_object_get(choice_of(responses[i], statuses[i]), "logprobs"),
+                                         "token_logprobs");
+        CHECK(json_array_size(values) == lengths[i], "%zu log-probabilities for %zu tokens",
+              json_array_size(values), lengths[i]);
         CHECK(json_is_null(json_array_get(values, 0)), "the first token has none");
         logprobs_out[i][0] = 0;
-        for (size_t t = 1; t < lengths[i]; t++) logprobs_out[i][t] = json_number_value(json_array_get(values, t));
+        for (size_t t = 1; t < lengths[i]; t++)
+            logprobs_out[i][t] = json_number_value(json_array_get(values, t));
         json_decref(bodies[i]);
         json_decref(responses[i]);
     }
@@ -291,15 +303,17 @@ void cluster_score(const struct cluster *cluster, uint32_t *const *prompts, cons
     free(statuses);
 }
 
-void cluster_generate(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths, size_t count,
-                      int max_tokens, double temperature, uint32_t **tokens_out, double **logprobs_out)
+void cluster_generate(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths,
+                      size_t count, int max_tokens, double temperature, int seed, uint32_t **tokens_out,
+                      double **logprobs_out)
 {
     json_t **bodies = calloc(count, sizeof *bodies), **responses = calloc(count, sizeof *responses);
     long *statuses = calloc(count, sizeof *statuses);
     for (size_t i = 0; i < count; i++)
-        bodies[i] = json_pack("{s:o, s:i, s:f, s:i, s:i, s:b, s:b}", "prompt", ids_json(prompts[i], lengths[i]), "max_tokens",
-                              max_tokens, "temperature", temperature, "seed", (int)(1000 + i), "logprobs", 0,
-                              "return_token_ids", 1, "ignore_eos", 1);
+        bodies[i] =
+            json_pack("{s:o, s:i, s:f, s:i, s:i, s:b, s:b}", "prompt", ids_json(prompts[i], lengths[i]),
+                      "max_tokens", max_tokens, "temperature", temperature, "seed", seed + (int)i, "logprobs",
+                      0, "return_token_ids", 1, "ignore_eos", 1);
     http_post_all(cluster, "/v1/completions", bodies, count, responses, statuses);
     for (size_t i = 0; i < count; i++) {
         json_t *choice = choice_of(responses[i], statuses[i]), *ids = json_object_get(choice, "token_ids");
@@ -318,15 +332,28 @@ void cluster_generate(const struct cluster *cluster, uint32_t *const *prompts, c
     free(statuses);
 }
 
-void cluster_expect_all_worked(const struct cluster *cluster, const char *role)
+/* 1 when every rank of the role reports steps. */
+static int all_worked(const struct cluster *cluster, const char *role)
 {
     json_t *object = http_get_json(cluster, "/afd/v1/cluster"), *rank;
+    int all = 1;
     size_t i;
     json_array_foreach(json_object_get(object, "ranks"), i, rank)
     {
-        if (strcmp(json_string_value(json_object_get(rank, "role")), role)) continue;
-        CHECK(json_integer_value(json_object_get(rank, "rows")) > 0, "%s/%lld computed no row", role,
-              json_integer_value(json_object_get(rank, "rank")));
+        if (!strcmp(json_string_value(json_object_get(rank, "role")), role) &&
+            json_integer_value(json_object_get(rank, "steps")) == 0)
+            all = 0;
     }
     json_decref(object);
+    return all;
+}
+
+void cluster_expect_all_worked(const struct cluster *cluster, const char *role)
+{
+    /* counters come with heartbeats, so the last ones may be on their way */
+    for (int tries = 0; tries < 100; tries++) {
+        if (all_worked(cluster, role)) return;
+        usleep(100000);
+    }
+    CHECK(0, "a rank of role %s computed nothing", role);
 }

@@ -1,8 +1,8 @@
 /* cluster.h: a real cluster for a test: writes a topology, runs `afd up`, talks HTTP, runs `afd down`.
  *
  * Every cluster has its own state directory and ports chosen by the kernel. Failures end the test with words
- * and the logs' last lines. cluster_down fails the test when a daemon wrote an error or a warning that the test
- * did not expect, when one of its processes is left, or when a sanitizer reported something. */
+ * and the logs' last lines. cluster_down fails the test when a daemon wrote an error or a warning that the
+ * test did not expect, when one of its processes is left, or when a sanitizer reported something. */
 #ifndef AFD_TESTS_E2E_CLUSTER_H
 #define AFD_TESTS_E2E_CLUSTER_H
 
@@ -11,22 +11,22 @@
 #include <stdint.h>
 
 struct cluster_spec {
-    const char *model;               /* directory */
-    int attn, ffn;                   /* instances; attention instances have one rank, FFN instances `tp` */
-    int attn_ranks;                  /* of an attention instance; 0: 1 */
-    int ep, tp, copies;              /* 0: 1 */
-    const char *dispatch;            /* NULL: broadcast */
-    const char *a2f, *f2a, *kv;      /* NULL: f32 */
-    const char *device;              /* NULL: cpu */
+    const char *model;          /* directory */
+    int attn, ffn;              /* instances; attention instances have one rank, FFN instances `tp` */
+    int attn_ranks;             /* of an attention instance; 0: 1 */
+    int ep, tp, copies;         /* 0: 1 */
+    const char *dispatch;       /* NULL: broadcast */
+    const char *a2f, *f2a, *kv; /* NULL: f32 */
+    const char *device;         /* NULL: cpu */
     int microbatches, max_rows, prefill_rows; /* 0: 3, 32, 16 */
-    const char *path;                /* NULL: shm; or tcp */
-    const char *kv_memory;           /* NULL: 16MiB */
-    const char *scheduler_extra;     /* more "key: value" pairs for the scheduler, ", k: v" */
+    const char *path;                         /* NULL: shm; or tcp */
+    const char *kv_memory;                    /* NULL: 16MiB */
+    const char *scheduler_extra;              /* more "key: value" pairs for the scheduler, ", k: v" */
 };
 
 struct cluster {
-    char dir[256];                   /* holds topology.yaml and state/ */
-    char url[300];                   /* http://127.0.0.1:port */
+    char dir[256];                    /* holds topology.yaml and state/ */
+    char url[300];                    /* http://127.0.0.1:port */
     const char *expected_warnings[8]; /* substrings of log lines that this test provokes */
 };
 
@@ -36,30 +36,33 @@ void cluster_up(struct cluster *cluster, const struct cluster_spec *spec);
 void cluster_up_file(struct cluster *cluster);
 void cluster_down(struct cluster *cluster);
 
-/* Runs a command line; returns its exit status; *output_out (may be NULL) takes stdout and stderr, malloc'ed. */
+/* Runs a command line; returns its exit status; *output_out (may be NULL) takes stdout and stderr, malloc'ed.
+ */
 int run_command(const char *command, char **output_out);
 
 /* One HTTP exchange. Returns the status code; *body_out (malloc'ed, NUL-terminated) may be NULL. */
 long http_request(const char *url, const char *method, const char *body, char **body_out);
 json_t *http_get_json(const struct cluster *cluster, const char *path);
-/* POSTs all bodies at once over `count` connections; responses_out[i] is the parsed answer (caller decrefs). */
+/* POSTs all bodies at once over `count` connections; responses_out[i] is the parsed answer (caller decrefs).
+ */
 void http_post_all(const struct cluster *cluster, const char *path, json_t *const *bodies, size_t count,
                    json_t **responses_out, long *statuses_out);
 
 /* Teacher-forced scores of `count` prompts of token ids, all in flight at once; logprobs_out[p][i] belongs to
  * token i, entry 0 is 0. */
-void cluster_score(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths, size_t count,
-                   double **logprobs_out);
-/* Greedy or seeded generation; tokens_out[p] has max_tokens entries. */
-void cluster_generate(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths, size_t count,
-                      int max_tokens, double temperature, uint32_t **tokens_out, double **logprobs_out);
+void cluster_score(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths,
+                   size_t count, double **logprobs_out);
+/* Generation, greedy or with seed `seed` + p; tokens_out[p] has max_tokens entries. */
+void cluster_generate(const struct cluster *cluster, uint32_t *const *prompts, const size_t *lengths,
+                      size_t count, int max_tokens, double temperature, int seed, uint32_t **tokens_out,
+                      double **logprobs_out);
 
-/* The value of a rank's counter in /afd/v1/cluster is above 0 for each rank of the role. */
+/* Every rank of the role has taken part in steps (attention) or batches (FFN). */
 void cluster_expect_all_worked(const struct cluster *cluster, const char *role);
 
-#define CHECK(condition, ...)                                                                                  \
-    do {                                                                                                       \
-        if (!(condition)) check_failed(__FILE__, __LINE__, #condition, __VA_ARGS__);                           \
+#define CHECK(condition, ...)                                                                                \
+    do {                                                                                                     \
+        if (!(condition)) check_failed(__FILE__, __LINE__, #condition, __VA_ARGS__);                         \
     } while (0)
 void check_failed(const char *file, int line, const char *condition, const char *format, ...)
     __attribute__((noreturn, format(printf, 4, 5)));

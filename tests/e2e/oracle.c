@@ -14,9 +14,9 @@ struct matrix {
 
 struct layer {
     struct matrix attn_norm, q_down, q_norm, q_up, k, v, o, ffn_norm;
-    struct matrix gate, up, down;                      /* dense */
-    struct matrix router, e_gate, e_up, e_down;        /* experts, stacked */
-    struct matrix s_gate, s_up, s_down;                /* shared expert */
+    struct matrix gate, up, down;               /* dense */
+    struct matrix router, e_gate, e_up, e_down; /* experts, stacked */
+    struct matrix s_gate, s_up, s_down;         /* shared expert */
     int is_moe;
 };
 
@@ -26,9 +26,11 @@ struct oracle {
     double eps, theta;
     struct layer *layer;
     struct matrix embed, final_norm, head;
-    unsigned char *file;
-    json_t *header;
-    unsigned char *data;
+    struct file {
+        unsigned char *bytes, *data;
+        json_t *header;
+    } files[8];
+    size_t file_count;
 };
 
 static void die(const char *what, const char *name)
@@ -78,14 +80,62 @@ static size_t element_bytes(const char *dtype)
     return !strcmp(dtype, "F32") ? 4 : !strcmp(dtype, "F8_E4M3") ? 1 : 2;
 }
 
+static json_t *find(const struct oracle *o, const char *name, const unsigned char **data_out)
+{
+    for (size_t i = 0; i < o->file_count; i++) {
+        json_t *entry = json_object_get(o->files[i].header, name);
+        if (!entry) continue;
+        *data_out =
+            o->files[i].data + json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 0));
+        return entry;
+    }
+    return NULL;
+}
+
+static void open_file(struct oracle *o, const char *dir, const char *name)
+{
+    struct file *f = &o->files[o->file_count++];
+    size_t bytes;
+    uint64_t header_bytes;
+    if (o->file_count > sizeof o->files / sizeof *o->files) die("too many files", dir);
+    f->bytes = read_file(dir, name, &bytes);
+    memcpy(&header_bytes, f->bytes, 8);
+    f->header = json_loadb((char *)f->bytes + 8, header_bytes, 0, NULL);
+    f->data = f->bytes + 8 + header_bytes;
+    if (!f->header) die("safetensors header is not JSON", name);
+}
+
+/* model.safetensors, or the files that an index names. */
+static void open_files(struct oracle *o, const char *dir)
+{
+    char path[4096], names[8][128] = {""};
+    snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir);
+    json_t *index = json_load_file(path, 0, NULL), *name;
+    const char *tensor;
+    if (!index) {
+        open_file(o, dir, "model.safetensors");
+        return;
+    }
+    json_object_foreach(json_object_get(index, "weight_map"), tensor, name)
+    {
+        size_t i = 0;
+        while (i < o->file_count && strcmp(names[i], json_string_value(name))) i++;
+        if (i < o->file_count) continue;
+        snprintf(names[i], sizeof names[i], "%s", json_string_value(name));
+        open_file(o, dir, names[i]);
+    }
+    json_decref(index);
+}
+
 /* Rank 1, 2 or 3 tensors; block-FP8 ones are multiplied by their scales. */
 static struct matrix load(struct oracle *o, const char *name)
 {
-    json_t *entry = json_object_get(o->header, name);
+    const unsigned char *data = NULL, *scale = NULL;
+    json_t *entry = find(o, name, &data);
     if (!entry) die("no tensor", name);
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     json_t *shape = json_object_get(entry, "shape");
-    size_t dims = json_array_size(shape), begin = (size_t)json_integer_value(json_array_get(json_object_get(entry, "data_offsets"), 0));
+    size_t dims = json_array_size(shape);
     size_t n[3] = {1, 1, 1};
     for (size_t i = 0; i < dims; i++) n[3 - dims + i] = (size_t)json_integer_value(json_array_get(shape, i));
     struct matrix m = {.count = n[0], .rows = n[1], .columns = n[2]};
@@ -94,14 +144,13 @@ static struct matrix load(struct oracle *o, const char *name)
     if (!m.value) die("memory", name);
     char scale_name[512];
     snprintf(scale_name, sizeof scale_name, "%s_scale_inv", name);
-    json_t *scale_entry = json_object_get(o->header, scale_name);
-    size_t scale_begin = scale_entry ? (size_t)json_integer_value(json_array_get(json_object_get(scale_entry, "data_offsets"), 0)) : 0;
+    find(o, scale_name, &scale);
     size_t block_rows = (m.rows + 127) / 128, block_columns = (m.columns + 127) / 128;
     for (size_t i = 0; i < total; i++) {
-        double x = decode(dtype, o->data + begin + i * element_bytes(dtype));
-        if (scale_entry) {
+        double x = decode(dtype, data + i * element_bytes(dtype));
+        if (scale) {
             size_t c = i % m.columns, r = i / m.columns % m.rows, e = i / m.columns / m.rows;
-            x *= decode("F32", o->data + scale_begin + 4 * ((e * block_rows + r / 128) * block_columns + c / 128));
+            x *= decode("F32", scale + 4 * ((e * block_rows + r / 128) * block_columns + c / 128));
         }
         m.value[i] = (float)x;
     }
@@ -170,12 +219,7 @@ struct oracle *oracle_open(const char *dir)
     o->theta = json_number_value(json_object_get(config, "rope_theta"));
     const char *moe = json_string_value(json_object_get(config, "moe_layers_enum"));
 
-    o->file = read_file(dir, "model.safetensors", &bytes);
-    uint64_t header_bytes;
-    memcpy(&header_bytes, o->file, 8);
-    o->header = json_loadb((char *)o->file + 8, header_bytes, 0, NULL);
-    o->data = o->file + 8 + header_bytes;
-    if (!o->header) die("safetensors header is not JSON", dir);
+    open_files(o, dir);
     o->embed = load(o, "model.embed_tokens.weight");
     o->final_norm = load(o, "model.norm.weight");
     o->head = load(o, "lm_head.weight");
@@ -207,8 +251,10 @@ void oracle_close(struct oracle *o)
     free(o->final_norm.value);
     free(o->head.value);
     free(o->layer);
-    json_decref(o->header);
-    free(o->file);
+    for (size_t i = 0; i < o->file_count; i++) {
+        json_decref(o->files[i].header);
+        free(o->files[i].bytes);
+    }
     free(o);
 }
 
@@ -239,17 +285,19 @@ static void rms_norm(const struct matrix *w, double eps, size_t n, const float *
 static void rotate(double theta, size_t d, size_t position, float *x)
 {
     for (size_t i = 0; i < d / 2; i++) {
-        double angle = (double)position * pow(theta, -2.0 * (double)i / (double)d), a = x[i], b = x[i + d / 2];
+        double angle = (double)position * pow(theta, -2.0 * (double)i / (double)d), a = x[i],
+               b = x[i + d / 2];
         x[i] = (float)(a * cos(angle) - b * sin(angle));
         x[i + d / 2] = (float)(b * cos(angle) + a * sin(angle));
     }
 }
 
 /* out += weight * down(SiLU(gate x) * up x) */
-static void swiglu(const struct matrix *gate, const struct matrix *up, const struct matrix *down, size_t index,
-                   const float *x, double weight, double *out)
+static void swiglu(const struct matrix *gate, const struct matrix *up, const struct matrix *down,
+                   size_t index, const float *x, double weight, double *out)
 {
-    float *g = malloc(gate->rows * sizeof *g), *u = malloc(gate->rows * sizeof *u), *y = malloc(down->rows * sizeof *y);
+    float *g = malloc(gate->rows * sizeof *g), *u = malloc(gate->rows * sizeof *u),
+          *y = malloc(down->rows * sizeof *y);
     multiply(gate, index, x, g);
     multiply(up, index, x, u);
     for (size_t i = 0; i < gate->rows; i++) g[i] = (float)(g[i] / (1 + exp(-(double)g[i])) * u[i]);
@@ -294,14 +342,14 @@ static float round_bf16(double x)
 }
 
 /* y = FFN(m) of one row; returns the gap between the last chosen and the first rejected expert. */
-static double ffn(const struct oracle *o, const struct layer *l, float *m, int fp8_messages, float *y)
+static double ffn(const struct oracle *o, const struct layer *l, float *m, unsigned rounding, float *y)
 {
     double *sum = calloc(o->hidden, sizeof *sum), gap = INFINITY;
     size_t experts = l->is_moe ? l->router.rows : 0;
     double *p = calloc(experts + 1, sizeof *p);
     float *scores = calloc(experts + 1, sizeof *scores);
     if (l->is_moe) multiply(&l->router, 0, m, scores);
-    if (fp8_messages) fp8_round_trip(o->hidden, m);
+    if (rounding & ORACLE_FP8_ROWS) fp8_round_trip(o->hidden, m);
     if (l->is_moe) {
         double largest = -INFINITY, total = 0;
         for (size_t e = 0; e < experts; e++)
@@ -321,13 +369,15 @@ static double ffn(const struct oracle *o, const struct layer *l, float *m, int f
             if (!chosen[e] && last - p[e] < gap) gap = last - p[e];
         for (size_t e = 0; e < experts; e++)
             if (chosen[e])
-                swiglu(&l->e_gate, &l->e_up, &l->e_down, e, m, o->renormalise ? p[e] / chosen_total : p[e], sum);
+                swiglu(&l->e_gate, &l->e_up, &l->e_down, e, m, o->renormalise ? p[e] / chosen_total : p[e],
+                       sum);
         swiglu(&l->s_gate, &l->s_up, &l->s_down, 0, m, 1, sum);
         free(chosen);
     } else {
         swiglu(&l->gate, &l->up, &l->down, 0, m, 1, sum);
     }
-    for (size_t i = 0; i < o->hidden; i++) y[i] = fp8_messages ? round_bf16(sum[i]) : (float)sum[i];
+    for (size_t i = 0; i < o->hidden; i++)
+        y[i] = rounding & ORACLE_BF16_SUMS ? round_bf16(sum[i]) : (float)sum[i];
     free(sum);
     free(p);
     free(scores);
@@ -338,8 +388,10 @@ static double ffn(const struct oracle *o, const struct layer *l, float *m, int f
 static void attention(const struct oracle *o, const struct layer *l, size_t count, float *h)
 {
     size_t d = o->head_dim, q_size = o->heads * d, kv_size = o->kv_heads * d;
-    float *q = malloc(count * q_size * sizeof *q), *k = malloc(count * kv_size * sizeof *k), *v = malloc(count * kv_size * sizeof *v);
-    float *a = malloc(o->hidden * sizeof *a), *c = malloc(l->q_down.rows * sizeof *c), *mix = malloc(q_size * sizeof *mix);
+    float *q = malloc(count * q_size * sizeof *q), *k = malloc(count * kv_size * sizeof *k),
+          *v = malloc(count * kv_size * sizeof *v);
+    float *a = malloc(o->hidden * sizeof *a), *c = malloc(l->q_down.rows * sizeof *c),
+          *mix = malloc(q_size * sizeof *mix);
     double *weight = malloc(count * sizeof *weight);
     for (size_t t = 0; t < count; t++) {
         rms_norm(&l->attn_norm, o->eps, o->hidden, h + t * o->hidden, a);
@@ -357,7 +409,8 @@ static void attention(const struct oracle *o, const struct layer *l, size_t coun
             double largest = -INFINITY, total = 0;
             for (size_t s = 0; s <= t; s++) {
                 double dot = 0;
-                for (size_t j = 0; j < d; j++) dot += (double)q[t * q_size + i * d + j] * k[s * kv_size + kv + j];
+                for (size_t j = 0; j < d; j++)
+                    dot += (double)q[t * q_size + i * d + j] * k[s * kv_size + kv + j];
                 weight[s] = dot / sqrt((double)d);
                 if (weight[s] > largest) largest = weight[s];
             }
@@ -380,10 +433,11 @@ static void attention(const struct oracle *o, const struct layer *l, size_t coun
     free(weight);
 }
 
-void oracle_score(struct oracle *o, const uint32_t *tokens, size_t count, int fp8_messages, double *logprobs_out,
-                  double *margins_out)
+void oracle_score(struct oracle *o, const uint32_t *tokens, size_t count, unsigned rounding,
+                  double *logprobs_out, double *margins_out)
 {
-    float *h = malloc(count * o->hidden * sizeof *h), *m = malloc(o->hidden * sizeof *m), *y = malloc(o->hidden * sizeof *y);
+    float *h = malloc(count * o->hidden * sizeof *h), *m = malloc(o->hidden * sizeof *m),
+          *y = malloc(o->hidden * sizeof *y);
     float *logits = malloc(o->vocab * sizeof *logits);
     double *gap = malloc(count * sizeof *gap);
     for (size_t t = 0; t < count; t++) {
@@ -395,7 +449,7 @@ void oracle_score(struct oracle *o, const uint32_t *tokens, size_t count, int fp
         for (size_t t = 0; t < count; t++) {
             float *row = h + t * o->hidden;
             rms_norm(&o->layer[i].ffn_norm, o->eps, o->hidden, row, m);
-            double g = ffn(o, &o->layer[i], m, fp8_messages, y);
+            double g = ffn(o, &o->layer[i], m, rounding, y);
             if (g < gap[t]) gap[t] = g;
             for (size_t j = 0; j < o->hidden; j++) row[j] += y[j];
         }

@@ -14,7 +14,8 @@ struct prompts {
 };
 
 /* `count` prompts of 1 to `longest` tokens below `vocab`; values[i] has room for lengths[i] + extra. */
-static inline struct prompts prompts_make(size_t count, size_t longest, uint32_t vocab, uint64_t seed, size_t extra)
+static inline struct prompts prompts_make(size_t count, size_t longest, uint32_t vocab, uint64_t seed,
+                                          size_t extra)
 {
     struct prompts p = {.count = count};
     p.lengths = calloc(count, sizeof *p.lengths);

@@ -1,6 +1,6 @@
-/* Guards the report's shape: 2x8 attention and 2x8 FFN ranks (ep 2, tp 8) as 33 processes on one small machine.
- * Launches deploy/topologies/2a2f-32-local.yaml, completes prompts from 16 streams at once, checks every token's
- * log-probability against the oracle, and that idle ranks sleep. */
+/* Guards the report's shape: 2x8 attention and 2x8 FFN ranks (ep 2, tp 8) as 33 processes on one small
+ * machine. Launches deploy/topologies/2a2f-32-local.yaml, completes prompts from 16 streams at once, checks
+ * every token's log-probability against the oracle, and that idle ranks sleep. */
 #include <curl/curl.h>
 #include <math.h>
 #include <stdio.h>
@@ -13,19 +13,32 @@
 
 enum { STREAMS = 16, GENERATED = 24 };
 
-static const char *const prompts[STREAMS] = {
-    "ROMEO:\n", "JULIET:\nO ", "First Citizen:\nWe are ", "KING RICHARD II:\nNow", "What is the ", "Good morrow, ",
-    "My lord, I ", "MENENIUS:\nThe ", "To be, or ", "DUKE VINCENTIO:\n", "The quality of mercy ", "Speak, ",
-    "GLOUCESTER:\nHow ", "I pray you, ", "Away with ", "LADY ANNE:\nThou "};
+static const char *const prompts[STREAMS] = {"ROMEO:\n",
+                                             "JULIET:\nO ",
+                                             "First Citizen:\nWe are ",
+                                             "KING RICHARD II:\nNow",
+                                             "What is the ",
+                                             "Good morrow, ",
+                                             "My lord, I ",
+                                             "MENENIUS:\nThe ",
+                                             "To be, or ",
+                                             "DUKE VINCENTIO:\n",
+                                             "The quality of mercy ",
+                                             "Speak, ",
+                                             "GLOUCESTER:\nHow ",
+                                             "I pray you, ",
+                                             "Away with ",
+                                             "LADY ANNE:\nThou "};
 
 /* Copies the topology with ports of the kernel's choice, so that it runs beside other clusters. */
 static void copy_topology(const char *to)
 {
     char command[1000];
-    snprintf(command, sizeof command,
-             "sed -E -e 's/127\\.0\\.0\\.1:[0-9]+/127.0.0.1:0/g' -e 's#\\.\\./\\.\\./model/nano#%s/model/nano#' "
-             "%s/deploy/topologies/2a2f-32-local.yaml > %s",
-             AFD_SOURCE_DIR, AFD_SOURCE_DIR, to);
+    snprintf(
+        command, sizeof command,
+        "sed -E -e 's/127\\.0\\.0\\.1:[0-9]+/127.0.0.1:0/g' -e 's#\\.\\./\\.\\./model/nano#%s/model/nano#' "
+        "%s/deploy/topologies/2a2f-32-local.yaml > %s",
+        AFD_SOURCE_DIR, AFD_SOURCE_DIR, to);
     CHECK(run_command(command, NULL) == 0, "%s", command);
 }
 
@@ -40,14 +53,15 @@ static size_t take(char *data, size_t size, size_t count, void *user)
 }
 
 /* Collects "token_ids" and "token_logprobs" of a finished SSE text. Returns the number of tokens. */
-static size_t parse_stream(char *text, uint32_t *tokens, double *logprobs, size_t *prompt_count, uint32_t *prompt)
+static size_t parse_stream(char *text, uint32_t *tokens, double *logprobs, size_t *prompt_count,
+                           uint32_t *prompt)
 {
     size_t count = 0;
     int is_done = 0;
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {
         if (!strncmp(line, "data: [DONE]", 12)) is_done = 1;
         if (strncmp(line, "data: {", 7)) continue;
-        json_t *event = json_loads(line + 6, 0, NULL);
+        json_t *event = json_loads(line + 6, JSON_ALLOW_NUL, NULL);
         CHECK(event, "not JSON: %s", line);
         json_t *choice = json_array_get(json_object_get(event, "choices"), 0), *id, *value;
         size_t i;
@@ -76,9 +90,9 @@ static void stream_all(const struct cluster *cluster)
     CURL *handles[STREAMS];
     snprintf(url, sizeof url, "%s/v1/completions", cluster->url);
     for (size_t i = 0; i < STREAMS; i++) {
-        json_t *body = json_pack("{s:s, s:i, s:f, s:i, s:b, s:i, s:b, s:b}", "prompt", prompts[i], "max_tokens", GENERATED,
-                                 "temperature", 0.8, "seed", (int)i, "stream", 1, "logprobs", 0, "return_token_ids", 1,
-                                 "ignore_eos", 1);
+        json_t *body = json_pack("{s:s, s:i, s:f, s:i, s:b, s:i, s:b, s:b}", "prompt", prompts[i],
+                                 "max_tokens", GENERATED, "temperature", 0.8, "seed", (int)i, "stream", 1,
+                                 "logprobs", 0, "return_token_ids", 1, "ignore_eos", 1);
         char *text = json_dumps(body, 0);
         texts[i] = calloc(1, 1 << 20);
         users[i][0] = &used[i];
@@ -101,7 +115,8 @@ static void stream_all(const struct cluster *cluster)
         uint32_t sequence[512 + GENERATED], tokens[GENERATED];
         double logprobs[GENERATED], expected[512], margins[512];
         size_t prompt_count = 0, count = parse_stream(texts[i], tokens, logprobs, &prompt_count, sequence);
-        CHECK(count == GENERATED && prompt_count > 0, "stream %zu: %zu tokens, prompt %zu", i, count, prompt_count);
+        CHECK(count == GENERATED && prompt_count > 0, "stream %zu: %zu tokens, prompt %zu", i, count,
+              prompt_count);
         memcpy(sequence + prompt_count, tokens, sizeof tokens);
         oracle_score(oracle, sequence, prompt_count + GENERATED, 0, expected, margins);
         for (size_t t = 0; t < GENERATED; t++) {
@@ -109,7 +124,8 @@ static void stream_all(const struct cluster *cluster)
              * that is nearly undecided may choose otherwise */
             if (margins[prompt_count + t] < 2e-3) continue;
             double difference = fabs(logprobs[t] - expected[prompt_count + t]);
-            CHECK(difference < 0.15, "stream %zu token %zu: %.4f, expected %.4f", i, t, logprobs[t], expected[prompt_count + t]);
+            CHECK(difference < 0.15, "stream %zu token %zu: %.4f, expected %.4f", i, t, logprobs[t],
+                  expected[prompt_count + t]);
             worst = difference > worst ? difference : worst;
         }
         curl_multi_remove_handle(multi, handles[i]);
@@ -134,7 +150,9 @@ static long ticks_of_all(const struct cluster *cluster)
         long user = 0, system = 0;
         snprintf(path, sizeof path, "/proc/%d/stat", (int)json_integer_value(json_object_get(rank, "pid")));
         FILE *f = fopen(path, "r");
-        CHECK(f && fscanf(f, "%*d %*s %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %ld %ld", &user, &system) == 2, "%s", path);
+        CHECK(f && fscanf(f, "%*d %*s %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %ld %ld", &user, &system) ==
+                       2,
+              "%s", path);
         fclose(f);
         ticks += user + system;
     }

@@ -1,6 +1,6 @@
 /* Guards the first impression of a mistake: a broken checkpoint, tokenizer or topology, a daemon of another
- * version or with another secret. Each is refused in words that name what is wrong, `afd up` ends with status 1,
- * and nothing is left running. */
+ * version or with another secret. Each is refused in words that name what is wrong, `afd up` ends with status
+ * 1, and nothing is left running. */
 #include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,18 +35,20 @@ static void expect_model_refused(const char *title, const char *break_it, const 
     CHECK(run_command(command, &output) == 0, "%s: %s", title, output);
     free(output);
     snprintf(path, sizeof path, "%s/topology.yaml", scratch);
-    snprintf(yaml, sizeof yaml,
-             "cluster: bad\nmodel: { path: %s }\nscheduler: { http: \"127.0.0.1:0\", control: \"127.0.0.1:0\" }\n"
-             "pools:\n  attn: { instances: 1, kv_cache: { memory: 8MiB } }\n  ffn: { instances: 1 }\n",
-             model);
+    snprintf(
+        yaml, sizeof yaml,
+        "cluster: bad\nmodel: { path: %s }\nscheduler: { http: \"127.0.0.1:0\", control: \"127.0.0.1:0\" }\n"
+        "pools:\n  attn: { instances: 1, kv_cache: { memory: 8MiB } }\n  ffn: { instances: 1 }\n",
+        model);
     write_file(path, yaml);
-    snprintf(command, sizeof command, "%s/afd up %s --state %s/state --timeout 60", AFD_BIN_DIR, path, scratch);
+    snprintf(command, sizeof command, "%s/afd up %s --state %s/state --timeout 60", AFD_BIN_DIR, path,
+             scratch);
     int rc = run_command(command, &output);
     CHECK(rc == 1, "%s: exit status %d: %s", title, rc, output);
     CHECK(strstr(output, words), "%s: '%s' is not in: %s", title, words, output);
     CHECK(!strstr(output, "Sanitizer"), "%s: %s", title, output);
     free(output);
-    snprintf(command, sizeof command, "pgrep -f -- '--secret-file %s/'", scratch);
+    snprintf(command, sizeof command, "pgrep -f -- '[-]-secret-file %s/'", scratch);
     CHECK(run_command(command, NULL) != 0, "%s: a daemon is left running", title);
     printf("%-28s refused: %s\n", title, words);
 }
@@ -55,18 +57,24 @@ static void test_models(void)
 {
     expect_model_refused("truncated safetensors", "truncate -s -100 model.safetensors", "model.safetensors");
     expect_model_refused("header cut off", "truncate -s 5 model.safetensors", "model.safetensors");
-    expect_model_refused("missing tensor", "sed -i 's/model.layers.1.moe.gate.weight/model.layers.1.moe.gone.weigh/' model.safetensors",
-                         "model.layers.1.moe.gate.weight");
-    expect_model_refused("wrong shape", "sed -i 's/\"head_dim\": *16/\"head_dim\": 32/' config.json", "self_attn");
-    expect_model_refused("unknown architecture", "sed -i 's/Step3TextForCausalLM/MambaForCausalLM/' config.json", "MambaForCausalLM");
+    expect_model_refused(
+        "missing tensor",
+        "sed -i 's/model.layers.1.moe.gate.weight/model.layers.1.moe.gone.weigh/' model.safetensors",
+        "model.layers.1.moe.gate.weight");
+    expect_model_refused("wrong shape", "sed -i 's/\"head_dim\": *16/\"head_dim\": 32/' config.json",
+                         "self_attn");
+    expect_model_refused("unknown architecture",
+                         "sed -i 's/Step3TextForCausalLM/MambaForCausalLM/' config.json", "MambaForCausalLM");
     expect_model_refused("bad tokenizer", "truncate -s 200 tokenizer.json", "tokenizer.json");
     expect_model_refused("no config", "rm config.json", "config.json");
 }
 
 static void test_topology(void)
 {
-    static const struct { const char *yaml, *where, *words; } cases[] = {
-        {"model: { path: m }\npools: { attn: { instanses: 2 } }\n", ":2:19:", "instances"},
+    static const struct {
+        const char *yaml, *where, *words;
+    } cases[] = {
+        {"model: { path: m }\npools: { attn: { instanses: 2 } }\n", ":2:18:", "instances"},
         {"model: { path: m, max_context: many }\n", ":1:32:", "many"},
         {"cluster: x\n", "", "model.path"},
         {"model: [\n", ":", ""},
@@ -101,9 +109,10 @@ static void test_other_secret(const struct cluster *cluster)
     snprintf(path, sizeof path, "%s/other-secret", scratch);
     CHECK(afd_secret_make(path, &error) == AFD_OK, "%s", error.text);
     json_t *where = scheduler_json(cluster);
-    snprintf(command, sizeof command,
-             "timeout 60 %s/afd-ffn-node --topology %s/topology.yaml --rank 0 --scheduler %s --secret-file %s", AFD_BIN_DIR,
-             cluster->dir, json_string_value(json_object_get(where, "control")), path);
+    snprintf(
+        command, sizeof command,
+        "timeout 60 %s/afd-ffn-node --topology %s/topology.yaml --rank 0 --scheduler %s --secret-file %s",
+        AFD_BIN_DIR, cluster->dir, json_string_value(json_object_get(where, "control")), path);
     int rc = run_command(command, &output);
     CHECK(rc == 1 && strstr(output, "secret"), "another secret: exit status %d: %s", rc, output);
     free(output);
@@ -116,7 +125,9 @@ static void test_other_version(const struct cluster *cluster)
 {
     json_t *where = scheduler_json(cluster);
     const char *colon = strrchr(json_string_value(json_object_get(where, "control")), ':');
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(colon + 1)), .sin_addr = {htonl(INADDR_LOOPBACK)}};
+    struct sockaddr_in to = {.sin_family = AF_INET,
+                             .sin_port = htons((uint16_t)atoi(colon + 1)),
+                             .sin_addr = {htonl(INADDR_LOOPBACK)}};
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     CHECK(fd >= 0 && connect(fd, (struct sockaddr *)&to, sizeof to) == 0, "connect");
     uint8_t nonce[32] = {1}, frame[256], answer[1024];
@@ -131,7 +142,8 @@ static void test_other_version(const struct cluster *cluster)
     memcpy(frame, &bytes, 4);
     CHECK(write(fd, frame, bytes + 4) == (ssize_t)bytes + 4, "write");
     size_t used = 0;
-    for (ssize_t got; used < sizeof answer && (got = read(fd, answer + used, sizeof answer - used)) > 0;) used += (size_t)got;
+    for (ssize_t got; used < sizeof answer && (got = read(fd, answer + used, sizeof answer - used)) > 0;)
+        used += (size_t)got;
     close(fd);
     Afd__Envelope *refused = used > 4 ? afd__envelope__unpack(NULL, used - 4, answer + 4) : NULL;
     CHECK(refused && refused->body_case == AFD__ENVELOPE__BODY_REFUSED, "%zu bytes, not Refused", used);

@@ -1,6 +1,6 @@
-/* Guards invariant 5: with the same model, ep, tp and seed the tokens of a sequence and their log-probabilities do
- * not depend on load, batch, micro-batch count, rank, back end, dispatch, or the number of FFN instances. Compared
- * as hexadecimal floats: every bit. */
+/* Guards invariant 5: with the same model, ep, tp and seed the tokens of a sequence and their
+ * log-probabilities do not depend on load, batch, micro-batch count, rank, back end, dispatch, or the number
+ * of FFN instances. Compared as hexadecimal floats: every bit. */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -37,7 +37,8 @@ static void collect(const struct cluster *cluster, int at_once, struct outcome *
     size_t step = at_once ? PROMPTS : 1;
     for (size_t i = 0; i < PROMPTS; i += step) {
         cluster_score(cluster, s->tokens + i, s->lengths + i, step, s->values + i);
-        cluster_generate(cluster, g->tokens + i, g->lengths + i, step, GENERATED, 0.9, o->tokens + i, g->values + i);
+        cluster_generate(cluster, g->tokens + i, g->lengths + i, step, GENERATED, 0.9, 1000 + (int)i,
+                         o->tokens + i, g->values + i);
     }
 }
 
@@ -47,14 +48,14 @@ static void compare(const char *title, const struct outcome *a, const struct out
     for (size_t i = 0; i < PROMPTS; i++) {
         for (size_t t = 1; t < a->scores.lengths[i]; t++, compared++) {
             float x = (float)a->scores.values[i][t], y = (float)b->scores.values[i][t];
-            CHECK(!memcmp(&x, &y, sizeof x), "%s: score of prompt %zu token %zu: %a, expected %a", title, i, t, (double)y,
-                  (double)x);
+            CHECK(!memcmp(&x, &y, sizeof x), "%s: score of prompt %zu token %zu: %a, expected %a", title, i,
+                  t, (double)y, (double)x);
         }
         for (size_t t = 0; t < GENERATED; t++, compared++) {
             float x = (float)a->samples.values[i][t], y = (float)b->samples.values[i][t];
             CHECK(a->tokens[i][t] == b->tokens[i][t] && !memcmp(&x, &y, sizeof x),
-                  "%s: generation %zu token %zu: %u %a, expected %u %a", title, i, t, b->tokens[i][t], (double)y,
-                  a->tokens[i][t], (double)x);
+                  "%s: generation %zu token %zu: %u %a, expected %u %a", title, i, t, b->tokens[i][t],
+                  (double)y, a->tokens[i][t], (double)x);
         }
     }
     printf("%-60s %zu log-probabilities equal\n", title, compared);
@@ -73,7 +74,8 @@ static void compare_decode_with_prefill(const struct cluster *cluster, const str
         cluster_score(cluster, &tokens, &length, 1, &scores);
         for (size_t t = 0; t < GENERATED; t++)
             CHECK((float)scores[prompt + t] == (float)o->samples.values[i][t],
-                  "generation %zu token %zu: decode %a, prefill %a", i, t, o->samples.values[i][t], scores[prompt + t]);
+                  "generation %zu token %zu: decode %a, prefill %a", i, t, o->samples.values[i][t],
+                  scores[prompt + t]);
         free(tokens);
         free(scores);
     }
@@ -89,10 +91,18 @@ int main(void)
     } runs[] = {
         {"1A1F, one at a time", {.attn = 1, .ffn = 1}, 0},
         {"1A1F, all at once", {.attn = 1, .ffn = 1}, 1},
-        {"2A2F, one micro-batch of 8 rows", {.attn = 2, .ffn = 2, .microbatches = 1, .max_rows = 8, .prefill_rows = 5}, 1},
-        {"1A3F, five micro-batches, routed", {.attn = 1, .ffn = 3, .microbatches = 5, .dispatch = "routed"}, 1},
-        {"3A2F, two copies of each shard, tcp", {.attn = 3, .ffn = 2, .copies = 2, .path = "tcp", .prefill_rows = 32}, 1},
-        {"2A2F, reference back end, little KV memory", {.attn = 2, .ffn = 2, .device = "ref", .kv_memory = "1MiB"}, 1},
+        {"2A2F, one micro-batch of 8 rows",
+         {.attn = 2, .ffn = 2, .microbatches = 1, .max_rows = 8, .prefill_rows = 5},
+         1},
+        {"1A3F, five micro-batches, routed",
+         {.attn = 1, .ffn = 3, .microbatches = 5, .dispatch = "routed"},
+         1},
+        {"3A2F, two copies of each shard, tcp",
+         {.attn = 3, .ffn = 2, .copies = 2, .path = "tcp", .prefill_rows = 32},
+         1},
+        {"2A2F, reference back end, little KV memory",
+         {.attn = 2, .ffn = 2, .device = "ref", .kv_memory = "1MiB"},
+         1},
     };
     setvbuf(stdout, NULL, _IOLBF, 0);
     struct afd_tiny_model tiny = afd_tiny_model_awkward();
