@@ -110,9 +110,9 @@ static void change_members(struct afd_cluster *c)
     if (c->epoch > 0 || all_are(c, is_connected)) c->peers_due = 1;
 }
 
-static void lose(struct afd_cluster *c, struct afd_cluster_member *m)
+static void lose(struct afd_cluster *c, struct afd_cluster_member *m, int is_orderly)
 {
-    if (m->was_ready) act(c, AFD_CLUSTER_DOWN, m);
+    if (m->was_ready) act(c, AFD_CLUSTER_DOWN, m)->is_orderly = is_orderly;
     m->connection = 0;
     m->state = AFD_MEMBER_LOST;
     if (c->epoch > 0) c->peers_due = 1;
@@ -180,7 +180,7 @@ void afd_cluster_register(struct afd_cluster *c, const struct afd_cluster_regist
         snprintf(a->words, sizeof a->words, "another %s of %s/%u has registered",
                  r->incarnation == m->incarnation ? "connection" : "process", afd_role_name(m->role),
                  m->rank);
-        lose(c, m);
+        lose(c, m, 0);
     }
     int comes_back = m->was_ready && m->incarnation == r->incarnation;
     m->state = AFD_MEMBER_JOINING;
@@ -222,13 +222,14 @@ void afd_cluster_leave(struct afd_cluster *c, uint64_t connection, const char *w
     if (!m) return;
     struct afd_cluster_action *a = act(c, AFD_CLUSTER_EVICT, m);
     snprintf(a->words, sizeof a->words, "left: %.200s", why);
-    lose(c, m);
+    a->is_orderly = 1;
+    lose(c, m, 1);
 }
 
 void afd_cluster_closed(struct afd_cluster *c, uint64_t connection)
 {
     struct afd_cluster_member *m = member_of(c, connection);
-    if (m) lose(c, m);
+    if (m) lose(c, m, m->state == AFD_MEMBER_DRAINING);
 }
 
 void afd_cluster_tick(struct afd_cluster *c, afd_ns now)
@@ -240,7 +241,7 @@ void afd_cluster_tick(struct afd_cluster *c, afd_ns now)
         struct afd_cluster_action *a = act(c, AFD_CLUSTER_EVICT, m);
         snprintf(a->words, sizeof a->words, "no heartbeat of %s/%u for %u ms", afd_role_name(m->role),
                  m->rank, (unsigned)((now - m->heard) / AFD_MS(1)));
-        lose(c, m);
+        lose(c, m, 0);
     }
 }
 

@@ -68,6 +68,7 @@ struct afd_cluster_action {
     uint64_t connection;
     enum afd_role role;
     uint32_t rank;
+    int is_orderly; /* EVICT, DOWN: it said that it leaves; nothing is wrong */
     char words[AFD_CLUSTER_WORDS_BYTES];
 };
 

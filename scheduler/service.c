@@ -212,7 +212,7 @@ static void end_link(struct afd_service *s, const struct afd_cluster_action *a)
     struct link *l = link_find(s, a->connection);
     if (!l) return;
     struct afd_channel *channel = l->channel;
-    afd_log_warn("%s: %s", afd_channel_peer_name(channel), a->words);
+    afd_log(a->is_orderly ? AFD_LOG_INFO : AFD_LOG_WARN, "%s: %s", afd_channel_peer_name(channel), a->words);
     link_free(l);
     afd_channel_set_user(channel, (struct afd_channel_callbacks){NULL, NULL, NULL}, NULL);
     afd_channel_refuse(channel, a->kind == AFD_CLUSTER_EVICT, "%s", a->words);
@@ -239,7 +239,8 @@ static void work_on_cluster(struct afd_service *s)
             if (a.role == AFD_ROLE_ATTN) afd_requests_rank_up(s->requests, a.rank);
             break;
         case AFD_CLUSTER_DOWN:
-            afd_log_warn("%s/%u is lost", afd_role_name(a.role), a.rank);
+            afd_log(a.is_orderly ? AFD_LOG_INFO : AFD_LOG_WARN, "%s/%u is %s", afd_role_name(a.role), a.rank,
+                    a.is_orderly ? "gone" : "lost");
             if (a.role == AFD_ROLE_ATTN) afd_requests_rank_down(s->requests, a.rank);
             break;
         }

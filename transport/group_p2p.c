@@ -198,7 +198,7 @@ void *afd_group_records(struct afd_group *g, uint64_t batch)
 static void fail_member(struct afd_group *g, uint32_t member, const char *why)
 {
     if (g->failed) return;
-    afd_log_warn("group: member %u: %s", member, why);
+    afd_log_info("group: member %u: %s", member, why);
     g->failed = member + 1;
 }
 
