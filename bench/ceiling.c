@@ -30,7 +30,8 @@ __attribute__((target("avx2,fma"))) static double fma_work(struct job *job)
         g = _mm256_fmadd_ps(g, x, y), h = _mm256_fmadd_ps(h, x, y), i = _mm256_fmadd_ps(i, x, y);
         j = _mm256_fmadd_ps(j, x, y);
     }
-    a = _mm256_add_ps(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)), _mm256_add_ps(_mm256_add_ps(e, f), _mm256_add_ps(g, h)));
+    a = _mm256_add_ps(_mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d)),
+                      _mm256_add_ps(_mm256_add_ps(e, f), _mm256_add_ps(g, h)));
     a = _mm256_add_ps(a, _mm256_add_ps(i, j));
     job->sink += (double)_mm256_cvtss_f32(a);
     return 10.0 * 8 * 2 * FMA_ITERATIONS;
@@ -80,7 +81,8 @@ double bench_median(double *values, uint32_t count)
     return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-static double measure(double (*work)(struct job *), uint32_t threads, const uint32_t *cores, size_t buffer_bytes)
+static double measure(double (*work)(struct job *), uint32_t threads, const uint32_t *cores,
+                      size_t buffer_bytes)
 {
     struct job *jobs = calloc(threads, sizeof *jobs);
     pthread_t *handles = calloc(threads, sizeof *handles);

@@ -59,7 +59,7 @@ static void test_models(void)
     expect_model_refused("header cut off", "truncate -s 5 model.safetensors", "model.safetensors");
     expect_model_refused(
         "missing tensor",
-        "sed -i 's/model.layers.1.moe.gate.weight/model.layers.1.moe.gone.weigh/' model.safetensors",
+        "sed -i 's/model.layers.1.moe.gate.weight/model.layers.1.moe.gone.weight/' model.safetensors",
         "model.layers.1.moe.gate.weight");
     expect_model_refused("wrong shape", "sed -i 's/\"head_dim\": *16/\"head_dim\": 32/' config.json",
                          "self_attn");
