@@ -1,14 +1,16 @@
 #include "compute/cpu/cpu.h"
 
+#include <cpuid.h>
 #include <stdlib.h>
 
 #include "compute/sample.h"
 
 const struct afd_kernels *afd_kernels_pick(void)
 {
+    uint32_t a, b, c = 0, d;
     __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
-        return NULL;
+    __get_cpuid(1, &a, &b, &c, &d); /* not every compiler's cpu_supports knows f16c */
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !(c & bit_F16C)) return NULL;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
         return &afd_kernels_avx512;
