@@ -84,7 +84,8 @@ static void fail_group(struct afd_ffn_node *node, uint32_t member, const char *w
     if (node->group_state == FFN_GROUP_DOWN) return;
     int was_up = node->group_state == FFN_GROUP_UP;
     node->group_state = FFN_GROUP_DOWN;
-    if (was_up) afd_log_info("the group ends without member %u: %s; its attention ranks go elsewhere", member, words);
+    if (was_up)
+        afd_log_info("the group ends without member %u: %s; its attention ranks go elsewhere", member, words);
     for (uint32_t i = 0; i < node->source_count; i++) drop_source(node, &node->sources[i]);
     ffn_abandon_runs(node);
     afd_group_destroy(node->group);
