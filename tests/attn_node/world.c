@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/stages.h"
 #include "deploy/agreement.h"
 
 enum { MAX_ROWS = 16, SLOTS = 2, EVENTS = 16 };
@@ -208,6 +209,26 @@ static void take_tokens(struct world *w, const Afd__SequenceTokens *s)
     w->finished += r->finish != AFD__FINISH__NOT_FINISHED;
 }
 
+static void take_heartbeat(struct world *w, const Afd__Heartbeat *h)
+{
+    if (!h->stages || h->stages->n_ns != AFD_STAGE_COUNT) die("heartbeat", "no stages");
+    w->heartbeats++;
+    w->rows = h->rows;
+    w->steps = h->steps;
+    w->running = h->running;
+    w->waiting = h->waiting;
+    w->kv_blocks_used = h->kv_blocks_used;
+    w->expert_layers = (uint32_t)h->n_experts;
+    w->expert_rows = w->answers = w->messages = 0;
+    for (size_t l = 0; l < h->n_experts; l++)
+        for (size_t e = 0; e < h->experts[l]->n_rows; e++) w->expert_rows += h->experts[l]->rows[e];
+    for (size_t i = 0; i < h->n_pairs; i++) {
+        w->messages += h->pairs[i]->messages;
+        for (size_t b = 0; b < h->pairs[i]->n_round_trip_buckets; b++)
+            w->answers += h->pairs[i]->round_trip_buckets[b];
+    }
+}
+
 static void on_message(struct afd_channel *channel, const Afd__Envelope *e, void *user)
 {
     struct world *w = user;
@@ -224,7 +245,7 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *e, void
         w->readies++;
         break;
     case AFD__ENVELOPE__BODY_HEARTBEAT:
-        w->heartbeats++;
+        take_heartbeat(w, e->heartbeat);
         break;
     case AFD__ENVELOPE__BODY_LEAVE:
         w->leaves++;

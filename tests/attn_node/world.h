@@ -51,6 +51,9 @@ struct world {
     struct event *accept_event;
     struct afd_channel *channel;
     uint32_t registrations, readies, heartbeats, leaves;
+    /* of the last heartbeat */
+    uint64_t rows, steps, expert_rows, answers, messages;
+    uint32_t running, waiting, kv_blocks_used, expert_layers;
     uint64_t incarnation; /* of the node */
 
     struct world_request requests[WORLD_MAX_REQUESTS];
