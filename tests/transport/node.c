@@ -67,14 +67,15 @@ static int poll_node(struct node *node)
 
 void pump(struct test_net *net)
 {
-    int count = 0, is_armed = 1;
+    int count = 0;
     for (int i = 0; i < net->node_count; i++) count += poll_node(net->nodes[i]);
-    if (count) return;
-    for (int i = 0; i < net->node_count && is_armed; i++)
-        is_armed = afd_transport_arm(net->nodes[i]->transport) == AFD_OK;
-    net->sleeps += is_armed;
-    /* NONBLOCK alone goes on while any event is active, and a descriptor that is not drained stays active */
-    event_base_loop(net->base, is_armed ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK);
+    int may_sleep = count == 0;
+    for (int i = 0; i < net->node_count && may_sleep; i++)
+        may_sleep = afd_transport_arm(net->nodes[i]->transport) == AFD_OK;
+    net->sleeps += may_sleep;
+    /* Under traffic too, or the hello sockets starve. NONBLOCK alone goes on while any event is active, and a
+       descriptor that is not drained stays active. */
+    event_base_loop(net->base, may_sleep ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK);
 }
 
 struct afd_transport_config node_config(const struct test_kind *kind, enum afd_role role, uint32_t rank)
