@@ -3,8 +3,8 @@
  *
  *   bf16      1-8-7
  *   f16       1-5-10, IEEE
- *   e4m3      1-4-3, bias 7, no infinity, 0x7f/0xff NaN, largest 448, smallest subnormal 2^-9 (the "fn" variant
- *             of the FP8 formats paper, arXiv 2209.05433); conversion to it saturates at +-448 */
+ *   e4m3      1-4-3, bias 7, no infinity, 0x7f/0xff NaN, largest 448, smallest subnormal 2^-9 (the "fn"
+ * variant of the FP8 formats paper, arXiv 2209.05433); conversion to it saturates at +-448 */
 #ifndef AFD_BASE_HALF_H
 #define AFD_BASE_HALF_H
 
@@ -53,7 +53,7 @@ static inline uint16_t afd_float_to_f16(float x)
     if (u > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
     if (u >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and above round to infinity */
     if (u < 0x38800000u) {                                   /* below 2^-14: subnormal */
-        float scaled = afd_bits_float(u) * 0x1p24f;          /* exact; value is in units of 2^-24, below 1024 */
+        float scaled = afd_bits_float(u) * 0x1p24f; /* exact; value is in units of 2^-24, below 1024 */
         uint32_t n = (uint32_t)scaled;
         float rest = scaled - (float)n;
         n += rest > 0.5f || (rest == 0.5f && (n & 1u));

@@ -1,5 +1,5 @@
-/* rng.h: a counter generator. The number for (seed, position, lane) never depends on what was drawn before, so
- * a sequence that is replayed on another rank draws the same numbers. The mixer is SplitMix64's finalizer
+/* rng.h: a counter generator. The number for (seed, position, lane) never depends on what was drawn before,
+ * so a sequence that is replayed on another rank draws the same numbers. The mixer is SplitMix64's finalizer
  * (Steele, Lea, Flood, OOPSLA 2014), applied to each word in turn. */
 #ifndef AFD_BASE_RNG_H
 #define AFD_BASE_RNG_H

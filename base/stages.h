@@ -1,14 +1,11 @@
 /* stages.h: where a rank's time goes.
  *
- * At each moment the device's time line is in exactly one stage; if several descriptions fit, the first in the
- * order of the enum wins:
- *   compute  the device executes work
- *   group    the device waits for a collective inside its instance
- *   send     the device is free, and a message is being handed to the transport
- *   wait     every live slot (attention) or every expected message (FFN) is out at other ranks
- *   bubble   the device is idle although a slot or a message is ready
- *   idle     nothing is in flight
- * Plain struct, no allocation, one thread. The sum over the stages is the time since `afd_stages_init`. */
+ * At each moment the device's time line is in exactly one stage; if several descriptions fit, the first in
+ * the order of the enum wins: compute  the device executes work group    the device waits for a collective
+ * inside its instance send     the device is free, and a message is being handed to the transport wait every
+ * live slot (attention) or every expected message (FFN) is out at other ranks bubble   the device is idle
+ * although a slot or a message is ready idle     nothing is in flight Plain struct, no allocation, one
+ * thread. The sum over the stages is the time since `afd_stages_init`. */
 #ifndef AFD_BASE_STAGES_H
 #define AFD_BASE_STAGES_H
 

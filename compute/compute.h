@@ -7,10 +7,10 @@
  *   ref   slow and readable, one thread: the oracle, and the definition of docs/NUMERICS.md in code
  *   cpu   AVX2 or AVX-512, chosen at run time, a team of threads; bit for bit the same results as ref
  *
- * Memory: weights and KV cache belong to the device, read-only after create (weights) or managed by the caller
- * through block numbers (KV). Everything an op points to (tables, records, partials, outputs) belongs to the
- * caller and must stay unchanged until the op's ticket has completed. Nothing is allocated after create.
- * A failed op fails the ticket; a device failure (AFD_ERR_DEVICE) fails all that follow.
+ * Memory: weights and KV cache belong to the device, read-only after create (weights) or managed by the
+ * caller through block numbers (KV). Everything an op points to (tables, records, partials, outputs) belongs
+ * to the caller and must stay unchanged until the op's ticket has completed. Nothing is allocated after
+ * create. A failed op fails the ticket; a device failure (AFD_ERR_DEVICE) fails all that follow.
  *
  * The life of a slot's step on an attention device:
  *   step(slot, rows..)  embed  { attn(l) route(l) [A2F, F, F2A] } for each layer  logits  sample
@@ -34,18 +34,18 @@ struct afd_device_config {
     const struct afd_checkpoint *checkpoint; /* must outlive the device: weights may stay in its mapping */
     struct afd_share share;                  /* role, shards, ep, tp */
     struct afd_wire_layout wire;
-    uint32_t threads;                        /* 1 at least */
-    uint32_t core_count;                     /* 0: not pinned; else thread i runs on cores[i mod core_count] */
+    uint32_t threads;    /* 1 at least */
+    uint32_t core_count; /* 0: not pinned; else thread i runs on cores[i mod core_count] */
     uint32_t cores[AFD_MAX_DEVICE_THREADS];
     /* attention */
     uint32_t slots;
-    uint32_t max_segments;                   /* of one step */
-    uint32_t max_context;                    /* tokens of a sequence: bounds block tables */
-    enum afd_dtype kv_dtype;                 /* AFD_F32, AFD_BF16 or AFD_F16 */
+    uint32_t max_segments;   /* of one step */
+    uint32_t max_context;    /* tokens of a sequence: bounds block tables */
+    enum afd_dtype kv_dtype; /* AFD_F32, AFD_BF16 or AFD_F16 */
     uint32_t kv_block_tokens, kv_blocks;
-    uint32_t max_logit_rows;                 /* of one logits op */
+    uint32_t max_logit_rows; /* of one logits op */
     /* FFN */
-    uint32_t max_batch_rows;                 /* of one ffn op, over its parts */
+    uint32_t max_batch_rows; /* of one ffn op, over its parts */
     void (*progress)(uint64_t bytes_done, uint64_t bytes_total, void *user); /* while loading; may be NULL */
     void *progress_user;
 };
@@ -56,7 +56,8 @@ enum afd_status afd_device_create(const struct afd_device_config *config, struct
 void afd_device_destroy(struct afd_device *device); /* waits for what runs; NULL is allowed */
 
 const char *afd_device_describe(const struct afd_device *device); /* "cpu avx2, 2 threads" */
-const char *afd_device_numerics(const struct afd_device *device); /* "portable/1": ranks that differ don't mix */
+const char *
+afd_device_numerics(const struct afd_device *device); /* "portable/1": ranks that differ don't mix */
 /* Bytes of KV cache that one block takes, over all layers. */
 uint64_t afd_kv_block_bytes(const struct afd_model *model, enum afd_dtype kv_dtype, uint32_t block_tokens);
 
@@ -83,7 +84,8 @@ struct afd_step {
 /* Copies the step into the slot's table. The slot has no op under way. */
 enum afd_status afd_device_step(struct afd_device *device, uint32_t slot, const struct afd_step *step);
 
-/* F2A partial sums of one layer: for each shard the rows behind the header, or NULL where no row is active. */
+/* F2A partial sums of one layer: for each shard the rows behind the header, or NULL where no row is active.
+ */
 struct afd_partials {
     const void *rows[AFD_MAX_SHARDS]; /* [active rows of the shard] x f2a_stride, in row order */
 };
@@ -93,23 +95,23 @@ struct afd_partials {
 struct afd_route_to {
     uint64_t shards; /* asked of this destination */
     int every_row;
-    void *records;   /* room for max_rows records, 64-byte aligned: behind the A2F header */
+    void *records; /* room for max_rows records, 64-byte aligned: behind the A2F header */
 };
 
 /* What route found; valid from its completion until the slot's next route. */
 struct afd_route_result {
-    uint32_t active[AFD_MAX_SHARDS];             /* rows active in each shard */
-    uint32_t rows[AFD_MAX_DESTINATIONS];         /* records written for each destination */
+    uint32_t active[AFD_MAX_SHARDS];     /* rows active in each shard */
+    uint32_t rows[AFD_MAX_DESTINATIONS]; /* records written for each destination */
 };
 const struct afd_route_result *afd_device_route_result(const struct afd_device *device, uint32_t slot);
 
 /* One choice of a token from one row of logits. */
 struct afd_choice {
-    uint32_t logit_row;                 /* of the logits op before it */
+    uint32_t logit_row; /* of the logits op before it */
     const struct afd_sampling *sampling;
-    const uint32_t *tokens;             /* the sequence so far: prompt, then generated */
+    const uint32_t *tokens; /* the sequence so far: prompt, then generated */
     uint32_t token_count, prompt_count;
-    int64_t forced;                     /* -1: sample; else the token whose log-probability is wanted */
+    int64_t forced; /* -1: sample; else the token whose log-probability is wanted */
 };
 
 struct afd_chosen {
@@ -126,13 +128,21 @@ struct afd_chosen {
 struct afd_ffn_part {
     const void *records;
     uint32_t rows;
-    uint64_t shards;                /* asked; those of them held here are computed */
-    void *out[AFD_MAX_SHARDS];      /* tp 1: F2A rows of each asked shard go here */
+    uint64_t shards;           /* asked; those of them held here are computed */
+    void *out[AFD_MAX_SHARDS]; /* tp 1: F2A rows of each asked shard go here */
 };
 
 /* ---- ops */
 
-enum afd_op_kind { AFD_OP_EMBED, AFD_OP_ATTN, AFD_OP_ROUTE, AFD_OP_LOGITS, AFD_OP_SAMPLE, AFD_OP_FFN, AFD_OP_PACK };
+enum afd_op_kind {
+    AFD_OP_EMBED,
+    AFD_OP_ATTN,
+    AFD_OP_ROUTE,
+    AFD_OP_LOGITS,
+    AFD_OP_SAMPLE,
+    AFD_OP_FFN,
+    AFD_OP_PACK
+};
 
 struct afd_op {
     enum afd_op_kind kind;
@@ -140,7 +150,8 @@ struct afd_op {
     uint32_t slot;  /* attention ops */
     uint32_t layer; /* attn, route, ffn */
     union {
-        struct { /* attn: combine (unless layer is 0), norm, attention with KV append, output projection, residual */
+        struct { /* attn: combine (unless layer is 0), norm, attention with KV append, output projection,
+                    residual */
             const struct afd_partials *partials;
         } attn;
         struct { /* route: norm, scores, choice, records. A dense layer has records too (no experts) */
@@ -157,8 +168,8 @@ struct afd_op {
             struct afd_chosen *chosen_out;
             uint32_t count;
         } sample;
-        struct { /* ffn. Records are checked: an expert or turn out of range, or experts that do not ascend, fails
-                    with AFD_ERR_PROTOCOL and *bad_part_out tells whose. */
+        struct { /* ffn. Records are checked: an expert or turn out of range, or experts that do not ascend,
+                    fails with AFD_ERR_PROTOCOL and *bad_part_out tells whose. */
             const struct afd_ffn_part *parts;
             uint32_t part_count;
             float *partials; /* tp > 1: [sum over parts, asked shards ascending, active rows] x hidden float32
@@ -182,17 +193,17 @@ struct afd_device_event {
 /* AFD_AGAIN when AFD_DEVICE_QUEUE ops wait. The op is copied; what it points to is not. */
 enum afd_status afd_device_submit(struct afd_device *device, const struct afd_op *op, uint64_t *ticket_out);
 uint32_t afd_device_poll(struct afd_device *device, struct afd_device_event *events_out, uint32_t limit);
-int afd_device_event_fd(const struct afd_device *device);      /* readable when poll has something, after arm */
-enum afd_status afd_device_arm(struct afd_device *device);     /* AFD_AGAIN: poll, do not sleep */
+int afd_device_event_fd(const struct afd_device *device);  /* readable when poll has something, after arm */
+enum afd_status afd_device_arm(struct afd_device *device); /* AFD_AGAIN: poll, do not sleep */
 
 /* ---- records, shared by both sides of the wire */
 
-/* 1 when the record's row is active in `shard`: one of its experts lives there, or it is its turn. `experts` of
- * the layer (0: dense), ep shards in all. */
-int afd_record_is_active(const struct afd_wire_layout *wire, const void *record, uint32_t experts, uint32_t ep,
-                         uint32_t shard);
+/* 1 when the record's row is active in `shard`: one of its experts lives there, or it is its turn. `experts`
+ * of the layer (0: dense), ep shards in all. */
+int afd_record_is_active(const struct afd_wire_layout *wire, const void *record, uint32_t experts,
+                         uint32_t ep, uint32_t shard);
 /* 1 when turn and experts are in range, and experts ascend (or all are AFD_NO_EXPERT in a dense layer). */
-int afd_record_is_valid(const struct afd_wire_layout *wire, const void *record, uint32_t experts, uint32_t top_k,
-                        uint32_t ep);
+int afd_record_is_valid(const struct afd_wire_layout *wire, const void *record, uint32_t experts,
+                        uint32_t top_k, uint32_t ep);
 
 #endif

@@ -2,12 +2,14 @@
  * on a libevent base.
  *
  * Both sides of every connection first run the mutual challenge of afd.proto; until it has succeeded no other
- * message is accepted, and a side that fails is told why in words and closed. Owner: whoever opened or accepted
- * it, until afd_channel_close, which may be called from within a callback. One thread (the base's). Nothing
- * blocks. A failure reaches this connection alone; the first channel of a process makes it ignore SIGPIPE.
+ * message is accepted, and a side that fails is told why in words and closed. Owner: whoever opened or
+ * accepted it, until afd_channel_close, which may be called from within a callback. One thread (the base's).
+ * Nothing blocks. A failure reaches this connection alone; the first channel of a process makes it ignore
+ * SIGPIPE.
  *
  * Callbacks: `opened` once after the challenge; `message` for each Envelope (freed after the call returns);
- * `closed` at most once, with words, after which the channel is dead and only afd_channel_close is allowed. */
+ * `closed` at most once, with words, after which the channel is dead and only afd_channel_close is allowed.
+ */
 #ifndef AFD_PROTO_CHANNEL_H
 #define AFD_PROTO_CHANNEL_H
 
@@ -29,8 +31,8 @@ struct afd_channel_callbacks {
 struct afd_channel_config {
     struct event_base *base;
     uint8_t secret[AFD_SECRET_BYTES];
-    const char *name;         /* who we are: "attn/3" (copied) */
-    uint32_t timeout_ms;      /* for the connection and the challenge together */
+    const char *name;    /* who we are: "attn/3" (copied) */
+    uint32_t timeout_ms; /* for the connection and the challenge together */
     struct afd_channel_callbacks callbacks;
     void *user;
 };
@@ -52,13 +54,15 @@ void afd_channel_refuse(struct afd_channel *channel, int later, const char *form
 
 void afd_channel_set_user(struct afd_channel *channel, struct afd_channel_callbacks callbacks, void *user);
 const char *afd_channel_peer_name(const struct afd_channel *channel); /* as it greeted; "" before */
-void afd_channel_close(struct afd_channel *channel); /* what is queued is still written, for at most a second; NULL is allowed */
+void afd_channel_close(
+    struct afd_channel *channel); /* what is queued is still written, for at most a second; NULL is allowed */
 
 /* Listens on "host:port" (port 0: any). Returns the fd, non-blocking, and the port; -1 with words. */
 int afd_listen(const char *address, int *port_out, struct afd_error *error_out);
 
 /* Reads a secret of 64 hexadecimal characters from a file that nobody else may read. */
-enum afd_status afd_secret_read(const char *path, uint8_t secret_out[AFD_SECRET_BYTES], struct afd_error *error_out);
+enum afd_status afd_secret_read(const char *path, uint8_t secret_out[AFD_SECRET_BYTES],
+                                struct afd_error *error_out);
 /* Creates such a file, mode 0600; AFD_OK if a valid one is already there. */
 enum afd_status afd_secret_make(const char *path, struct afd_error *error_out);
 

@@ -6,12 +6,12 @@
 enum {
     AFD_PROTOCOL_VERSION = 1, /* control messages, hello and wire.h together */
 
-    AFD_MAX_RANKS = 1024,    /* of one role */
-    AFD_MAX_SHARDS = 64,     /* a set of shards is one 64-bit mask */
-    AFD_MAX_SLOTS = 8,       /* micro-batches a rank */
-    AFD_MAX_ROWS = 4096,     /* rows of one micro-batch */
+    AFD_MAX_RANKS = 1024, /* of one role */
+    AFD_MAX_SHARDS = 64,  /* a set of shards is one 64-bit mask */
+    AFD_MAX_SLOTS = 8,    /* micro-batches a rank */
+    AFD_MAX_ROWS = 4096,  /* rows of one micro-batch */
     AFD_MAX_LAYERS = 512,
-    AFD_MAX_EXPERTS = 1024,  /* of one layer */
+    AFD_MAX_EXPERTS = 1024, /* of one layer */
     AFD_MAX_TOP_K = 32,
     AFD_MAX_TP = 64,
 
@@ -25,7 +25,8 @@ enum {
 };
 
 /* Upper bounds of the latency histograms of PairCounters, seconds; the last bucket has no bound. */
-static const double afd_bucket_seconds[AFD_LATENCY_BUCKETS - 1] = {
-    20e-6, 50e-6, 100e-6, 150e-6, 200e-6, 272e-6, 400e-6, 700e-6, 1e-3, 2e-3, 5e-3, 10e-3, 50e-3, 250e-3, 1.0};
+static const double afd_bucket_seconds[AFD_LATENCY_BUCKETS - 1] = {20e-6,  50e-6,  100e-6, 150e-6, 200e-6,
+                                                                   272e-6, 400e-6, 700e-6, 1e-3,   2e-3,
+                                                                   5e-3,   10e-3,  50e-3,  250e-3, 1.0};
 
 #endif

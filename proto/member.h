@@ -1,10 +1,10 @@
 /* member.h: a rank's side of membership: one authenticated connection to the scheduler, kept up.
  *
  * Connects, runs the challenge, sends Register, and hands every message of the scheduler to its owner. When
- * the connection ends it tries again with back-off, registering with the same incarnation; what the owner sends
- * meanwhile is refused with AFD_AGAIN, so that the owner keeps what matters (tokens). A refusal for good (other
- * version, secret, model or topology) is reported as `refused`, and a scheduler that stays away for orphan_ms
- * as `orphaned`: the owner then ends the process. One thread (the base's); nothing blocks. */
+ * the connection ends it tries again with back-off, registering with the same incarnation; what the owner
+ * sends meanwhile is refused with AFD_AGAIN, so that the owner keeps what matters (tokens). A refusal for
+ * good (other version, secret, model or topology) is reported as `refused`, and a scheduler that stays away
+ * for orphan_ms as `orphaned`: the owner then ends the process. One thread (the base's); nothing blocks. */
 #ifndef AFD_PROTO_MEMBER_H
 #define AFD_PROTO_MEMBER_H
 
@@ -14,11 +14,11 @@ struct afd_member;
 
 struct afd_member_config {
     struct event_base *base;
-    const char *scheduler;          /* host:port */
+    const char *scheduler; /* host:port */
     uint8_t secret[AFD_SECRET_BYTES];
     const Afd__Register *registration; /* must live as long as the member; sent at each connection */
     uint32_t orphan_ms;
-    void (*connected)(void *user);   /* Register was sent */
+    void (*connected)(void *user); /* Register was sent */
     void (*disconnected)(const char *words, void *user);
     void (*message)(const Afd__Envelope *message, void *user);
     void (*refused)(const char *words, void *user);

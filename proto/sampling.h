@@ -16,14 +16,15 @@ struct afd_sampling {
     float top_p;       /* 1: all */
     float min_p;       /* 0: all */
     uint64_t seed;
-    float repetition_penalty; /* 1: none; over prompt and generated tokens (Keskar et al., arXiv 1909.05858, 4.1) */
+    float repetition_penalty; /* 1: none; over prompt and generated tokens (Keskar et al., arXiv
+                                 1909.05858, 4.1) */
     float presence_penalty, frequency_penalty; /* over generated tokens: OpenAI's definition */
     const struct afd_logit_bias *bias;
     uint32_t bias_count;
     const uint32_t *stop_tokens;
     uint32_t stop_count;
     uint32_t max_tokens, min_tokens;
-    uint32_t logprobs;    /* 0 none; 1 + n: the chosen token's and those of the n best */
+    uint32_t logprobs; /* 0 none; 1 + n: the chosen token's and those of the n best */
     int prompt_logprobs;
 };
 

@@ -2,8 +2,8 @@
  *
  * A message is one header followed by rows of one fixed stride; it is written by `put` into a region of the
  * receiver that belongs to one pair of ranks, one slot and (F2A) one shard. Little-endian, fixed widths, no
- * pointers. Both ends compute the layout from the same few numbers (struct afd_wire_shape), and hello compares
- * them; the receiver checks every header field before it uses it.
+ * pointers. Both ends compute the layout from the same few numbers (struct afd_wire_shape), and hello
+ * compares them; the receiver checks every header field before it uses it.
  *
  *   A2F region of an FFN rank, one a (pair, slot):
  *     +-----------------+-------------------------------------------------------------+
@@ -19,8 +19,9 @@
  *     +-----------------+-------------------------------------------------------------+
  *     | afd_f2a_header  | partial sum 0 | partial sum 1 | ...      stride `f2a_stride` |
  *     +-----------------+-------------------------------------------------------------+
- *   The rows of an F2A message are those rows of the A2F message that are *active* in the shard, in order: one
- *   of the row's experts belongs to the shard, or `turn` is the shard. Both ends derive this from the record.
+ *   The rows of an F2A message are those rows of the A2F message that are *active* in the shard, in order:
+ * one of the row's experts belongs to the shard, or `turn` is the shard. Both ends derive this from the
+ * record.
  *
  * A message with `rows` 0 is a bare notice: the header alone is put, and so is its answer. */
 #ifndef AFD_PROTO_WIRE_H
@@ -79,14 +80,15 @@ _Static_assert(sizeof(struct afd_f2a_header) == 64, "the F2A header is one cache
 
 struct afd_wire_shape {
     uint32_t hidden;
-    uint32_t top_k;    /* the largest of the model's layers; 0 for a dense model */
-    uint32_t max_rows; /* of one message */
+    uint32_t top_k;          /* the largest of the model's layers; 0 for a dense model */
+    uint32_t max_rows;       /* of one message */
     enum afd_dtype a2f, f2a; /* f2a: AFD_BF16 or AFD_F32 */
 };
 
 struct afd_wire_layout {
     struct afd_wire_shape shape;
-    uint32_t scale_offset, position_offset, turn_offset, weight_offset, expert_offset; /* in a record, bytes */
+    uint32_t scale_offset, position_offset, turn_offset, weight_offset,
+        expert_offset; /* in a record, bytes */
     uint32_t a2f_stride, f2a_stride;
     uint64_t a2f_region_bytes, f2a_region_bytes; /* header and max_rows rows, multiples of 64 */
 };
