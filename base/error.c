@@ -40,6 +40,16 @@ enum afd_status afd_fail(struct afd_error *error_out, enum afd_status status, co
     return status;
 }
 
+/* Appends as much of `more` as fits. Returns where the text ends. */
+static size_t append(char *text, size_t used, size_t limit, const char *more)
+{
+    size_t bytes = strlen(more), room = limit - used - 1;
+    if (bytes > room) bytes = room;
+    memcpy(text + used, more, bytes);
+    text[used + bytes] = 0;
+    return used + bytes;
+}
+
 void afd_error_prefix(struct afd_error *error, const char *format, ...)
 {
     char old[sizeof error->text];
@@ -49,7 +59,8 @@ void afd_error_prefix(struct afd_error *error, const char *format, ...)
     va_start(args, format);
     int used = vsnprintf(error->text, sizeof error->text, format, args);
     va_end(args);
-    if (used < 0 || (size_t)used >= sizeof error->text) used = (int)sizeof error->text - 1;
-    snprintf(error->text + used, sizeof error->text - (size_t)used, ": %s", old);
+    size_t end = used < 0 ? 0 : (size_t)used < sizeof error->text ? (size_t)used : sizeof error->text - 1;
+    end = append(error->text, end, sizeof error->text, ": ");
+    append(error->text, end, sizeof error->text, old);
     sanitize(error->text);
 }
