@@ -23,7 +23,8 @@ int main(int argc, char **argv)
     struct afd_checkpoint *checkpoint = NULL;
     struct afd_attn_node *node = NULL;
     struct event *terminate = NULL, *interrupt = NULL;
-    int exit_status = 1;
+    enum afd_status status;
+    int exit_status = AFD_EXIT_FAILED;
 
     struct afd_attn_options options = afd_attn_options_parse(argc, argv);
     char name[32];
@@ -31,11 +32,11 @@ int main(int argc, char **argv)
     afd_log_init(name, options.log_level);
 
     struct afd_attn_node_config config = {.rank = options.rank, .scheduler = options.scheduler};
-    if (afd_topology_load(options.topology, &topology, &error) ||
-        afd_secret_read(options.secret_file, config.secret, &error) ||
-        afd_model_load(topology->model_dir, &model, &error) ||
-        afd_model_hash(topology->model_dir, config.model_hash, &error) ||
-        afd_checkpoint_open(topology->model_dir, &checkpoint, &error))
+    if ((status = afd_topology_load(options.topology, &topology, &error)) ||
+        (status = afd_secret_read(options.secret_file, config.secret, &error)) ||
+        (status = afd_model_load(topology->model_dir, &model, &error)) ||
+        (status = afd_model_hash(topology->model_dir, config.model_hash, &error)) ||
+        (status = afd_checkpoint_open(topology->model_dir, &checkpoint, &error)))
         goto out;
     afd_log_info("cluster %s, model %s, %u layers, scheduler %s", topology->cluster, model->name,
                  model->layer_count, options.scheduler);
@@ -48,13 +49,16 @@ int main(int argc, char **argv)
     terminate = config.base ? evsignal_new(config.base, SIGTERM, on_signal, &node) : NULL;
     interrupt = config.base ? evsignal_new(config.base, SIGINT, on_signal, &node) : NULL;
     if (!terminate || !interrupt || evsignal_add(terminate, NULL) || evsignal_add(interrupt, NULL)) {
-        afd_fail(&error, AFD_ERR_MEMORY, "no event base");
+        status = afd_fail(&error, AFD_ERR_MEMORY, "no event base");
         goto out;
     }
-    if (afd_attn_node_create(&config, &node, &error)) goto out;
+    if ((status = afd_attn_node_create(&config, &node, &error))) goto out;
     exit_status = afd_attn_node_run(node);
 out:
-    if (error.text[0]) afd_log_error("%s", error.text);
+    if (!node) {
+        afd_log_error("%s", error.text);
+        exit_status = afd_exit_status(status);
+    }
     if (terminate) event_free(terminate);
     if (interrupt) event_free(interrupt);
     afd_attn_node_destroy(node);

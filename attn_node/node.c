@@ -26,7 +26,7 @@ enum {
 
 struct afd_attn_node {
     struct afd_attn_node_config config;
-    char scheduler[AFD_ADDRESS_BYTES], host[AFD_NAME_BYTES], address[AFD_ADDRESS_BYTES];
+    char scheduler[AFD_ADDRESS_BYTES], address[AFD_ADDRESS_BYTES];
     struct afd_wire_layout wire;
     uint32_t slots, layers, shards, instances;
     afd_ns spin;
@@ -388,8 +388,10 @@ static void on_connected(void *user)
 
 static void on_refused(const char *words, void *user)
 {
+    struct afd_attn_node *n = user;
     (void)words; /* logged where it was received */
-    end(user, 1);
+    /* Later it is the scheduler that changed: a fresh process may suit it. */
+    end(n, n->epoch ? AFD_EXIT_FAILED : AFD_EXIT_UNUSABLE);
 }
 
 static void on_orphaned(void *user)
@@ -663,13 +665,12 @@ static enum afd_status join(struct afd_attn_node *n, struct afd_error *error)
     n->registration.rank = n->config.rank;
     n->registration.incarnation = n->incarnation;
     n->registration.pid = (uint32_t)getpid();
-    n->registration.host = n->host;
+    n->registration.host = (char *)afd_rank_host(n->config.topology, AFD_ROLE_ATTN, n->config.rank);
     n->registration.data_address = n->address;
     n->registration.model_hash.data = n->config.model_hash;
     n->registration.model_hash.len = AFD_HASH_BYTES;
     n->registration.topology_hash.data = (uint8_t *)n->config.topology->hash;
     n->registration.topology_hash.len = AFD_HASH_BYTES;
-    gethostname(n->host, sizeof n->host - 1);
     struct afd_member_config config = {.base = n->config.base,
                                        .scheduler = n->scheduler,
                                        .registration = &n->registration,

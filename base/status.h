@@ -35,4 +35,11 @@ enum afd_status {
 /* A stable lower-case name, for logs and JSON; never NULL. */
 const char *afd_status_name(enum afd_status status);
 
+/* What a daemon that fails ends with. Unusable: its configuration, checkpoint, secret or version cannot work,
+ * and the same start would end the same way, so whoever keeps it running does not try again. */
+enum { AFD_EXIT_FAILED = 1, AFD_EXIT_UNUSABLE = 2 };
+
+/* 0 for AFD_OK, else one of the two. */
+int afd_exit_status(enum afd_status status);
+
 #endif

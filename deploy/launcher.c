@@ -198,13 +198,22 @@ static void set_timer(struct launcher *l)
     evtimer_add(l->timer, &t);
 }
 
+/* `status`: as wait reports it; -1 when the process could not even be made. */
+static enum afd_child_end end_of(int status)
+{
+    if (status < 0 || !WIFEXITED(status)) return AFD_CHILD_CRASHED;
+    return !WEXITSTATUS(status)                       ? AFD_CHILD_DONE
+           : WEXITSTATUS(status) == AFD_EXIT_UNUSABLE ? AFD_CHILD_UNUSABLE
+                                                      : AFD_CHILD_CRASHED;
+}
+
 static void act(struct launcher *l, const struct afd_supervisor_action *a)
 {
     struct process *p = &l->processes[a->child];
     switch (a->kind) {
     case AFD_SUPERVISE_START:
         if (a->child == SCHEDULER ? start_scheduler(l, p) : start_rank(l, p))
-            afd_supervisor_exited(l->supervisor, a->child, 0, afd_now());
+            afd_supervisor_exited(l->supervisor, a->child, AFD_CHILD_CRASHED, afd_now());
         return;
     case AFD_SUPERVISE_TERM:
         kill(p->pid, SIGTERM);
@@ -214,8 +223,11 @@ static void act(struct launcher *l, const struct afd_supervisor_action *a)
         kill(-p->pid, SIGKILL);
         return;
     case AFD_SUPERVISE_GIVE_UP:
-        afd_log_error("%s failed %d times in a short time: given up; see logs/%s", p->name,
-                      AFD_SUPERVISOR_WINDOW_FAILURES, p->log_name);
+        if (end_of(p->status) == AFD_CHILD_UNUSABLE)
+            afd_log_error("%s cannot work and is not started again; see logs/%s", p->name, p->log_name);
+        else
+            afd_log_error("%s failed %d times in a short time: given up; see logs/%s", p->name,
+                          AFD_SUPERVISOR_WINDOW_FAILURES, p->log_name);
         l->scheduler_gave_up |= a->child == SCHEDULER;
         return;
     case AFD_SUPERVISE_DONE:
@@ -262,15 +274,15 @@ static void on_child(evutil_socket_t fd, short what, void *user)
         while (i < l->count && l->processes[i].pid != pid) i++;
         if (i == l->count) continue;
         struct process *p = &l->processes[i];
-        int success = WIFEXITED(status) && !WEXITSTATUS(status);
+        enum afd_child_end end = end_of(status);
         kill(-pid, SIGKILL); /* what it may have started */
         p->pid = 0;
         p->status = status;
-        if (success || afd_supervisor_is_stopping(l->supervisor))
+        if (end == AFD_CHILD_DONE || afd_supervisor_is_stopping(l->supervisor))
             afd_log_info("%s ended: %s", p->name, exit_words(status, words));
         else
             afd_log_warn("%s ended: %s", p->name, exit_words(status, words));
-        afd_supervisor_exited(l->supervisor, i, success, afd_now());
+        afd_supervisor_exited(l->supervisor, i, end, afd_now());
     }
     carry_out(l);
 }

@@ -3,7 +3,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
-enum { SCHEDULER = 0, LAST_STAGE = 3, ACTIONS_A_CHILD = 4 };
+enum { SCHEDULER = 0, LAST_STAGE = 2, ACTIONS_A_CHILD = 4 };
 
 struct child {
     enum afd_child_state state;
@@ -42,7 +42,7 @@ struct afd_supervisor *afd_supervisor_create(const struct afd_supervisor_config 
         afd_supervisor_destroy(s);
         return NULL;
     }
-    for (uint32_t i = 0; i < config->children; i++) s->children[i].stage = i == SCHEDULER ? LAST_STAGE : 1;
+    for (uint32_t i = 0; i < config->children; i++) s->children[i].stage = i == SCHEDULER ? 0 : 1;
     return s;
 }
 
@@ -56,7 +56,7 @@ void afd_supervisor_destroy(struct afd_supervisor *s)
 
 void afd_supervisor_set_stage(struct afd_supervisor *s, uint32_t child, uint32_t stage)
 {
-    assert(child != SCHEDULER && child < s->config.children && stage > 0 && stage < LAST_STAGE);
+    assert(child != SCHEDULER && child < s->config.children && stage > 0 && stage <= LAST_STAGE);
     s->children[child].stage = stage;
 }
 
@@ -124,7 +124,7 @@ void afd_supervisor_stop(struct afd_supervisor *s, afd_ns now)
 {
     if (s->stopping) return;
     s->stopping = 1;
-    s->stage = 1;
+    s->stage = 0;
     s->kill_at = now + s->config.drain;
     for (uint32_t i = 0; i < s->config.children; i++)
         if (s->children[i].state == AFD_CHILD_WAITING || s->children[i].state == AFD_CHILD_BACKOFF)
@@ -141,17 +141,17 @@ static int failed_too_often(const struct afd_supervisor *s, struct child *c, afd
     return now - oldest <= s->config.window;
 }
 
-void afd_supervisor_exited(struct afd_supervisor *s, uint32_t i, int success, afd_ns now)
+void afd_supervisor_exited(struct afd_supervisor *s, uint32_t i, enum afd_child_end end, afd_ns now)
 {
     struct child *c = &s->children[i];
     assert(is_alive(c));
-    if (s->stopping || (success && i != SCHEDULER)) {
+    if (s->stopping || (end == AFD_CHILD_DONE && i != SCHEDULER)) {
         c->state = AFD_CHILD_EXITED;
         if (s->stopping) stop_stage(s);
         return;
     }
     if (i == SCHEDULER) s->scheduler_is_up = 0;
-    if (failed_too_often(s, c, now)) {
+    if (failed_too_often(s, c, now) || end == AFD_CHILD_UNUSABLE) {
         c->state = AFD_CHILD_FAILED;
         push(s, AFD_SUPERVISE_GIVE_UP, i);
         if (i == SCHEDULER) afd_supervisor_stop(s, now);

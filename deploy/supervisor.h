@@ -1,17 +1,20 @@
 /* supervisor.h: the pure core of what keeps the processes of one host running: start, restart with
  * exponential back-off, give up, stop in order.
  *
- * No I/O, no clock, no allocation after create; one thread. Child 0 is the scheduler; children 1.. are ranks,
- * in the order they are stopped by `stage`: attention ranks (1) finish what they run while the FFN ranks (2)
- * still serve them; the scheduler (0) goes last. The shell (deploy/launcher.c) reports what happened and then
- * carries out the actions it takes with afd_supervisor_next:
+ * No I/O, no clock, no allocation after create; one thread. Child 0 is the scheduler; children 1.. are ranks.
+ * They are stopped stage by stage, the next one when nothing of the one before runs: the scheduler (stage 0)
+ * takes no new request and ends when those that run are done, so the attention ranks (1) then have nothing
+ * left, and the FFN ranks (2) served them to the last. The shell (deploy/launcher.c) reports what happened
+ * and then carries out the actions it takes with afd_supervisor_next:
  *
- *   WAITING --scheduler is up--> RUNNING --exit 0--> EXITED              it was told to leave: not restarted
- *                                 |    ^
- *                          failure|    |after the back-off
- *                                 v    |
- *                                BACKOFF --too many in the window--> FAILED  (of the scheduler: everything
- * stops) stop: RUNNING --> STOPPING --exit--> EXITED */
+ *   WAITING --scheduler is up--> RUNNING --rank, exit 0--> EXITED   somebody told it to leave: it stays away
+ *                                |  ^  |
+ *            any other exit, or  |  |  |
+ *               the scheduler's  |  |  '--unusable-------------.
+ *                                v  |after the back-off        v
+ *                              BACKOFF --too many in the-----> FAILED   the scheduler: everything stops
+ *                                        window
+ *   stop: RUNNING --> STOPPING --exit--> EXITED */
 #ifndef AFD_DEPLOY_SUPERVISOR_H
 #define AFD_DEPLOY_SUPERVISOR_H
 
@@ -35,12 +38,19 @@ enum afd_supervisor_action_kind {
     AFD_SUPERVISE_START,   /* start the child; report `exited` if that fails */
     AFD_SUPERVISE_TERM,    /* ask it to finish: SIGTERM */
     AFD_SUPERVISE_KILL,    /* its time is over: SIGKILL */
-    AFD_SUPERVISE_GIVE_UP, /* it failed too often: say so */
+    AFD_SUPERVISE_GIVE_UP, /* it failed too often, or cannot work: say so */
     AFD_SUPERVISE_DONE,    /* nothing runs any more, and nothing will */
 };
 struct afd_supervisor_action {
     enum afd_supervisor_action_kind kind;
     uint32_t child;
+};
+
+/* How a child ended. */
+enum afd_child_end {
+    AFD_CHILD_DONE,     /* exit status 0 */
+    AFD_CHILD_CRASHED,  /* another start may help */
+    AFD_CHILD_UNUSABLE, /* AFD_EXIT_UNUSABLE of base/status.h: the same start would end the same way */
 };
 
 struct afd_supervisor_config {
@@ -53,7 +63,7 @@ struct afd_supervisor_config {
 
 struct afd_supervisor;
 
-/* NULL when out of memory. Every child belongs to stage 1 until set. */
+/* NULL when out of memory. Every rank belongs to stage 1 until set, to 1 or 2. */
 struct afd_supervisor *afd_supervisor_create(const struct afd_supervisor_config *config);
 void afd_supervisor_destroy(struct afd_supervisor *supervisor); /* NULL is allowed */
 void afd_supervisor_set_stage(struct afd_supervisor *supervisor, uint32_t child, uint32_t stage);
@@ -61,7 +71,8 @@ void afd_supervisor_set_stage(struct afd_supervisor *supervisor, uint32_t child,
 /* What happened. `begin` starts the scheduler; ranks start when it is up. */
 void afd_supervisor_begin(struct afd_supervisor *supervisor, afd_ns now);
 void afd_supervisor_scheduler_up(struct afd_supervisor *supervisor, afd_ns now);
-void afd_supervisor_exited(struct afd_supervisor *supervisor, uint32_t child, int success, afd_ns now);
+void afd_supervisor_exited(struct afd_supervisor *supervisor, uint32_t child, enum afd_child_end end,
+                           afd_ns now);
 void afd_supervisor_stop(struct afd_supervisor *supervisor, afd_ns now); /* again: no effect */
 void afd_supervisor_tick(struct afd_supervisor *supervisor, afd_ns now);
 

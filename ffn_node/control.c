@@ -157,8 +157,10 @@ static void on_disconnected(const char *words, void *user)
 
 static void on_refused(const char *words, void *user)
 {
+    struct afd_ffn_node *node = user;
     (void)words; /* logged where it was read */
-    ffn_exit(user, 1);
+    /* Later it is the scheduler that changed: a fresh process may suit it. */
+    ffn_exit(node, node->is_ready ? AFD_EXIT_FAILED : AFD_EXIT_UNUSABLE);
 }
 
 static void on_orphaned(void *user)

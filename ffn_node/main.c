@@ -16,7 +16,8 @@ int main(int argc, char **argv)
     struct afd_ffn_node_config config = {.take_signals = 1};
     struct afd_error error = {0};
     char name[32];
-    int exit_status = 1;
+    enum afd_status status;
+    int exit_status;
 
     /* options */
     ffn_options_parse(argc, argv, &options);
@@ -24,11 +25,11 @@ int main(int argc, char **argv)
     afd_log_init(name, options.level);
 
     /* load and check the configuration */
-    if (afd_topology_load(options.topology, &topology, &error) ||
-        afd_secret_read(options.secret_file, config.secret, &error) ||
-        afd_model_load(topology->model_dir, &model, &error) ||
-        afd_model_hash(topology->model_dir, config.model_hash, &error) ||
-        afd_checkpoint_open(topology->model_dir, &checkpoint, &error))
+    if ((status = afd_topology_load(options.topology, &topology, &error)) ||
+        (status = afd_secret_read(options.secret_file, config.secret, &error)) ||
+        (status = afd_model_load(topology->model_dir, &model, &error)) ||
+        (status = afd_model_hash(topology->model_dir, config.model_hash, &error)) ||
+        (status = afd_checkpoint_open(topology->model_dir, &checkpoint, &error)))
         goto out;
     afd_log_info("cluster %s, model %s: %u shards, %u ranks an instance", topology->cluster, model->name,
                  topology->ffn.ep, topology->ffn.tp);
@@ -42,10 +43,10 @@ int main(int argc, char **argv)
     config.checkpoint = checkpoint;
     config.rank = options.rank;
     config.scheduler = options.scheduler;
-    if (afd_ffn_node_open(&config, &node, &error)) goto out;
-    exit_status = afd_ffn_node_run(node);
+    status = afd_ffn_node_open(&config, &node, &error);
 out:
-    if (!node) afd_log_error("%s", error.text);
+    if (status) afd_log_error("%s", error.text);
+    exit_status = status ? afd_exit_status(status) : afd_ffn_node_run(node);
     afd_ffn_node_close(node);
     afd_checkpoint_close(checkpoint);
     afd_model_destroy(model);

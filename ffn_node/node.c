@@ -235,9 +235,10 @@ static void loop(struct afd_ffn_node *node)
     while (!node->is_exiting) {
         struct afd_error error;
         if (node->is_assigned && !node->device) {
-            if (ffn_load(node, &error)) {
+            enum afd_status status = ffn_load(node, &error);
+            if (status) {
                 afd_log_error("%s", error.text);
-                ffn_exit(node, 1);
+                ffn_exit(node, afd_exit_status(status));
                 return;
             }
             if (node->tp == 1) ffn_set_ready(node);

@@ -34,7 +34,8 @@ int main(int argc, char **argv)
 {
     struct afd_scheduler_options options;
     struct afd_error error;
-    struct program p = {.exit_code = 1};
+    enum afd_status status;
+    struct program p = {0};
     struct afd_topology *topology = NULL;
     struct afd_model *model = NULL;
     struct afd_tokenizer *tokenizer = NULL;
@@ -44,30 +45,34 @@ int main(int argc, char **argv)
     afd_log_init("scheduler", options.log_level);
     signal(SIGPIPE, SIG_IGN);
     struct afd_scheduler_config config = {.http = options.http, .control = options.control};
-    if (afd_topology_load(options.topology, &topology, &error) ||
-        afd_model_load(topology->model_dir, &model, &error) ||
-        afd_model_hash(topology->model_dir, config.model_hash, &error) ||
-        afd_tokenizer_load(topology->model_dir, &tokenizer, &error) ||
-        afd_secret_read(options.secret_file, config.secret, &error))
+    if ((status = afd_topology_load(options.topology, &topology, &error)) ||
+        (status = afd_model_load(topology->model_dir, &model, &error)) ||
+        (status = afd_model_hash(topology->model_dir, config.model_hash, &error)) ||
+        (status = afd_tokenizer_load(topology->model_dir, &tokenizer, &error)) ||
+        (status = afd_secret_read(options.secret_file, config.secret, &error)))
         goto out;
     config.topology = topology, config.model = model, config.tokenizer = tokenizer;
     config.base = p.base = event_base_new();
     p.scheduler = afd_scheduler_create(&config, &error);
-    if (!p.scheduler || afd_scheduler_write_state(p.scheduler, options.state, &error)) goto out;
+    status = p.scheduler ? afd_scheduler_write_state(p.scheduler, options.state, &error) : AFD_ERR_IO;
+    if (status) goto out;
     event_add(on_term = evsignal_new(p.base, SIGTERM, on_signal, &p), NULL);
     event_add(on_int = evsignal_new(p.base, SIGINT, on_signal, &p), NULL);
     afd_log_info("cluster %s, model %s: waiting for %u attention and %u FFN ranks; http %s, control %s",
                  topology->cluster, model->name, afd_pool_ranks(&topology->attn),
                  afd_pool_ranks(&topology->ffn), afd_scheduler_http(p.scheduler),
                  afd_scheduler_control(p.scheduler));
-    p.exit_code = 0;
     event_base_dispatch(p.base);
 out:
-    if (!on_term) afd_log_error("%s", error.text);
+    if (status) afd_log_error("%s", error.text);
+    if (status) p.exit_code = afd_exit_status(status);
     afd_scheduler_destroy(p.scheduler);
     if (on_term) event_free(on_term);
     if (on_int) event_free(on_int);
-    if (p.base) event_base_free(p.base);
+    if (p.base) {
+        event_base_dispatch(p.base); /* what closed connections still write: a second at most */
+        event_base_free(p.base);
+    }
     afd_tokenizer_destroy(tokenizer);
     afd_model_destroy(model);
     afd_topology_destroy(topology);

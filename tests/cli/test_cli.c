@@ -77,6 +77,7 @@ static int stop(void **state)
 {
     (void)state;
     unsetenv("FIXTURE_FAIL");
+    unsetenv("FIXTURE_UNUSABLE");
     return run("for d in %s/.afd/*/; do [ ! -d $d ] || $afd down --state $d; done; rm -rf %s/.afd", home,
                home);
 }
@@ -235,6 +236,16 @@ static void a_rank_that_fails_takes_all_down(void **state)
     expect_words("nothing runs");
 }
 
+static void a_scheduler_that_cannot_work_is_told_with_its_words(void **state)
+{
+    (void)state;
+    setenv("FIXTURE_UNUSABLE", "scheduler", 1);
+    expect(1, run("$afd up " TOPOLOGY " --timeout 60"));
+    expect_words("scheduler: cannot work because the test says so");
+    expect(0, run("$afd down"));
+    expect_words("nothing runs");
+}
+
 static void up_gives_up_in_time(void **state)
 {
     (void)state;
@@ -289,6 +300,7 @@ int main(void)
         cmocka_unit_test_teardown(a_cluster_from_up_to_down, stop),
         cmocka_unit_test_teardown(text_streams_to_the_terminal, stop),
         cmocka_unit_test_teardown(a_rank_that_fails_takes_all_down, stop),
+        cmocka_unit_test_teardown(a_scheduler_that_cannot_work_is_told_with_its_words, stop),
         cmocka_unit_test_teardown(up_gives_up_in_time, stop),
         cmocka_unit_test_teardown(two_clusters_must_be_named, stop),
         cmocka_unit_test_teardown(a_stale_folder_is_used_again, stop),

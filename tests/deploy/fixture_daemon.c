@@ -3,8 +3,8 @@
  * made-up answers.
  *
  * A rank leaves DIR/fixture.ROLE-RANK (DIR: the folder of the secret) while it runs; the scheduler reports
- * those as ready. FIXTURE_FAIL="attn-1" makes that one fail at start, FIXTURE_STUBBORN="ffn-0" makes one
- * ignore SIGTERM. */
+ * those as ready. FIXTURE_FAIL="attn-1" makes that one fail at start, FIXTURE_UNUSABLE="attn-1" end as
+ * one that cannot work, FIXTURE_STUBBORN="ffn-0" ignore SIGTERM. */
 #include <event2/buffer.h>
 #include <event2/event.h>
 #include <event2/http.h>
@@ -205,6 +205,10 @@ int main(int argc, char **argv)
     if (is_named("FIXTURE_FAIL", d.name)) {
         fprintf(stderr, "%s: fails because the test says so\n", d.name);
         return 3;
+    }
+    if (is_named("FIXTURE_UNUSABLE", d.name)) {
+        fprintf(stderr, "%s: cannot work because the test says so\n", d.name);
+        return 2;
     }
     d.base = event_base_new();
     struct event *term = evsignal_new(d.base, SIGTERM, on_term, &d);

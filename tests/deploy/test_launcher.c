@@ -77,6 +77,7 @@ static int end(void **state)
     }
     supervisor = 0;
     unsetenv("FIXTURE_FAIL");
+    unsetenv("FIXTURE_UNUSABLE");
     unsetenv("FIXTURE_STUBBORN");
     afd_topology_destroy(topology);
     snprintf(command, sizeof command, "rm -rf %s", dir);
@@ -272,6 +273,24 @@ static void a_rank_that_always_fails_is_given_up(void **state)
     expect_down();
 }
 
+static int start_with_unusable_rank(void **state)
+{
+    setenv("FIXTURE_UNUSABLE", "attn-1", 1);
+    return start(state);
+}
+
+static void a_rank_that_cannot_work_is_started_once(void **state)
+{
+    (void)state;
+    wait_for(ATTN1, "failed", 0);
+    json_t *answer = ps();
+    assert_int_equal(number(process_of(answer, ATTN1), "restarts"), 0);
+    assert_string_equal(json_string_value(json_object_get(process_of(answer, ATTN1), "last_exit")),
+                        "exit status 2");
+    json_decref(answer);
+    expect_down();
+}
+
 static void what_cannot_be_launched_is_refused(void **state)
 {
     (void)state;
@@ -311,6 +330,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_second_supervisor_is_refused, start, end),
         cmocka_unit_test_setup_teardown(a_stubborn_rank_is_killed, start_with_stubborn_rank, end),
         cmocka_unit_test_setup_teardown(a_rank_that_always_fails_is_given_up, start_with_failing_rank, end),
+        cmocka_unit_test_setup_teardown(a_rank_that_cannot_work_is_started_once, start_with_unusable_rank,
+                                        end),
         cmocka_unit_test_setup_teardown(nonsense_on_the_socket_is_survived, start, end),
         cmocka_unit_test(what_cannot_be_launched_is_refused),
     };

@@ -1,6 +1,6 @@
 /* Guards: a rank that is never restarted, or restarted for ever and at once; ranks that start before the
- * scheduler can be reached; a shutdown that takes FFN ranks from attention ranks which still finish, or that
- * never ends. */
+ * scheduler can be reached; a shutdown that takes ranks from a scheduler which still has requests, or that
+ * never ends; a daemon that cannot work and is tried again and again. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -80,7 +80,7 @@ static void a_failed_rank_comes_back_later_each_time(void **state)
     bring_up();
     afd_ns now = AFD_SECONDS(1);
     for (size_t i = 0; i < sizeof waits_ms / sizeof waits_ms[0]; i++) {
-        afd_supervisor_exited(s, ATTN, 0, now);
+        afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, now);
         assert_string_equal(actions(), "");
         assert_int_equal(afd_supervisor_deadline(s), now + AFD_MS(waits_ms[i]));
         afd_supervisor_tick(s, now + AFD_MS(waits_ms[i]) - 1);
@@ -90,7 +90,7 @@ static void a_failed_rank_comes_back_later_each_time(void **state)
         assert_string_equal(actions(), "start 1");
         assert_int_equal(afd_supervisor_restarts(s, ATTN), i + 1);
     }
-    afd_supervisor_exited(s, ATTN, 0, now);
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, now);
     assert_string_equal(actions(), "give up 1");
     assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_FAILED);
     assert_false(afd_supervisor_is_stopping(s)); /* the others go on */
@@ -103,7 +103,7 @@ static void rare_failures_never_give_up(void **state)
     bring_up();
     for (uint64_t i = 1; i < 50; i++) {
         afd_ns now = AFD_SECONDS(61) * i;
-        afd_supervisor_exited(s, FFN, 0, now);
+        afd_supervisor_exited(s, FFN, AFD_CHILD_CRASHED, now);
         assert_int_equal(afd_supervisor_deadline(s), now + AFD_MS(200)); /* it ran long: the first back-off */
         afd_supervisor_tick(s, now + AFD_MS(200));
         assert_string_equal(actions(), "start 2");
@@ -114,7 +114,7 @@ static void a_rank_that_leaves_is_not_restarted(void **state)
 {
     (void)state;
     bring_up();
-    afd_supervisor_exited(s, ATTN, 1, AFD_SECONDS(9));
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(9));
     assert_string_equal(actions(), "");
     assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_EXITED);
     assert_true(afd_supervisor_deadline(s) == UINT64_MAX);
@@ -124,9 +124,10 @@ static void ranks_survive_a_scheduler_that_restarts(void **state)
 {
     (void)state;
     bring_up();
-    afd_supervisor_exited(s, SCHEDULER, 0, AFD_SECONDS(2));
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_CRASHED, AFD_SECONDS(2));
     assert_string_equal(actions(), "");
-    afd_supervisor_exited(s, FFN, 0, AFD_SECONDS(2) + AFD_MS(1)); /* nowhere to register: it waits */
+    afd_supervisor_exited(s, FFN, AFD_CHILD_CRASHED,
+                          AFD_SECONDS(2) + AFD_MS(1)); /* nowhere to register: it waits */
     afd_supervisor_tick(s, AFD_SECONDS(3));
     assert_string_equal(actions(), "start 0");
     assert_int_equal(afd_supervisor_state(s, FFN), AFD_CHILD_WAITING);
@@ -140,7 +141,7 @@ static void a_scheduler_that_exits_well_is_restarted_too(void **state)
 {
     (void)state;
     bring_up();
-    afd_supervisor_exited(s, SCHEDULER, 1, AFD_SECONDS(2));
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_DONE, AFD_SECONDS(2));
     afd_supervisor_tick(s, AFD_SECONDS(3));
     assert_string_equal(actions(), "start 0");
 }
@@ -151,35 +152,66 @@ static void without_a_scheduler_everything_stops(void **state)
     bring_up();
     afd_ns now = AFD_SECONDS(1);
     for (uint32_t i = 1; i < AFD_SUPERVISOR_WINDOW_FAILURES; i++) {
-        afd_supervisor_exited(s, SCHEDULER, 0, now);
+        afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_CRASHED, now);
         now = afd_supervisor_deadline(s);
         afd_supervisor_tick(s, now);
         assert_string_equal(actions(), "start 0");
     }
-    afd_supervisor_exited(s, SCHEDULER, 0, now);
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_CRASHED, now);
     assert_string_equal(actions(), "give up 0, term 1");
-    afd_supervisor_exited(s, ATTN, 0, now);
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, now);
     assert_string_equal(actions(), "term 2");
-    afd_supervisor_exited(s, FFN, 0, now);
+    afd_supervisor_exited(s, FFN, AFD_CHILD_CRASHED, now);
     assert_string_equal(actions(), "done 0");
     assert_int_equal(afd_supervisor_state(s, SCHEDULER), AFD_CHILD_FAILED);
 }
 
-static void attention_stops_first_and_the_scheduler_last(void **state)
+/* Ranks that end first would fail requests that the scheduler still takes. */
+static void the_scheduler_stops_first_and_ffn_last(void **state)
 {
     (void)state;
     bring_up();
     afd_supervisor_stop(s, AFD_SECONDS(5));
-    assert_string_equal(actions(), "term 1");
+    assert_string_equal(actions(), "term 0");
     afd_supervisor_stop(s, AFD_SECONDS(6));
     assert_string_equal(actions(), "");
-    afd_supervisor_exited(s, ATTN, 1, AFD_SECONDS(7));
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_DONE, AFD_SECONDS(7));
+    assert_string_equal(actions(), "term 1");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(7));
     assert_string_equal(actions(), "term 2");
-    afd_supervisor_exited(s, FFN, 1, AFD_SECONDS(7));
-    assert_string_equal(actions(), "term 0");
-    afd_supervisor_exited(s, SCHEDULER, 1, AFD_SECONDS(7));
+    afd_supervisor_exited(s, FFN, AFD_CHILD_DONE, AFD_SECONDS(7));
     assert_string_equal(actions(), "done 0");
     assert_true(afd_supervisor_deadline(s) == UINT64_MAX);
+    for (uint32_t i = 0; i < CHILDREN; i++) assert_int_equal(afd_supervisor_restarts(s, i), 0);
+}
+
+/* Who ends while the scheduler still drains is not started again, and not waited for. */
+static void a_rank_that_ends_during_the_drain_stays_down(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_stop(s, AFD_SECONDS(5));
+    assert_string_equal(actions(), "term 0");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, AFD_SECONDS(6));
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_DONE, AFD_SECONDS(7));
+    assert_string_equal(actions(), "term 2");
+    afd_supervisor_exited(s, FFN, AFD_CHILD_DONE, AFD_SECONDS(7));
+    assert_string_equal(actions(), "done 0");
+}
+
+/* Six starts of a daemon that reads the same broken checkpoint each time: `afd up` would tell it late. */
+static void a_child_that_cannot_work_is_given_up_at_once(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_exited(s, FFN, AFD_CHILD_UNUSABLE, AFD_SECONDS(1));
+    assert_string_equal(actions(), "give up 2");
+    assert_int_equal(afd_supervisor_state(s, FFN), AFD_CHILD_FAILED);
+    assert_int_equal(afd_supervisor_restarts(s, FFN), 0);
+    assert_false(afd_supervisor_is_stopping(s));
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_UNUSABLE, AFD_SECONDS(2));
+    assert_string_equal(actions(), "give up 0, term 1");
 }
 
 static void what_does_not_stop_is_killed(void **state)
@@ -187,7 +219,7 @@ static void what_does_not_stop_is_killed(void **state)
     (void)state;
     bring_up();
     afd_supervisor_stop(s, AFD_SECONDS(5));
-    assert_string_equal(actions(), "term 1");
+    assert_string_equal(actions(), "term 0");
     assert_int_equal(afd_supervisor_deadline(s), AFD_SECONDS(35));
     afd_supervisor_tick(s, AFD_SECONDS(35) - 1);
     assert_string_equal(actions(), "");
@@ -195,10 +227,10 @@ static void what_does_not_stop_is_killed(void **state)
     assert_string_equal(actions(), "kill 0, kill 1, kill 2");
     afd_supervisor_tick(s, AFD_SECONDS(36));
     assert_string_equal(actions(), "");
-    afd_supervisor_exited(s, FFN, 0, AFD_SECONDS(36));
-    afd_supervisor_exited(s, SCHEDULER, 0, AFD_SECONDS(36));
+    afd_supervisor_exited(s, FFN, AFD_CHILD_CRASHED, AFD_SECONDS(36));
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_CRASHED, AFD_SECONDS(36));
     assert_string_equal(actions(), "");
-    afd_supervisor_exited(s, ATTN, 0, AFD_SECONDS(36));
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, AFD_SECONDS(36));
     assert_string_equal(actions(), "done 0");
 }
 
@@ -211,7 +243,7 @@ static void a_stop_before_the_ranks_started_ends(void **state)
     assert_string_equal(actions(), "term 0");
     afd_supervisor_scheduler_up(s, AFD_MS(2)); /* too late */
     assert_string_equal(actions(), "");
-    afd_supervisor_exited(s, SCHEDULER, 1, AFD_MS(3));
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_DONE, AFD_MS(3));
     assert_string_equal(actions(), "done 0");
 }
 
@@ -219,9 +251,9 @@ static void a_stop_during_a_back_off_ends(void **state)
 {
     (void)state;
     bring_up();
-    afd_supervisor_exited(s, ATTN, 0, AFD_SECONDS(1));
-    afd_supervisor_exited(s, FFN, 0, AFD_SECONDS(1));
-    afd_supervisor_exited(s, SCHEDULER, 0, AFD_SECONDS(1));
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, AFD_SECONDS(1));
+    afd_supervisor_exited(s, FFN, AFD_CHILD_CRASHED, AFD_SECONDS(1));
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_CRASHED, AFD_SECONDS(1));
     afd_supervisor_stop(s, AFD_SECONDS(1));
     assert_string_equal(actions(), "done 0");
 }
@@ -237,7 +269,9 @@ int main(void)
         TEST(ranks_survive_a_scheduler_that_restarts),
         TEST(a_scheduler_that_exits_well_is_restarted_too),
         TEST(without_a_scheduler_everything_stops),
-        TEST(attention_stops_first_and_the_scheduler_last),
+        TEST(the_scheduler_stops_first_and_ffn_last),
+        TEST(a_rank_that_ends_during_the_drain_stays_down),
+        TEST(a_child_that_cannot_work_is_given_up_at_once),
         TEST(what_does_not_stop_is_killed),
         TEST(a_stop_before_the_ranks_started_ends),
         TEST(a_stop_during_a_back_off_ends),

@@ -114,7 +114,7 @@ static void test_other_secret(const struct cluster *cluster)
         "timeout 60 %s/afd-ffn-node --topology %s/topology.yaml --rank 0 --scheduler %s --secret-file %s",
         AFD_BIN_DIR, cluster->dir, json_string_value(json_object_get(where, "control")), path);
     int rc = run_command(command, &output);
-    CHECK(rc == 1 && strstr(output, "secret"), "another secret: exit status %d: %s", rc, output);
+    CHECK(rc == 2 && strstr(output, "secret"), "another secret: exit status %d: %s", rc, output);
     free(output);
     json_decref(where);
     printf("%-28s refused\n", "another secret");
