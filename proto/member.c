@@ -76,7 +76,9 @@ static void on_closed(struct afd_channel *channel, enum afd_status status, const
         if (m->config.refused) m->config.refused(copy, m->config.user);
         return;
     }
-    if (!m->complained) afd_log_warn("the scheduler at %s: %s; trying again", m->scheduler, copy);
+    if (!m->complained) /* AFD_AGAIN: the scheduler said that it goes away in order */
+        afd_log(status == AFD_AGAIN ? AFD_LOG_INFO : AFD_LOG_WARN, "the scheduler at %s: %s; trying again",
+                m->scheduler, copy);
     m->complained = 1;
     if (m->config.orphan_ms && !evtimer_pending(m->orphan, NULL)) arm(m->orphan, m->config.orphan_ms);
     retry_later(m);

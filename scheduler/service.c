@@ -518,7 +518,7 @@ void afd_service_destroy(struct afd_service *s)
         struct afd_channel *channel = s->links->channel;
         link_free(s->links);
         afd_channel_set_user(channel, (struct afd_channel_callbacks){NULL, NULL, NULL}, NULL);
-        afd_channel_close(channel);
+        afd_channel_refuse(channel, 1, "it goes down in order"); /* the rank need not take it for a loss */
     }
     if (s->listener) evconnlistener_free(s->listener);
     if (s->tick) event_free(s->tick);
