@@ -26,11 +26,10 @@ struct afd_backend {
     void (*close)(struct afd_transport *transport); /* every pair is detached already */
     enum afd_status (*add_memory)(struct afd_transport *transport, void *base, uint64_t bytes);
     void (*remove_memory)(struct afd_transport *transport, void *base);
-    /* What a peer's attach needs to reach this transport. */
-    const void *(*address)(const struct afd_transport *transport, uint32_t *bytes_out);
-
     /* From here on the peer's messages may come in: the pair's regions are set. */
     enum afd_status (*prepare)(struct afd_pair *pair);
+    /* What the peer's attach needs to reach this end of the pair. */
+    const void *(*address)(const struct afd_pair *pair, uint32_t *bytes_out);
     /* The peer's index, key, regions and address are known: build our path to it and send one OPEN. */
     enum afd_status (*attach)(struct afd_pair *pair, const void *address, uint32_t bytes,
                               struct afd_error *error_out);
@@ -40,7 +39,6 @@ struct afd_backend {
     void (*detach)(struct afd_pair *pair);
 
     void (*progress)(struct afd_transport *transport);
-    int (*event_fd)(const struct afd_transport *transport);
     enum afd_status (*arm)(struct afd_transport *transport);
 };
 
@@ -110,6 +108,10 @@ struct afd_transport {
     uint32_t memory_count;
     struct afd_peer_book book;
 };
+
+/* A back end's descriptor that wakes the owner; `pointer` comes back from epoll_wait on transport->epoll_fd.
+ */
+enum afd_status afd_transport_watch(struct afd_transport *transport, int fd, void *pointer);
 
 /* ---- reports of a back end, from within progress or attach ---- */
 

@@ -16,10 +16,10 @@ static enum afd_status fill_table(const struct afd_pair *pair, Afd__RegionTable 
     return AFD_OK;
 }
 
-static ProtobufCBinaryData path_address(const struct afd_transport *t)
+static ProtobufCBinaryData path_address(const struct afd_pair *pair)
 {
     uint32_t bytes;
-    const void *address = t->backend->address(t, &bytes);
+    const void *address = pair->transport->backend->address(pair, &bytes);
     return (ProtobufCBinaryData){bytes, (uint8_t *)address};
 }
 
@@ -47,7 +47,7 @@ enum afd_status afd_hello_send(struct afd_pair *pair)
     hello.regions = &table;
     hello.pair_index = pair->index;
     hello.pair_key = pair->key;
-    hello.transport_address = path_address(t);
+    hello.transport_address = path_address(pair);
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     e.body_case = AFD__ENVELOPE__BODY_PAIR_HELLO;
     e.pair_hello = &hello;
@@ -65,7 +65,7 @@ enum afd_status afd_hello_send_accept(struct afd_pair *pair)
     accept.regions = &table;
     accept.pair_index = pair->index;
     accept.pair_key = pair->key;
-    accept.transport_address = path_address(pair->transport);
+    accept.transport_address = path_address(pair);
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     e.body_case = AFD__ENVELOPE__BODY_PAIR_ACCEPT;
     e.pair_accept = &accept;

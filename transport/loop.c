@@ -95,7 +95,7 @@ static enum afd_status loop_open(struct afd_transport *t, struct afd_error *erro
     pthread_mutex_unlock(&registry_lock);
     loop->own = box;
     t->back = loop;
-    return AFD_OK;
+    return afd_transport_watch(t, box->event_fd, NULL);
 }
 
 static void loop_close(struct afd_transport *t)
@@ -121,10 +121,10 @@ static void loop_remove_memory(struct afd_transport *t, void *base)
     (void)t, (void)base;
 }
 
-static const void *loop_address(const struct afd_transport *t, uint32_t *bytes_out)
+static const void *loop_address(const struct afd_pair *pair, uint32_t *bytes_out)
 {
-    *bytes_out = (uint32_t)strlen(t->address);
-    return t->address;
+    *bytes_out = (uint32_t)strlen(pair->transport->address);
+    return pair->transport->address;
 }
 
 static enum afd_status loop_prepare(struct afd_pair *pair)
@@ -244,11 +244,6 @@ static void loop_progress(struct afd_transport *t)
     }
 }
 
-static int loop_event_fd(const struct afd_transport *t)
-{
-    return ((struct loop *)t->back)->own->event_fd;
-}
-
 static enum afd_status loop_arm(struct afd_transport *t)
 {
     struct loop *loop = t->back;
@@ -272,6 +267,5 @@ const struct afd_backend afd_backend_loop = {
     .put = loop_put,
     .detach = loop_detach,
     .progress = loop_progress,
-    .event_fd = loop_event_fd,
     .arm = loop_arm,
 };

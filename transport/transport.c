@@ -574,9 +574,9 @@ static enum afd_status choose_backend(struct afd_transport *t, struct afd_error 
     return afd_fail(error_out, AFD_ERR_CONFIG, "transport: this build has loop and ucx alone");
 }
 
-static enum afd_status watch(struct afd_transport *t, int fd)
+enum afd_status afd_transport_watch(struct afd_transport *t, int fd, void *pointer)
 {
-    struct epoll_event on = {.events = EPOLLIN};
+    struct epoll_event on = {.events = EPOLLIN, .data.ptr = pointer};
     return epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, fd, &on) ? AFD_ERR_IO : AFD_OK;
 }
 
@@ -600,17 +600,16 @@ enum afd_status afd_transport_open(const struct afd_transport_config *config, st
     t->listen_fd = afd_listen(at, &port, error_out);
     if (t->listen_fd < 0) goto fail;
     snprintf(t->address, sizeof t->address, "%s:%d", config->host, port);
-    status = t->backend->open(t, error_out);
-    if (status) goto fail;
-    status = AFD_ERR_IO;
+    status = afd_fail(error_out, AFD_ERR_IO, "out of descriptors or memory");
     t->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     t->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     t->listener = event_new(config->base, t->listen_fd, EV_READ | EV_PERSIST, on_connection, t);
-    if (t->epoll_fd < 0 || t->wake_fd < 0 || !t->listener || event_add(t->listener, NULL) ||
-        watch(t, t->wake_fd) || watch(t, t->backend->event_fd(t))) {
-        afd_fail(error_out, AFD_ERR_IO, "out of descriptors or memory");
-        goto fail;
-    }
+    if (t->epoll_fd < 0 || t->wake_fd < 0 || !t->listener) goto fail;
+    if (afd_transport_watch(t, t->wake_fd, NULL)) goto fail;
+    status = t->backend->open(t, error_out);
+    if (status) goto fail;
+    status = AFD_ERR_IO;
+    if (event_add(t->listener, NULL)) goto fail;
     snprintf(address_out, AFD_ADDRESS_BYTES, "%s", t->address);
     *out = t;
     return AFD_OK;
