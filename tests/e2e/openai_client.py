@@ -6,7 +6,7 @@ import json, pathlib, re, subprocess, sys, tempfile
 
 import openai
 
-bin_dir, source = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+bin_dir, source = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]).resolve()
 
 
 def completions(client, model):
