@@ -10,6 +10,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+
 static struct cluster *running; /* brought down, and its logs shown, when a check fails */
 
 static void show_logs(const struct cluster *cluster)
@@ -200,20 +202,34 @@ static CURL *easy(const char *url, const char *method, const char *body, struct 
     return c;
 }
 
-long http_request(const char *url, const char *method, const char *body, char **body_out)
+static long exchange(const char *url, const char *method, const char *body, char **body_out, CURLcode *rc_out)
 {
     struct body b = {calloc(1, 1), 0};
     CURL *c = easy(url, method, body, &b);
-    CURLcode rc = curl_easy_perform(c);
+    *rc_out = curl_easy_perform(c);
     long status = 0;
     curl_easy_getinfo(c, CURLINFO_RESPONSE_CODE, &status);
     curl_easy_cleanup(c);
-    CHECK(rc == CURLE_OK, "%s %s: %s", method, url, curl_easy_strerror(rc));
     if (body_out)
         *body_out = b.text;
     else
         free(b.text);
     return status;
+}
+
+long http_request(const char *url, const char *method, const char *body, char **body_out)
+{
+    CURLcode rc;
+    long status = exchange(url, method, body, body_out, &rc);
+    CHECK(rc == CURLE_OK, "%s %s: %s", method, url, curl_easy_strerror(rc));
+    return status;
+}
+
+long http_try(const char *url, const char *method, const char *body, char **body_out)
+{
+    CURLcode rc;
+    long status = exchange(url, method, body, body_out, &rc);
+    return rc == CURLE_OK ? status : 0;
 }
 
 json_t *http_get_json(const struct cluster *cluster, const char *path)
@@ -356,4 +372,82 @@ void cluster_expect_all_worked(const struct cluster *cluster, const char *role)
         usleep(100000);
     }
     CHECK(0, "a rank of role %s computed nothing", role);
+}
+
+/* ---- processes */
+
+enum { LOOK_EVERY_US = 5000, WAIT_S = 120 };
+
+struct process cluster_process(const struct cluster *cluster, const char *role, int rank)
+{
+    char command[800], *output;
+    struct process found = {0};
+    json_t *one;
+    size_t i;
+    snprintf(command, sizeof command, "%s/afd ps --json --state %s/state", AFD_BIN_DIR, cluster->dir);
+    int rc = run_command(command, &output);
+    json_t *ps = json_loads(output, 0, NULL);
+    CHECK(rc == 0 && ps, "afd ps exits with %d: %s", rc, output);
+    json_array_foreach(json_object_get(ps, "processes"), i, one)
+    {
+        if (strcmp(json_string_value(json_object_get(one, "role")), role) != 0 ||
+            json_integer_value(json_object_get(one, "rank")) != rank)
+            continue;
+        found.pid = (pid_t)json_integer_value(json_object_get(one, "pid"));
+        found.restarts = (int)json_integer_value(json_object_get(one, "restarts"));
+        snprintf(found.state, sizeof found.state, "%s", json_string_value(json_object_get(one, "state")));
+    }
+    CHECK(found.state[0], "no %s/%d in %s", role, rank, output);
+    free(output);
+    json_decref(ps);
+    return found;
+}
+
+struct process cluster_wait_process(const struct cluster *cluster, const char *role, int rank,
+                                    const char *state, int restarts)
+{
+    afd_ns limit = afd_now() + AFD_SECONDS(WAIT_S);
+    for (;; usleep(LOOK_EVERY_US)) {
+        struct process p = cluster_process(cluster, role, rank);
+        if (!strcmp(p.state, state) && p.restarts >= restarts) return p;
+        CHECK(afd_now() < limit, "%s/%d is %s with %d restarts, not %s with %d", role, rank, p.state,
+              p.restarts, state, restarts);
+    }
+}
+
+static int has_state(const char *text, const char *state)
+{
+    json_t *object = json_loads(text, JSON_ALLOW_NUL, NULL), *rank;
+    const char *of_cluster = json_string_value(json_object_get(object, "state"));
+    int good = of_cluster && !strcmp(of_cluster, state);
+    size_t i;
+    json_array_foreach(json_object_get(object, "ranks"), i, rank)
+    {
+        if (!strcmp(state, "ready"))
+            good &= !strcmp(json_string_value(json_object_get(rank, "state")), "ready");
+    }
+    json_decref(object);
+    return good;
+}
+
+void cluster_wait_state(const struct cluster *cluster, const char *state)
+{
+    afd_ns limit = afd_now() + AFD_SECONDS(WAIT_S);
+    char url[600];
+    snprintf(url, sizeof url, "%s/afd/v1/cluster", cluster->url);
+    for (;; usleep(LOOK_EVERY_US)) {
+        char *text;
+        int good = http_try(url, "GET", NULL, &text) == 200 && has_state(text, state);
+        CHECK(good || afd_now() < limit, "the cluster is not %s: %s", state, text);
+        free(text);
+        if (good) return;
+    }
+}
+
+void cluster_signal_role(const struct cluster *cluster, const char *role, int count, int number)
+{
+    for (int rank = 0; rank < count; rank++) {
+        pid_t pid = cluster_process(cluster, role, rank).pid;
+        CHECK(pid > 1 && kill(pid, number) == 0, "%s/%d: pid %d", role, rank, (int)pid);
+    }
 }

@@ -9,6 +9,7 @@
 #include <jansson.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct cluster_spec {
     const char *model;          /* directory */
@@ -36,12 +37,29 @@ void cluster_up(struct cluster *cluster, const struct cluster_spec *spec);
 void cluster_up_file(struct cluster *cluster);
 void cluster_down(struct cluster *cluster);
 
+struct process {
+    pid_t pid;      /* 0: none */
+    char state[16]; /* as `afd ps` says */
+    int restarts;
+};
+/* What the supervisor says of a process; `role` may be "scheduler". */
+struct process cluster_process(const struct cluster *cluster, const char *role, int rank);
+/* Until the supervisor reports the state, with at least `restarts`. Ends the test after a minute. */
+struct process cluster_wait_process(const struct cluster *cluster, const char *role, int rank,
+                                    const char *state, int restarts);
+/* Until the scheduler reports `state` of the cluster, and, for "ready", of every rank too. */
+void cluster_wait_state(const struct cluster *cluster, const char *state);
+/* Sends the signal to each rank of the role. */
+void cluster_signal_role(const struct cluster *cluster, const char *role, int count, int number);
+
 /* Runs a command line; returns its exit status; *output_out (may be NULL) takes stdout and stderr, malloc'ed.
  */
 int run_command(const char *command, char **output_out);
 
 /* One HTTP exchange. Returns the status code; *body_out (malloc'ed, NUL-terminated) may be NULL. */
 long http_request(const char *url, const char *method, const char *body, char **body_out);
+/* The same; 0 when there is no answer. */
+long http_try(const char *url, const char *method, const char *body, char **body_out);
 json_t *http_get_json(const struct cluster *cluster, const char *path);
 /* POSTs all bodies at once over `count` connections; responses_out[i] is the parsed answer (caller decrefs).
  */
