@@ -444,10 +444,13 @@ void cluster_wait_state(const struct cluster *cluster, const char *state)
     }
 }
 
-void cluster_signal_role(const struct cluster *cluster, const char *role, int count, int number)
+void cluster_pids(const struct cluster *cluster, const char *role, int count, pid_t *pids_out)
 {
-    for (int rank = 0; rank < count; rank++) {
-        pid_t pid = cluster_process(cluster, role, rank).pid;
-        CHECK(pid > 1 && kill(pid, number) == 0, "%s/%d: pid %d", role, rank, (int)pid);
-    }
+    for (int rank = 0; rank < count; rank++) pids_out[rank] = cluster_process(cluster, role, rank).pid;
+}
+
+void signal_all(const pid_t *pids, int count, int number)
+{
+    for (int i = 0; i < count; i++)
+        CHECK(pids[i] > 1 && kill(pids[i], number) == 0, "pid %d: signal %d", (int)pids[i], number);
 }

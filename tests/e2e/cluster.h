@@ -49,8 +49,9 @@ struct process cluster_wait_process(const struct cluster *cluster, const char *r
                                     const char *state, int restarts);
 /* Until the scheduler reports `state` of the cluster, and, for "ready", of every rank too. */
 void cluster_wait_state(const struct cluster *cluster, const char *state);
-/* Sends the signal to each rank of the role. */
-void cluster_signal_role(const struct cluster *cluster, const char *role, int count, int number);
+/* The pids of ranks 0 .. count - 1 of the role. Asking takes a while: ask before, then signal. */
+void cluster_pids(const struct cluster *cluster, const char *role, int count, pid_t *pids_out);
+void signal_all(const pid_t *pids, int count, int number);
 
 /* Runs a command line; returns its exit status; *output_out (may be NULL) takes stdout and stderr, malloc'ed.
  */

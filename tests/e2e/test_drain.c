@@ -9,7 +9,7 @@
 #include "streams.h"
 #include "tests/lib/tiny_model.h"
 
-enum { STREAMS = 6, LONGEST = 40, TOKENS = 200, BEGUN = 3, ATTN = 2, FFN = 2, SEED = 70 };
+enum { STREAMS = 6, LONGEST = 40, TOKENS = 440, BEGUN = 3, ATTN = 2, FFN = 2, SEED = 70 };
 
 static struct prompts prompts;
 static const char *model;
@@ -70,9 +70,11 @@ static void test_down(void)
     struct cluster cluster = {0};
     struct cluster_spec spec = spec_of(NULL);
     char command[800], output[4096];
+    pid_t attn[ATTN];
     cluster_up(&cluster, &spec);
+    cluster_pids(&cluster, "attn", ATTN, attn);
     struct streams *streams = begin(&cluster);
-    cluster_signal_role(&cluster, "attn", ATTN, SIGSTOP);
+    signal_all(attn, ATTN, SIGSTOP);
     CHECK(streams_running(streams) == STREAMS, "the streams end before the test begins");
     snprintf(command, sizeof command, "%s/afd down --state %s/state 2>&1", AFD_BIN_DIR, cluster.dir);
     FILE *down = popen(command, "r");
@@ -83,7 +85,7 @@ static void test_down(void)
     for (int rank = 0; rank < ATTN; rank++)
         CHECK(!strcmp(cluster_process(&cluster, "attn", rank).state, "running"), "attn/%d is stopped already",
               rank);
-    cluster_signal_role(&cluster, "attn", ATTN, SIGCONT);
+    signal_all(attn, ATTN, SIGCONT);
     streams_wait_over(streams);
     streams_expect_complete(streams, "afd down");
     output[fread(output, 1, sizeof output - 1, down)] = 0;
@@ -102,8 +104,9 @@ static void test_attn(void)
     struct cluster cluster = {0};
     struct cluster_spec spec = spec_of(NULL);
     cluster_up(&cluster, &spec);
+    struct process leaver = cluster_process(&cluster, "attn", 0);
     struct streams *streams = begin(&cluster);
-    kill(cluster_process(&cluster, "attn", 0).pid, SIGTERM);
+    signal_all(&leaver.pid, 1, SIGTERM);
     struct streams *more = streams_begin(&cluster, &prompts, TOKENS, SEED);
     streams_wait_over(streams);
     streams_wait_over(more);
@@ -124,8 +127,9 @@ static void test_ffn(void)
     struct cluster cluster = {.expected_warnings = {"pairs are still open at the end of the drain"}};
     struct cluster_spec spec = spec_of(", drain_s: 1");
     cluster_up(&cluster, &spec);
+    struct process leaver = cluster_process(&cluster, "ffn", 0);
     struct streams *streams = begin(&cluster);
-    kill(cluster_process(&cluster, "ffn", 0).pid, SIGTERM);
+    signal_all(&leaver.pid, 1, SIGTERM);
     streams_wait_over(streams);
     streams_expect_complete(streams, "streams beside an FFN rank that leaves");
     struct process gone = cluster_wait_process(&cluster, "ffn", 0, "exited", 0);
@@ -146,9 +150,9 @@ static void test_scheduler(void)
     struct cluster cluster = {0};
     struct cluster_spec spec = spec_of(NULL);
     cluster_up(&cluster, &spec);
+    struct process leaver = cluster_process(&cluster, "scheduler", 0);
     struct streams *streams = begin(&cluster);
-    struct process before = cluster_process(&cluster, "scheduler", 0);
-    kill(before.pid, SIGTERM);
+    signal_all(&leaver.pid, 1, SIGTERM);
     streams_wait_over(streams);
     streams_expect_complete(streams, "streams of a scheduler that leaves");
     cluster_wait_process(&cluster, "scheduler", 0, "running", 1);
