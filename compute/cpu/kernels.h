@@ -17,7 +17,7 @@ enum {
 /* One thread's: sized for the L1 and L2 caches. */
 struct afd_scratch {
     _Alignas(64) float panel[AFD_PANEL * AFD_DOT_BLOCK];
-    _Alignas(64) float sums[AFD_ROW_CHUNK * AFD_PANEL * 2];
+    _Alignas(64) float sums[AFD_ROW_CHUNK * AFD_PANEL];
     _Alignas(64) float scores[AFD_Q_ROWS][AFD_ATTN_BLOCK];
     _Alignas(64) float values[AFD_ATTN_BLOCK][AFD_PANEL];
     _Alignas(64) float rows_a[AFD_ROW_CHUNK][AFD_PANEL], rows_b[AFD_ROW_CHUNK][AFD_PANEL];

@@ -15,13 +15,14 @@
 typedef __m256 vp;
 enum {
     V_PARTS = 2,
-    V_WIDTH = 8, /* floats of a vp */
-    /* Outputs that one fold takes, and the tile of a matrix product: 3 rows x 2 columns x 2 registers leave 4
-     * of the 16 registers for operands. One row alone takes 4 columns, to have 8 sums in flight. */
-    V_FOLD = 8,
+    V_WIDTH = 8,     /* floats of a vp */
+    V_FOLD = 8,      /* outputs that one fold takes: columns x rows below */
+    V_COLUMNS_1 = 8, /* columns that 1, 2 and 3 rows take at a time */
+    V_COLUMNS_2 = 4,
+    V_COLUMNS_3 = 2,
+    /* Rows of a tile: 3 x 2 registers of columns x 2 lanes are 12 sums, which leaves 4 registers for
+       operands. */
     V_TILE_ROWS = 3,
-    V_TILE_COLUMNS = 2,
-    V_ROW_COLUMNS = 4,
 };
 
 typedef struct {

@@ -16,9 +16,10 @@ enum {
     V_PARTS = 1,
     V_WIDTH = 16,
     V_FOLD = 16,
+    V_COLUMNS_1 = 8,
+    V_COLUMNS_2 = 8,
+    V_COLUMNS_3 = 4,
     V_TILE_ROWS = 6,
-    V_TILE_COLUMNS = 4,
-    V_ROW_COLUMNS = 8,
 };
 
 typedef struct {
