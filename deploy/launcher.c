@@ -35,11 +35,19 @@ struct process {
     int status; /* of the last exit, as wait reports it; -1: none yet */
 };
 
+/* Who is connected to the socket. */
+struct client {
+    struct launcher *launcher;
+    struct client *next;
+    struct bufferevent *io;
+};
+
 struct launcher {
     struct afd_launch launch;
     struct event_base *base;
     struct event *signals[MAX_SIGNALS], *timer, *watch;
     struct evconnlistener *listener;
+    struct client *clients;
     int watch_fd;
     struct afd_supervisor *supervisor;
     struct process *processes;
@@ -347,13 +355,23 @@ static json_t *answer_ps(const struct launcher *l)
                      afd_supervisor_is_stopping(l->supervisor) ? "stopping" : "running", "processes", list);
 }
 
+static void client_free(struct client *c)
+{
+    struct client **at = &c->launcher->clients;
+    while (*at != c) at = &(*at)->next;
+    *at = c->next;
+    bufferevent_free(c->io);
+    free(c);
+}
+
 static void on_request(struct bufferevent *b, void *user)
 {
-    struct launcher *l = user;
+    struct client *c = user;
+    struct launcher *l = c->launcher;
     struct evbuffer *in = bufferevent_get_input(b), *out = bufferevent_get_output(b);
     char *line = evbuffer_readln(in, NULL, EVBUFFER_EOL_LF);
     if (!line) {
-        if (evbuffer_get_length(in) > REQUEST_BYTES) bufferevent_free(b);
+        if (evbuffer_get_length(in) > REQUEST_BYTES) client_free(c);
         return;
     }
     json_t *request = json_loads(line, 0, NULL), *answer;
@@ -376,8 +394,8 @@ static void on_request(struct bufferevent *b, void *user)
 
 static void on_client_event(struct bufferevent *b, short what, void *user)
 {
-    (void)user;
-    if (what & (BEV_EVENT_EOF | BEV_EVENT_ERROR | BEV_EVENT_TIMEOUT)) bufferevent_free(b);
+    (void)b;
+    if (what & (BEV_EVENT_EOF | BEV_EVENT_ERROR | BEV_EVENT_TIMEOUT)) client_free(user);
 }
 
 static void on_client(struct evconnlistener *listener, evutil_socket_t fd, struct sockaddr *from, int bytes,
@@ -385,13 +403,18 @@ static void on_client(struct evconnlistener *listener, evutil_socket_t fd, struc
 {
     struct launcher *l = user;
     (void)listener, (void)from, (void)bytes;
-    struct bufferevent *b = bufferevent_socket_new(l->base, fd, BEV_OPT_CLOSE_ON_FREE);
-    if (!b) {
+    struct client *c = calloc(1, sizeof *c);
+    if (c) c->io = bufferevent_socket_new(l->base, fd, BEV_OPT_CLOSE_ON_FREE);
+    if (!c || !c->io) {
         close(fd);
+        free(c);
         return;
     }
-    bufferevent_setcb(b, on_request, NULL, on_client_event, l);
-    bufferevent_enable(b, EV_READ | EV_WRITE);
+    c->launcher = l;
+    c->next = l->clients;
+    l->clients = c;
+    bufferevent_setcb(c->io, on_request, NULL, on_client_event, c);
+    bufferevent_enable(c->io, EV_READ | EV_WRITE);
 }
 
 /* ---- opening and closing */
@@ -480,6 +503,7 @@ static void launcher_close(struct launcher *l)
     if (l->timer) event_free(l->timer);
     if (l->watch) event_free(l->watch);
     if (l->listener) evconnlistener_free(l->listener);
+    while (l->clients) client_free(l->clients);
     if (l->base) event_base_free(l->base);
     if (l->watch_fd >= 0) close(l->watch_fd);
     afd_supervisor_destroy(l->supervisor);
