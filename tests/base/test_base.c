@@ -262,12 +262,25 @@ static void test_log(void **state)
     assert_int_equal(text[bytes - 1], '\n');
 }
 
+/* Guards: a failure that another start may cure ends like one that it cannot, or like success. */
+static void test_exit_status(void **state)
+{
+    (void)state;
+    assert_int_equal(afd_exit_status(AFD_OK), 0);
+    assert_int_equal(afd_exit_status(AFD_ERR_CONFIG), AFD_EXIT_UNUSABLE);
+    assert_int_equal(afd_exit_status(AFD_ERR_REFUSED), AFD_EXIT_UNUSABLE);
+    assert_int_equal(afd_exit_status(AFD_ERR_IO), AFD_EXIT_FAILED);
+    assert_int_equal(afd_exit_status(AFD_AGAIN), AFD_EXIT_FAILED);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arena),      cmocka_unit_test(test_arena_limits), cmocka_unit_test(test_error),
-        cmocka_unit_test(test_error_utf8), cmocka_unit_test(test_status_names), cmocka_unit_test(test_stages),
-        cmocka_unit_test(test_random),     cmocka_unit_test(test_crypto),       cmocka_unit_test(test_log),
+        cmocka_unit_test(test_arena),        cmocka_unit_test(test_arena_limits),
+        cmocka_unit_test(test_error),        cmocka_unit_test(test_error_utf8),
+        cmocka_unit_test(test_status_names), cmocka_unit_test(test_exit_status),
+        cmocka_unit_test(test_stages),       cmocka_unit_test(test_random),
+        cmocka_unit_test(test_crypto),       cmocka_unit_test(test_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
