@@ -18,7 +18,7 @@ trap 'status=$?; "$afd" down --state "$state" >/dev/null 2>&1 || true; rm -rf "$
 cmake -S . -B "$BUILD" -G Ninja -DCMAKE_BUILD_TYPE=Release -DAFD_TESTS=ON >"$work/cmake.log" || { cat "$work/cmake.log"; exit 1; }
 cmake --build "$BUILD" >"$work/build.log" || { tail "$work/build.log"; exit 1; }
 
-# Attention: 2 MB a layer, FFN: 2 MB; no expert layer, so that every row meets every weight.
+# No expert layer, so that every row meets every weight; bench/disagg.model balances the two sides.
 "$BUILD/bin/make_tiny" --out "$work/model" --preset small --dtype bf16 --layers 8 --moe-layers "" --vocab 512 \
     --max-context 256 --kv-heads 1 --hidden 512 $(cat bench/disagg.model)
 
@@ -61,4 +61,5 @@ sleep 1 # one more heartbeat brings the last counters
 curl -s "http://$http/metrics" | awk '/^afd_a2f_seconds_sum/ {s += $2} /^afd_a2f_seconds_count/ {n += $2}
     END {printf "A2F + F2A, round trip less what the FFN rank reports: %.1f us (mean of %d)\n", s / n * 1e6, n}'
 "$afd" down --state "$state" >/dev/null
-"$BUILD/bin/transport_pingpong" --help 2>&1 | head -n 3 || true
+echo "the transport's own round trip, sleeping as the ranks do"
+"$BUILD/bin/transport_pingpong" shm 0
