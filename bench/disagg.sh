@@ -62,4 +62,4 @@ curl -s "http://$http/metrics" | awk '/^afd_a2f_seconds_sum/ {s += $2} /^afd_a2f
     END {printf "A2F + F2A, round trip less what the FFN rank reports: %.1f us (mean of %d)\n", s / n * 1e6, n}'
 "$afd" down --state "$state" >/dev/null
 echo "the transport's own round trip, sleeping as the ranks do"
-"$BUILD/bin/transport_pingpong" shm 0
+"$BUILD/bin/afd-bench-transport" shm 0

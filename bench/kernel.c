@@ -117,7 +117,7 @@ int main(int argc, char **argv)
                       .bytes = (uint64_t)LARGE_OUT * LARGE_IN * 4,
                       .json = argc > 1 && !strcmp(argv[1], "--json")};
     if (!b.k) {
-        fprintf(stderr, "kernel: this machine has no AVX2; there is nothing to measure\n");
+        fprintf(stderr, "afd-bench-kernel: this machine has no AVX2; there is nothing to measure\n");
         return 1;
     }
     b.scratch = aligned_alloc(64, (sizeof *b.scratch + 63) / 64 * 64);

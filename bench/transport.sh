@@ -1,9 +1,9 @@
 #!/bin/sh
 # Round trips of our transport beside UCX's own test of the same path, in one run. Argument: the build's bin folder.
-#   bench/transport.sh build/bin
+#   bench/transport.sh build/release/bin
 # ucx_perftest prints half a round trip; the "typical" column of the last line a size is copied here.
 set -eu
-bin=${1:-build/bin}
+bin=${1:-build/release/bin}
 perf() { # perf TLS SIZE WAIT
     port=$((20000 + $$ % 20000))
     trips=2000
@@ -20,7 +20,7 @@ perf() { # perf TLS SIZE WAIT
     wait "$server" 2>/dev/null || true
 }
 for path in shm tcp; do
-    for spin in 0 20; do "$bin/transport_pingpong" "$path" "$spin"; done
+    for spin in 0 20; do "$bin/afd-bench-transport" "$path" "$spin"; done
     if command -v ucx_perftest >/dev/null; then
         echo "ucx_perftest ucp_am_lat, $path, round trip us"
         if [ "$path" = shm ]; then tls=posix,self; else tls=tcp,self; fi

@@ -1,6 +1,7 @@
 /* Round trips between two processes over transport.h: a message of N bytes there, one of N bytes back.
  *
- *   transport_pingpong shm|tcp [SPIN_US]    0 (default): sleep whenever nothing is there; "spin": never sleep
+ *   afd-bench-transport shm|tcp [SPIN_US]    0 (default): sleep whenever nothing is there; "spin": never
+ * sleep
  *
  * Prints a line a size: bytes, median and 99th percentile of the round trip in us, bytes per second one way.
  * What the same path can do is what `ucx_perftest -t ucp_am_lat` says in the same run (bench/transport.sh).
@@ -50,7 +51,7 @@ static void side_open(struct side *s, enum afd_role role, enum afd_data_path pat
         .max_message_bytes = LARGEST,
     };
     if (afd_transport_open(&config, &s->transport, s->address, &error)) {
-        fprintf(stderr, "transport_pingpong: %s\n", error.text);
+        fprintf(stderr, "afd-bench-transport: %s\n", error.text);
         exit(1);
     }
     s->spin = spin;
@@ -170,7 +171,7 @@ int main(int argc, char **argv)
     char address[AFD_ADDRESS_BYTES];
     int address_pipe[2];
     if (argc < 2 || pipe(address_pipe)) {
-        fprintf(stderr, "usage: transport_pingpong shm|tcp [SPIN_US|spin]\n");
+        fprintf(stderr, "usage: afd-bench-transport shm|tcp [SPIN_US|spin]\n");
         return 2;
     }
     afd_log_init("pingpong", AFD_LOG_WARN);
