@@ -6,10 +6,12 @@
 #   - microseconds that one A2F + F2A hop adds to a layer, beside the transport's own round trip.
 #
 #   sh bench/disagg.sh [ROUNDS]      builds into build/release; prints each round and the medians
+#   MICROBATCHES=3 sh bench/disagg.sh   with another number of slots (2: few rows cost the kernels more than a bubble)
 set -eu
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build/release}
-ROUNDS=${1:-3}
+ROUNDS=${1:-5}
+MICROBATCHES=${MICROBATCHES:-2}
 work=$(mktemp -d)
 state=$work/state
 afd="$BUILD/bin/afd"
@@ -19,14 +21,14 @@ cmake -S . -B "$BUILD" -G Ninja -DCMAKE_BUILD_TYPE=Release -DAFD_TESTS=ON >"$wor
 cmake --build "$BUILD" >"$work/build.log" || { tail "$work/build.log"; exit 1; }
 
 # No expert layer, so that every row meets every weight; bench/disagg.model balances the two sides.
-"$BUILD/bin/make_tiny" --out "$work/model" --preset small --dtype bf16 --layers 8 --moe-layers "" --vocab 512 \
-    --max-context 256 --kv-heads 1 --hidden 512 $(cat bench/disagg.model)
+"$BUILD/bin/make_tiny" --out "$work/model" --preset small --moe-layers "" --vocab 512 --max-context 256 --kv-heads 1 \
+    $(cat bench/disagg.model)
 
 cat >"$work/topology.yaml" <<END
 cluster: disagg
 model: { path: $work/model }
 scheduler: { http: "127.0.0.1:0", control: "127.0.0.1:0", lease_ms: 20000 }
-pipeline: { microbatches: 3, max_rows: 22, prefill_rows: 22, a2f: bf16, f2a: bf16 }
+pipeline: { microbatches: $MICROBATCHES, max_rows: $(((64 + MICROBATCHES - 1) / MICROBATCHES)), prefill_rows: 16, a2f: bf16, f2a: bf16 }
 transport: { data: ucx, path: shm }
 pools:
   attn: { instances: 1, device: { type: cpu, threads: 1, cores: "0" }, kv_cache: { memory: 64MiB } }
