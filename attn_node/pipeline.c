@@ -402,10 +402,3 @@ enum afd_stage afd_pipeline_stage(const struct afd_pipeline *p)
     }
     return p->blocked ? AFD_STAGE_SEND : ready ? AFD_STAGE_BUBBLE : out ? AFD_STAGE_WAIT : AFD_STAGE_IDLE;
 }
-
-int afd_pipeline_waits(const struct afd_pipeline *p)
-{
-    for (uint32_t i = 0; i < p->config.slots; i++)
-        if (p->slots[i].state == OUT) return 1;
-    return 0;
-}

@@ -106,6 +106,5 @@ uint32_t afd_pipeline_expire(struct afd_pipeline *pipeline, afd_ns now,
 
 /* Where the device's time goes now; SEND when a message could not be handed over. */
 enum afd_stage afd_pipeline_stage(const struct afd_pipeline *pipeline);
-int afd_pipeline_waits(const struct afd_pipeline *pipeline); /* an answer is under way */
 
 #endif

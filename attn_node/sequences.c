@@ -115,11 +115,6 @@ int afd_sequences_is_full(const struct afd_sequences *q)
     return q->kept_bytes >= AFD_SEQUENCES_KEPT_BYTES;
 }
 
-int afd_sequences_is_empty(const struct afd_sequences *q)
-{
-    return !q->first;
-}
-
 static void send_sequences(struct afd_sequences *q, uint32_t count)
 {
     Afd__Tokens tokens = AFD__TOKENS__INIT;

@@ -26,6 +26,5 @@ void afd_sequences_deliver(struct afd_sequences *sequences, const struct afd_bat
                            uint32_t count, const struct afd_chosen *chosen);
 void afd_sequences_flush(struct afd_sequences *sequences); /* sends what was kept, as far as it goes */
 int afd_sequences_is_full(const struct afd_sequences *sequences);
-int afd_sequences_is_empty(const struct afd_sequences *sequences); /* nothing is kept */
 
 #endif

@@ -104,10 +104,4 @@ static inline uint32_t afd_wire_turn(uint32_t token, uint32_t position, uint32_t
     return (uint32_t)(afd_random(token, position, 0) % ep);
 }
 
-/* Notice: region index in the upper half, message sequence in the lower. */
-static inline uint32_t afd_notice(uint16_t region, uint16_t sequence)
-{
-    return (uint32_t)region << 16 | sequence;
-}
-
 #endif

@@ -124,11 +124,6 @@ const struct afd_requests_counters *afd_requests_counters(const struct afd_reque
     return &r->counters;
 }
 
-uint32_t afd_requests_on(const struct afd_requests *r, uint32_t rank)
-{
-    return r->ranks[rank].list.count;
-}
-
 /* ---- a request's life */
 
 /* Out of the queue or its rank's list. */

@@ -123,6 +123,5 @@ int afd_requests_next(struct afd_requests *requests, struct afd_requests_action 
 const struct afd_request *afd_requests_get(const struct afd_requests *requests,
                                            uint64_t id); /* NULL: unknown */
 const struct afd_requests_counters *afd_requests_counters(const struct afd_requests *requests);
-uint32_t afd_requests_on(const struct afd_requests *requests, uint32_t rank); /* how many a rank has */
 
 #endif

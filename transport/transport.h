@@ -120,7 +120,6 @@ const struct afd_identity *afd_pair_peer(const struct afd_pair *pair);
 uint32_t afd_pair_generation(const struct afd_pair *pair);
 uint64_t afd_pair_epoch(const struct afd_pair *pair);
 void *afd_pair_user(const struct afd_pair *pair);
-const char *afd_pair_path(const struct afd_pair *pair); /* "loop", "ucx posix", ...: for logs */
 
 /* Progress; at most `limit` events. Fair between pairs. A pair's notices come in the order of their
  * completion, its LOST comes last. */
