@@ -15,6 +15,7 @@
 #include "base/half.h"
 #include "base/rng.h"
 #include "compute/cpu/kernels.h"
+#include "compute/cpu/panels.h"
 
 enum { ROUNDS = 250, ROWS = 64, SLICE_FLOP = 20000000, READ_BYTES = 2 << 20 };
 
@@ -36,9 +37,8 @@ static void fill(void *data, enum afd_dtype dtype, uint64_t count)
 
 struct bench {
     const struct afd_kernels *k;
-    struct afd_scratch *scratch;
-    char *weights;
-    uint64_t bytes, read_at; /* of the buffer; where the next slice of reading begins */
+    char *weights, *panels;  /* as stored, packed */
+    uint64_t bytes, read_at; /* of each; where the next slice of reading begins */
     float *scale, *x[ROWS], *y[ROWS], sink;
     int json, first;
 };
@@ -53,18 +53,19 @@ static void ceilings(struct bench *b, struct result *best)
     if (rate > best->fma_peak) best->fma_peak = rate;
     if (b->read_at + READ_BYTES > b->bytes) b->read_at = 0;
     begin = now_ns();
-    b->k->peak_read(b->weights + b->read_at, READ_BYTES, &b->sink);
+    b->k->peak_read(b->panels + b->read_at, READ_BYTES, &b->sink);
     rate = READ_BYTES / (now_ns() - begin);
     b->read_at += READ_BYTES;
     if (rate > best->read_peak) best->read_peak = rate;
 }
 
-static struct result measure(struct bench *b, const struct afd_weight_view *w, uint32_t rows)
+static struct result measure(struct bench *b, const struct afd_matrix *matrix, uint32_t rows)
 {
-    struct afd_gemm gemm = {.w = w, .rows = rows, .x = (const float *const *)b->x, .y = b->y};
+    const struct afd_weight_view *w = &matrix->view;
+    struct afd_gemm gemm = {.w = matrix, .rows = rows, .x = (const float *const *)b->x, .y = b->y};
     struct result best = {0};
-    uint32_t slice = (uint32_t)(SLICE_FLOP / (2.0 * rows * w->columns)) / AFD_PANEL * AFD_PANEL;
-    if (slice < AFD_PANEL) slice = AFD_PANEL;
+    uint32_t slice = (uint32_t)(SLICE_FLOP / (2.0 * rows * w->columns)) / AFD_COLUMNS * AFD_COLUMNS;
+    if (slice < AFD_COLUMNS) slice = AFD_COLUMNS;
     if (slice > w->rows) slice = w->rows;
     for (uint32_t i = 0, at = 0; i < ROUNDS; i++, at += slice) {
         ceilings(b, &best);
@@ -72,16 +73,17 @@ static struct result measure(struct bench *b, const struct afd_weight_view *w, u
         gemm.begin = at;
         gemm.end = at + slice;
         double begin = now_ns();
-        b->k->gemm(&gemm, b->scratch);
+        b->k->gemm(&gemm);
         double rate = 2.0 * rows * slice * w->columns / (now_ns() - begin);
         if (rate > best.flop_rate) best.flop_rate = rate;
     }
     return best;
 }
 
-static void report(struct bench *b, const struct afd_weight_view *w, uint32_t rows)
+static void report(struct bench *b, const struct afd_matrix *matrix, uint32_t rows)
 {
-    struct result r = measure(b, w, rows);
+    const struct afd_weight_view *w = &matrix->view;
+    struct result r = measure(b, matrix, rows);
     double bytes_a_flop = (double)w->row_bytes / (2.0 * rows * w->columns), read = r.flop_rate * bytes_a_flop;
     if (b->json)
         printf("%s{\"out\": %u, \"in\": %u, \"dtype\": \"%s\", \"rows\": %u, \"gflops\": %.2f, "
@@ -99,18 +101,27 @@ static void report(struct bench *b, const struct afd_weight_view *w, uint32_t ro
 static void run_shape(struct bench *b, uint32_t out, uint32_t in, const uint32_t *rows, uint32_t count)
 {
     for (int dtype = AFD_F32; dtype < AFD_DTYPE_COUNT; dtype++) {
-        struct afd_weight_view w = {
+        struct afd_matrix matrix = {.panels = b->panels};
+        struct afd_weight_view *w = &matrix.view;
+        *w = (struct afd_weight_view){
             .dtype = (enum afd_dtype)dtype, .rows = out, .columns = in, .data = b->weights};
-        w.row_bytes = (uint64_t)in * afd_dtype_bytes(w.dtype);
-        if (w.dtype == AFD_FP8) w.scale = b->scale, w.scale_pitch = (in + 127) / 128, w.block = 128;
-        fill(b->weights, w.dtype, (uint64_t)in * out);
-        for (uint32_t i = 0; i < count; i++) report(b, &w, rows[i]);
+        w->row_bytes = (uint64_t)in * afd_dtype_bytes(w->dtype);
+        if (w->dtype == AFD_FP8) w->scale = b->scale, w->scale_pitch = (in + 127) / 128, w->block = 128;
+        fill(b->weights, w->dtype, (uint64_t)in * out);
+        afd_panels_pack(w, 0, out / AFD_PANEL, b->panels);
+        for (uint32_t i = 0; i < count; i++) report(b, &matrix, rows[i]);
     }
 }
 
 int main(int argc, char **argv)
 {
-    enum { CACHED = 1024, LARGE_OUT = 4096, LARGE_IN = 7168, SCALES = LARGE_OUT / 128 * LARGE_IN / 128 };
+    enum {
+        CACHED = 1024,
+        LARGE_OUT = 4096,
+        LARGE_IN = 7168,
+        PITCH = LARGE_IN + 16,
+        SCALES = LARGE_OUT / 128 * LARGE_IN / 128
+    };
     static const uint32_t many[] = {1, 4, 8, 16, 21, 32, 64}, few[] = {1, 2, 3, 4, 8};
     struct bench b = {.k = afd_kernels_pick(),
                       .first = 1,
@@ -120,14 +131,14 @@ int main(int argc, char **argv)
         fprintf(stderr, "afd-bench-kernel: this machine has no AVX2; there is nothing to measure\n");
         return 1;
     }
-    b.scratch = aligned_alloc(64, (sizeof *b.scratch + 63) / 64 * 64);
     b.weights = aligned_alloc(4096, b.bytes);
+    b.panels = aligned_alloc(4096, b.bytes);
     b.scale = malloc(SCALES * sizeof *b.scale);
-    if (!b.scratch || !b.weights || !b.scale) return 1;
+    if (!b.weights || !b.panels || !b.scale) return 1;
     for (int i = 0; i < SCALES; i++) b.scale[i] = 1.0f;
     for (int r = 0; r < ROWS; r++) {
-        b.x[r] = aligned_alloc(64, LARGE_IN * 4);
-        b.y[r] = aligned_alloc(64, LARGE_IN * 4);
+        b.x[r] = aligned_alloc(64, PITCH * 4);
+        b.y[r] = aligned_alloc(64, PITCH * 4);
         if (!b.x[r] || !b.y[r]) return 1;
         fill(b.x[r], AFD_F32, LARGE_IN);
     }

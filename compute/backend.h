@@ -17,6 +17,7 @@
 enum {
     AFD_DOT_BLOCK = 128, /* of K: docs/NUMERICS.md */
     AFD_LANES = 16,      /* virtual lanes of a dot product */
+    AFD_PANEL = 16,      /* outputs of a panel of weights (cpu/panels.h) */
     AFD_ATTN_BLOCK = 64, /* tokens of an attention block */
 };
 
@@ -27,22 +28,32 @@ static inline uint32_t afd_pitch(uint32_t n)
 
 /* ---- weights (weights_table.c) */
 
+/* A matrix that rows are multiplied with; not held: 0 rows. */
+struct afd_matrix {
+    struct afd_weight_view view; /* as stored, in the checkpoint's mapping */
+    const void *panels;          /* cpu: what it computes with (cpu/panels.h); ref: NULL, it reads the view */
+};
+
 struct afd_layer_weights {
-    struct afd_weight_view use[AFD_W_COUNT];                       /* what is not held has 0 rows */
-    struct afd_weight_view *expert_gate, *expert_up, *expert_down; /* [experts]; not held: 0 rows */
-    const float *attn_norm, *q_norm, *ffn_norm;                    /* float32 copies, padded with zeros */
+    struct afd_matrix use[AFD_W_COUNT];
+    struct afd_matrix *expert_gate, *expert_up, *expert_down; /* [experts] */
+    const float *attn_norm, *q_norm, *ffn_norm;               /* float32 copies, padded with zeros */
     const struct afd_rope *rope;
 };
 
 struct afd_weight_table {
     struct afd_layer_weights *layers; /* [layer_count] */
-    struct afd_weight_view embed, head;
+    struct afd_matrix embed, head; /* the embedding is looked up in its view; with a tied head it is both */
     const float *final_norm;
+    void *panels; /* of all matrices */
+    uint64_t panel_bytes;
 };
 
-/* Views every weight of the share, touches its pages, copies the norms. Blocks. */
+/* Views every weight of the share, copies the norms and reads every byte: for ref where it is, for cpu into
+ * panels, by config->threads threads. Blocks. `out` is zeroed before; to be unloaded also after a failure. */
 enum afd_status afd_weight_table_load(const struct afd_device_config *config, struct afd_arena *arena,
                                       struct afd_weight_table *out, struct afd_error *error_out);
+void afd_weight_table_unload(struct afd_weight_table *table);
 
 /* One element, as float32, without its block's scale. */
 float afd_weight_at(const struct afd_weight_view *view, uint32_t row, uint32_t column);

@@ -57,7 +57,7 @@ void afd_device_destroy(struct afd_device *device); /* waits for what runs; NULL
 
 const char *afd_device_describe(const struct afd_device *device); /* "cpu avx2, 2 threads" */
 const char *
-afd_device_numerics(const struct afd_device *device); /* "portable/1": ranks that differ don't mix */
+afd_device_numerics(const struct afd_device *device); /* "portable/2": ranks that differ don't mix */
 /* Bytes of KV cache that one block takes, over all layers. */
 uint64_t afd_kv_block_bytes(const struct afd_model *model, enum afd_dtype kv_dtype, uint32_t block_tokens);
 

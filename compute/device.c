@@ -224,6 +224,7 @@ void afd_device_destroy(struct afd_device *device)
     device->backend->close(device);
     afd_sampler_destroy(device->sampler);
     if (device->kv_memory) munmap(device->kv_memory, device->kv_bytes);
+    afd_weight_table_unload(&device->weights);
     afd_arena_destroy(device->arena);
     free(device);
 }
@@ -236,7 +237,7 @@ const char *afd_device_describe(const struct afd_device *device)
 const char *afd_device_numerics(const struct afd_device *device)
 {
     (void)device;
-    return "portable/1";
+    return "portable/2";
 }
 
 void *afd_device_alloc(struct afd_device *device, uint64_t bytes)

@@ -1,9 +1,18 @@
-/* The weights of a share, as views into the checkpoint's mapping: matrices are never copied or widened, so
- * ranks of one host share the page cache. The norms, which are small and read whole, become float32 copies.
- */
-#include "compute/backend.h"
+/* The weights of a share.
+ *
+ * ref reads matrices where the checkpoint's mapping has them, so ranks of one host share the page cache. cpu
+ * copies them into panels (cpu/panels.h), in their stored type: each rank then has its own copy of its slice,
+ * as many bytes as are stored (outputs are filled up to 16), in anonymous memory, huge pages where the system
+ * gives them. The pages of the mapping that were read are given back, so that the checkpoint does not stay
+ * resident beside the copy; the page cache keeps it as long as nobody needs the memory. The embedding is
+ * looked up in the mapping, and when it is the head as well, there are two of it. The norms, which are small
+ * and read whole, become float32 copies. */
+#include <sys/mman.h>
 
-enum { PAGE = 4096 };
+#include "compute/backend.h"
+#include "compute/cpu/panels.h"
+
+enum { PAGE = 4096, HUGE_PAGE = 2 << 20, ALIGN = 64 };
 
 float afd_narrow_at(const void *data, enum afd_dtype dtype, uint64_t index)
 {
@@ -55,19 +64,15 @@ struct load {
     struct afd_arena *arena;
     struct afd_weight_table *table;
     struct afd_error *error_out;
-    uint64_t done, total;
-    uint32_t touched; /* keeps the reads of `touch` from being optimised away */
+    uint64_t done, total, used;      /* used: bytes of the panels that are given out */
+    struct afd_team team;            /* cpu */
+    const struct afd_matrix *matrix; /* the team's */
+    _Atomic uint32_t bad_row;        /* of the matrix: it has an fp8 NaN; UINT32_MAX: none */
 };
 
-/* Reads a row in, a byte a page. For FP8 every byte is looked at: 1 is returned when one of them is NaN,
- * which the vector code's decoding does not know. */
-static int touch_row(struct load *load, const unsigned char *row, uint64_t bytes, int fp8)
+/* 1 when one of the bytes is an fp8 NaN, which the vector code's decoding does not know. */
+static int has_nan(const unsigned char *row, uint64_t bytes)
 {
-    if (!fp8) {
-        for (uint64_t i = 0; i < bytes; i += PAGE)
-            load->touched += *(const volatile unsigned char *)(row + i);
-        return 0;
-    }
     uint64_t i = 0, nan = 0;
     for (; i + 8 <= bytes; i += 8) {
         uint64_t u;
@@ -79,6 +84,22 @@ static int touch_row(struct load *load, const unsigned char *row, uint64_t bytes
     return nan != 0;
 }
 
+static void check_rows(struct load *load, const struct afd_weight_view *view, uint32_t begin, uint32_t end)
+{
+    for (uint32_t r = begin; r < end && r < view->rows && view->dtype == AFD_FP8; r++)
+        if (has_nan((const unsigned char *)view->data + r * view->row_bytes, view->columns))
+            atomic_store(&load->bad_row, r);
+}
+
+/* Reads the matrix in, a byte a page. */
+static void touch(const struct afd_weight_view *view)
+{
+    uint64_t bytes = (uint64_t)view->columns * afd_dtype_bytes(view->dtype);
+    for (uint32_t r = 0; r < view->rows; r++)
+        for (uint64_t i = 0; i < bytes; i += PAGE)
+            *(const volatile unsigned char *)((const char *)view->data + r * view->row_bytes + i);
+}
+
 static const float *copy_vector(struct load *load, const struct afd_weight_view *view)
 {
     float *out = afd_arena_alloc(load->arena, afd_pitch(view->columns), sizeof *out);
@@ -86,9 +107,9 @@ static const float *copy_vector(struct load *load, const struct afd_weight_view 
     return out;
 }
 
-/* Where the view of `weight` goes in the table; *vector_out: where its float32 copy goes, or NULL. */
-static struct afd_weight_view *place_of(struct load *load, const struct afd_weight *weight,
-                                        const float ***vector_out)
+/* Where `weight` goes in the table; *vector_out: where its float32 copy goes, or NULL. */
+static struct afd_matrix *place_of(struct load *load, const struct afd_weight *weight,
+                                   const float ***vector_out)
 {
     struct afd_weight_table *table = load->table;
     struct afd_layer_weights *layer = &table->layers[weight->layer];
@@ -121,47 +142,136 @@ static struct afd_weight_view *place_of(struct load *load, const struct afd_weig
     return &layer->use[weight->use];
 }
 
+/* One panel at a time: its rows are in the cache when they are turned around. */
+static void pack_part(void *user, uint32_t index)
+{
+    struct load *load = user;
+    const struct afd_weight_view *view = &load->matrix->view;
+    uint64_t panels = (view->rows + AFD_PANEL - 1) / AFD_PANEL, threads = load->team.threads;
+    uint32_t begin = (uint32_t)(panels * index / threads), end = (uint32_t)(panels * (index + 1) / threads);
+    for (uint32_t p = begin; p < end; p++) {
+        check_rows(load, view, p * AFD_PANEL, (p + 1) * AFD_PANEL);
+        afd_panels_pack(view, p, p + 1, (char *)load->table->panels + load->used);
+    }
+}
+
+/* The mapping's pages of a matrix: read ahead, or given back (whoever reads them again gets them again). */
+static void advise(const struct afd_weight_view *view, int advice)
+{
+    uintptr_t begin = (uintptr_t)view->data / PAGE * PAGE;
+    uintptr_t end = (uintptr_t)view->data + (view->rows - 1) * view->row_bytes +
+                    (uint64_t)view->columns * afd_dtype_bytes(view->dtype);
+    if (view->rows) madvise((void *)begin, end - begin, advice);
+}
+
+static void pack(struct load *load, struct afd_matrix *matrix)
+{
+    advise(&matrix->view, MADV_WILLNEED);
+    load->matrix = matrix;
+    afd_team_run(&load->team, pack_part, load);
+    advise(&matrix->view, MADV_DONTNEED);
+    matrix->panels = (char *)load->table->panels + load->used;
+    load->used += (afd_panels_bytes(&matrix->view) + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+static int in_panels(const struct load *load, enum afd_weight_use use, int vector)
+{
+    return load->config->type == AFD_DEVICE_CPU && !vector &&
+           (use != AFD_W_EMBED || load->config->model->tied_head);
+}
+
+static enum afd_status add_one(const struct afd_weight *weight, void *user)
+{
+    struct load *load = user;
+    const float **vector = NULL;
+    struct afd_matrix *matrix = place_of(load, weight, &vector);
+    enum afd_status status = afd_weight_view(load->config->model, load->config->checkpoint, weight,
+                                             &matrix->view, load->error_out);
+    if (!status && in_panels(load, weight->use, vector != NULL))
+        load->table->panel_bytes += (afd_panels_bytes(&matrix->view) + ALIGN - 1) / ALIGN * ALIGN;
+    return status;
+}
+
 static enum afd_status load_one(const struct afd_weight *weight, void *user)
 {
     struct load *load = user;
     const float **vector = NULL;
-    struct afd_weight_view *view = place_of(load, weight, &vector);
-    enum afd_status status =
-        afd_weight_view(load->config->model, load->config->checkpoint, weight, view, load->error_out);
-    if (status) return status;
-    uint64_t bytes = (uint64_t)view->columns * afd_dtype_bytes(view->dtype);
-    for (uint32_t r = 0; r < view->rows; r++)
-        if (touch_row(load, (const unsigned char *)view->data + r * view->row_bytes, bytes,
-                      view->dtype == AFD_FP8))
-            return afd_fail(load->error_out, AFD_ERR_CONFIG,
-                            "layer %u, expert %u, weight %d: row %u has an fp8 NaN; expected numbers",
-                            weight->layer, weight->expert, (int)weight->use, weight->out_begin + r);
+    struct afd_matrix *matrix = place_of(load, weight, &vector);
+    const struct afd_weight_view *view = &matrix->view;
+    atomic_store(&load->bad_row, UINT32_MAX);
+    if (in_panels(load, weight->use, vector != NULL)) {
+        pack(load, matrix);
+    } else {
+        touch(view);
+        check_rows(load, view, 0, view->rows);
+    }
+    if (load->bad_row != UINT32_MAX)
+        return afd_fail(load->error_out, AFD_ERR_CONFIG,
+                        "layer %u, expert %u, weight %d: row %u has an fp8 NaN; expected numbers",
+                        weight->layer, weight->expert, (int)weight->use, weight->out_begin + load->bad_row);
     if (vector && !(*vector = copy_vector(load, view)))
         return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for the norms");
-    load->done += view->rows * bytes;
+    load->done += (uint64_t)view->rows * view->columns * afd_dtype_bytes(view->dtype);
     if (load->config->progress) load->config->progress(load->done, load->total, load->config->progress_user);
+    return AFD_OK;
+}
+
+static enum afd_status make_tables(struct load *load)
+{
+    const struct afd_model *model = load->config->model;
+    struct afd_layer_weights *layers = afd_arena_alloc(load->arena, model->layer_count, sizeof *layers);
+    int ok = layers != NULL;
+    for (uint32_t l = 0; ok && l < model->layer_count && load->config->share.ffn; l++) {
+        const struct afd_ffn_desc *ffn = &model->layers[l].ffn;
+        if (ffn->kind != AFD_FFN_EXPERTS) continue;
+        layers[l].expert_gate = afd_arena_alloc(load->arena, ffn->experts, sizeof *layers->expert_gate);
+        layers[l].expert_up = afd_arena_alloc(load->arena, ffn->experts, sizeof *layers->expert_up);
+        layers[l].expert_down = afd_arena_alloc(load->arena, ffn->experts, sizeof *layers->expert_down);
+        ok = layers[l].expert_gate && layers[l].expert_up && layers[l].expert_down;
+    }
+    load->table->layers = layers;
+    return ok ? AFD_OK : afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for the table of weights");
+}
+
+/* Pages come as the team's threads first write them. The caller is member 0 and is not pinned. */
+static enum afd_status start_packing(struct load *load)
+{
+    struct afd_weight_table *table = load->table;
+    const struct afd_device_config *c = load->config;
+    if (!table->panel_bytes) return AFD_OK;
+    table->panels =
+        mmap(NULL, table->panel_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (table->panels == MAP_FAILED) {
+        table->panels = NULL;
+        return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for %llu bytes of weights",
+                        (unsigned long long)table->panel_bytes);
+    }
+    if (table->panel_bytes >= HUGE_PAGE) madvise(table->panels, table->panel_bytes, MADV_HUGEPAGE);
+    load->team.threads = c->threads;
+    load->team.members = afd_arena_alloc(load->arena, c->threads, sizeof *load->team.members);
+    for (uint32_t i = 0; load->team.members && i < c->threads; i++)
+        load->team.members[i].core = c->core_count && i ? (int32_t)c->cores[i % c->core_count] : -1;
+    if (!load->team.members || afd_team_start(&load->team))
+        return afd_fail(load->error_out, AFD_ERR_MEMORY, "cannot start %u threads to load with", c->threads);
     return AFD_OK;
 }
 
 enum afd_status afd_weight_table_load(const struct afd_device_config *config, struct afd_arena *arena,
                                       struct afd_weight_table *out, struct afd_error *error_out)
 {
-    const struct afd_model *model = config->model;
     struct load load = {.config = config, .arena = arena, .table = out, .error_out = error_out};
-    load.total = afd_share_bytes(model, config->checkpoint, &config->share, 16);
-    out->layers = afd_arena_alloc(arena, model->layer_count, sizeof *out->layers);
-    if (!out->layers) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the table of layers");
-    for (uint32_t l = 0; l < model->layer_count && config->share.ffn; l++) {
-        struct afd_layer_weights *layer = &out->layers[l];
-        const struct afd_ffn_desc *ffn = &model->layers[l].ffn;
-        if (ffn->kind != AFD_FFN_EXPERTS) continue;
-        layer->expert_gate = afd_arena_alloc(arena, ffn->experts, sizeof *layer->expert_gate);
-        layer->expert_up = afd_arena_alloc(arena, ffn->experts, sizeof *layer->expert_up);
-        layer->expert_down = afd_arena_alloc(arena, ffn->experts, sizeof *layer->expert_down);
-        if (!layer->expert_gate || !layer->expert_up || !layer->expert_down)
-            return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the table of experts");
-    }
-    enum afd_status status = afd_weights_each(model, &config->share, load_one, &load);
-    if (!status && !config->share.ffn && model->tied_head) out->head = out->embed;
+    load.total = afd_share_bytes(config->model, config->checkpoint, &config->share, 16);
+    enum afd_status status = make_tables(&load);
+    if (!status) status = afd_weights_each(config->model, &config->share, add_one, &load);
+    if (!status) status = start_packing(&load);
+    if (!status) status = afd_weights_each(config->model, &config->share, load_one, &load);
+    if (load.team.started) afd_team_stop(&load.team);
+    if (!status && !config->share.ffn && config->model->tied_head) out->head = out->embed;
     return status;
+}
+
+void afd_weight_table_unload(struct afd_weight_table *table)
+{
+    if (table->panels) munmap(table->panels, table->panel_bytes);
+    table->panels = NULL;
 }

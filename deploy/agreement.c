@@ -17,7 +17,7 @@ struct afd_wire_shape afd_agreement_shape(const struct afd_topology *topology, c
 
 const char *afd_agreement_numerics(enum afd_device_type type)
 {
-    return type == AFD_DEVICE_CUDA ? "cuda/1" : "portable/1";
+    return type == AFD_DEVICE_CUDA ? "cuda/1" : "portable/2";
 }
 
 void afd_agreement_of(const struct afd_topology *topology, const struct afd_model *model,

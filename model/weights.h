@@ -10,7 +10,7 @@
 
 #include "model/tensors.h"
 
-enum { AFD_TP_GRANULE = 16 }; /* the lanes of a dot product (docs/NUMERICS.md) */
+enum { AFD_TP_GRANULE = 16 }; /* outputs of a panel of weights (compute/cpu/panels.h) */
 
 enum afd_weight_use {
     /* attention side */

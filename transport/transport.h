@@ -39,7 +39,7 @@ struct afd_region {
 };
 
 /* What both ends must have in common; compared field by field, so that a refusal names what differs. Text,
- * because people read it: "a2f=fp8 f2a=bf16 dispatch=broadcast", "hidden=7168 rows=128 ...", "portable/1". */
+ * because people read it: "a2f=fp8 f2a=bf16 dispatch=broadcast", "hidden=7168 rows=128 ...", "portable/2". */
 struct afd_agreement {
     uint8_t model_hash[AFD_HASH_BYTES];
     char dtypes[AFD_AGREEMENT_BYTES];

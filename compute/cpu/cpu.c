@@ -17,9 +17,11 @@ const struct afd_kernels *afd_kernels_pick(void)
     return &afd_kernels_avx2;
 }
 
-/* `rows` rows of `pitch` floats, zero, and pointers to them. */
+/* `rows` rows of `pitch` floats, zero, and pointers to them. Rows a multiple of 1 KiB apart would share few
+ * sets of the L1 cache, and a tile reads 6 of them at once beside the weights: they lie 64 bytes further. */
 static float **make_rows(struct afd_device *device, uint32_t rows, uint32_t pitch)
 {
+    if (pitch % 256 == 0) pitch += 16;
     float **row = afd_arena_alloc(device->arena, rows ? rows : 1, sizeof *row);
     float *data = afd_arena_alloc(device->arena, (size_t)rows * pitch, sizeof *data);
     for (uint32_t r = 0; row && data && r < rows; r++) row[r] = data + (size_t)r * pitch;
@@ -28,7 +30,7 @@ static float **make_rows(struct afd_device *device, uint32_t rows, uint32_t pitc
 
 static int make_scratch(struct afd_device *device, struct afd_cpu *cpu, uint32_t head_dim)
 {
-    uint32_t pitch = (head_dim + AFD_PANEL - 1) / AFD_PANEL * AFD_PANEL;
+    uint32_t pitch = (head_dim + AFD_CHANNELS - 1) / AFD_CHANNELS * AFD_CHANNELS;
     cpu->scratch = afd_arena_alloc(device->arena, device->config.threads, sizeof *cpu->scratch);
     for (uint32_t t = 0; cpu->scratch && t < device->config.threads; t++) {
         struct afd_scratch *s = afd_arena_alloc(device->arena, 1, sizeof *s);
@@ -36,7 +38,7 @@ static int make_scratch(struct afd_device *device, struct afd_cpu *cpu, uint32_t
         s->q = afd_arena_alloc(device->arena, (size_t)AFD_Q_ROWS * pitch, sizeof *s->q);
         s->o = afd_arena_alloc(device->arena, (size_t)AFD_Q_ROWS * pitch, sizeof *s->o);
         if (!s->q || !s->o) return 0;
-        for (uint32_t r = 0; r < AFD_ROW_CHUNK; r++) s->a[r] = s->rows_a[r], s->b[r] = s->rows_b[r];
+        for (uint32_t r = 0; r < AFD_ROW_CHUNK; r++) s->y[r] = s->product[r];
         cpu->scratch[t] = s;
     }
     return cpu->scratch != NULL;
@@ -103,13 +105,24 @@ static void cpu_close(struct afd_device *device)
     device->state = NULL; /* the arena owns it */
 }
 
-void afd_cpu_matrix(const struct afd_device *device, uint32_t index, const struct afd_weight_view *w,
-                    float **x, uint32_t rows, float **y)
+void afd_cpu_matrices(const struct afd_device *device, uint32_t index, const struct afd_product *products,
+                      uint32_t count, float **x, uint32_t rows)
 {
     const struct afd_cpu *cpu = device->state;
-    struct afd_gemm gemm = {.w = w, .rows = rows, .x = (const float *const *)x, .y = y};
-    afd_split(w->rows, AFD_LANES, device->team.threads, index, &gemm.begin, &gemm.end);
-    if (gemm.begin < gemm.end) cpu->k->gemm(&gemm, cpu->scratch[index]);
+    uint32_t panels = 0, begin, end, at = 0;
+    for (uint32_t i = 0; i < count; i++) panels += afd_panels_of(products[i].w);
+    afd_split(panels, 1, device->team.threads, index, &begin, &end);
+    for (uint32_t i = 0, n; i < count; i++, at += n) {
+        const struct afd_matrix *w = products[i].w;
+        n = afd_panels_of(w);
+        uint32_t from = begin > at ? begin - at : 0, to = end < at + n ? end - at : n;
+        if (end <= at || from >= to) continue;
+        struct afd_gemm gemm = {.w = w, .begin = from * AFD_PANEL, .end = to * AFD_PANEL, .rows = rows};
+        if (gemm.end > w->view.rows) gemm.end = w->view.rows;
+        gemm.x = (const float *const *)x;
+        gemm.y = products[i].y;
+        cpu->k->gemm(&gemm);
+    }
 }
 
 static void embed(void *user, uint32_t index)
@@ -118,7 +131,7 @@ static void embed(void *user, uint32_t index)
     const struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
     const struct afd_slot *slot = &device->slots[job->op->slot];
-    const struct afd_weight_view *table = &device->weights.embed;
+    const struct afd_weight_view *table = &device->weights.embed.view;
     uint32_t begin, end;
     afd_split(slot->rows, 1, device->team.threads, index, &begin, &end);
     for (uint32_t r = begin; r < end; r++) {

@@ -38,9 +38,20 @@ static inline void afd_split(uint32_t n, uint32_t granule, uint32_t threads, uin
     *end_out = end < n ? (uint32_t)end : n;
 }
 
-/* y[r][o] = W x for the thread's part of the outputs. */
-void afd_cpu_matrix(const struct afd_device *device, uint32_t index, const struct afd_weight_view *w,
-                    float **x, uint32_t rows, float **y);
+static inline uint32_t afd_panels_of(const struct afd_matrix *w)
+{
+    return (w->view.rows + AFD_PANEL - 1) / AFD_PANEL;
+}
+
+/* Matrices that are multiplied with the same rows: y[r] = W x[r]. */
+struct afd_product {
+    const struct afd_matrix *w;
+    float **y;
+};
+
+/* The thread's part of the outputs of all the products, as if they were one matrix. */
+void afd_cpu_matrices(const struct afd_device *device, uint32_t index, const struct afd_product *products,
+                      uint32_t count, float **x, uint32_t rows);
 
 /* The stages; `job` is a struct afd_job. */
 void afd_cpu_attn(void *job, uint32_t index);   /* cpu_attn.c */

@@ -138,7 +138,7 @@ static void run_task(const struct afd_job *job, const struct afd_segment *segmen
     const struct afd_attn_desc *d = &device->config.model->layers[layer].attn;
     const float *tables = slot->rope[device->weights.layers[layer].rope - device->ropes.rope];
     struct afd_attend a = {.head_dim = d->head_dim, .dtype = device->config.kv_dtype, .scale = d->scale};
-    a.head_pitch = (d->head_dim + AFD_PANEL - 1) / AFD_PANEL * AFD_PANEL;
+    a.head_pitch = (d->head_dim + AFD_CHANNELS - 1) / AFD_CHANNELS * AFD_CHANNELS;
     for (uint32_t r = row; r < row + rows; r++)
         for (uint32_t h = head; h < head + heads; h++) {
             float *q = scratch->q + (size_t)a.rows * a.head_pitch;
@@ -193,28 +193,29 @@ void afd_cpu_attn(void *user, uint32_t index)
     struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
     struct afd_slot *slot = &device->slots[job->op->slot];
-    const struct afd_weight_view *use = device->weights.layers[job->op->layer].use;
+    const struct afd_matrix *use = device->weights.layers[job->op->layer].use;
     uint32_t q_rank = device->config.model->layers[job->op->layer].attn.q_rank, begin, end;
+    struct afd_product first[] = {{&use[q_rank ? AFD_W_Q_DOWN : AFD_W_Q_UP], q_rank ? cpu->low : cpu->q},
+                                  {&use[AFD_W_K], cpu->key},
+                                  {&use[AFD_W_V], cpu->value}};
+    struct afd_product query = {&use[AFD_W_Q_UP], cpu->q}, out = {&use[AFD_W_O], cpu->y};
     combine_and_norm(job, slot, index);
     afd_team_barrier(&device->team);
-    afd_cpu_matrix(device, index, &use[q_rank ? AFD_W_Q_DOWN : AFD_W_Q_UP], cpu->norm, slot->rows,
-                   q_rank ? cpu->low : cpu->q);
-    afd_cpu_matrix(device, index, &use[AFD_W_K], cpu->norm, slot->rows, cpu->key);
-    afd_cpu_matrix(device, index, &use[AFD_W_V], cpu->norm, slot->rows, cpu->value);
+    afd_cpu_matrices(device, index, first, 3, cpu->norm, slot->rows);
     afd_team_barrier(&device->team);
     norm_and_store(job, slot, index);
     afd_team_barrier(&device->team);
     if (q_rank) {
-        afd_cpu_matrix(device, index, &use[AFD_W_Q_UP], cpu->low, slot->rows, cpu->q);
+        afd_cpu_matrices(device, index, &query, 1, cpu->low, slot->rows);
         afd_team_barrier(&device->team);
     }
     attend(job, slot, index);
     afd_team_barrier(&device->team);
-    afd_cpu_matrix(device, index, &use[AFD_W_O], cpu->o, slot->rows, cpu->y);
-    afd_split(use[AFD_W_O].rows, AFD_LANES, device->team.threads, index, &begin, &end);
+    afd_cpu_matrices(device, index, &out, 1, cpu->o, slot->rows);
+    uint32_t hidden = device->config.model->hidden;
+    afd_split(hidden, AFD_PANEL, device->team.threads, index, &begin, &end); /* as the product was */
     for (uint32_t r = 0; r < slot->rows && begin < end; r++)
-        cpu->k->add(slot->x + (size_t)r * afd_pitch(use[AFD_W_O].rows) + begin, cpu->y[r] + begin,
-                    end - begin);
+        cpu->k->add(slot->x + (size_t)r * afd_pitch(hidden) + begin, cpu->y[r] + begin, end - begin);
 }
 
 /* Combines into a copy: logits of other rows of the step may be asked for in another op. */
@@ -236,5 +237,6 @@ void afd_cpu_logits(void *user, uint32_t index)
         cpu->k->rmsnorm(x, device->weights.final_norm, model->hidden, model->norm_eps, x);
     }
     afd_team_barrier(&device->team);
-    afd_cpu_matrix(device, index, &device->weights.head, cpu->final, job->op->logits.count, cpu->logits);
+    afd_cpu_matrices(device, index, &(struct afd_product){&device->weights.head, cpu->logits}, 1, cpu->final,
+                     job->op->logits.count);
 }

@@ -1,7 +1,7 @@
 /* An FFN batch: units (experts ascending, then the shared expert or the dense layer), each one SwiGLU over
  * the rows that chose it.
  *
- *   gate, up: panels of outputs dealt to the threads, gathered rows in, SiLU(gate) * up out
+ *   gate, up: the outputs of all units cut into one piece a thread, gathered rows in, SiLU(gate) * up out
  *   -- barrier --
  *   down: each thread has a fixed part of the hidden channels, for all units, and adds to the sums there; so
  *   experts are added in ascending order without a lock
@@ -11,7 +11,7 @@
 #include "compute/cpu/cpu.h"
 
 struct unit {
-    const struct afd_weight_view *gate, *up, *down;
+    const struct afd_matrix *gate, *up, *down;
     const struct afd_ffn_item *items;
     uint32_t count;
     int weighted;
@@ -32,7 +32,7 @@ static struct unit unit_of(const struct afd_device *device, uint32_t layer, uint
     } else {
         unit.gate = &w->use[AFD_W_GATE], unit.up = &w->use[AFD_W_UP], unit.down = &w->use[AFD_W_DOWN];
     }
-    if (!unit.gate->rows) unit.count = 0; /* a tp member without a share of it */
+    if (!unit.gate->view.rows) unit.count = 0; /* a tp member without a share of it */
     return unit;
 }
 
@@ -51,23 +51,43 @@ static void read_rows(const struct afd_device *device, uint32_t index)
     }
 }
 
-/* inner[i][o] = SiLU(gate x) * up x of the unit's items, for one panel of outputs. Behind the last output,
- * where another unit may have left its own, the products' zeros give zeros up to the pitch. */
+/* What a panel of gate and up costs, in rows: reading it costs as much as a few of them. */
+static uint64_t cost_of(const struct unit *unit)
+{
+    return unit->count + 4;
+}
+
+/* Panels of the unit that lie before `at`, of costs counted from the unit's begin. */
+static uint32_t panels_before(const struct unit *unit, uint64_t at)
+{
+    uint64_t panels = (at + cost_of(unit) - 1) / cost_of(unit);
+    return panels < afd_panels_of(unit->gate) ? (uint32_t)panels : afd_panels_of(unit->gate);
+}
+
+/* Rows of a chunk: at most AFD_ROW_CHUNK, all chunks about the same. */
+static uint32_t chunk_of(uint32_t rows)
+{
+    uint32_t chunks = (rows + AFD_ROW_CHUNK - 1) / AFD_ROW_CHUNK;
+    return chunks ? (rows + chunks - 1) / chunks : 0;
+}
+
+/* inner[i][o] = SiLU(gate x) * up x of the unit's items, for outputs from begin, a multiple of 16. Behind the
+ * last output, where another unit may have left its own, the products' zeros give zeros up to the pitch. */
 static void gate_up(const struct afd_cpu *cpu, struct afd_scratch *scratch, const struct unit *unit,
                     float **inner, uint32_t begin, uint32_t end)
 {
-    for (uint32_t i = 0; i < unit->count; i += AFD_ROW_CHUNK) {
-        uint32_t rows = unit->count - i < AFD_ROW_CHUNK ? unit->count - i : AFD_ROW_CHUNK;
+    uint32_t chunk = chunk_of(unit->count);
+    for (uint32_t i = 0; i < unit->count; i += chunk) {
+        uint32_t rows = unit->count - i < chunk ? unit->count - i : chunk;
         for (uint32_t r = 0; r < rows; r++) scratch->x[r] = cpu->input[unit->items[i + r].row];
-        struct afd_gemm gemm = {unit->gate, begin, end, rows, begin, scratch->x, scratch->a};
-        cpu->k->gemm(&gemm, scratch);
-        gemm.w = unit->up;
-        gemm.y = scratch->b;
-        cpu->k->gemm(&gemm, scratch);
-        uint32_t whole = afd_pitch(end - begin);
-        for (uint32_t r = 0; r < rows; r++) {
-            cpu->k->silu_mul(scratch->a[r], scratch->b[r], whole);
-            memcpy(inner[i + r] + begin, scratch->a[r], whole * sizeof(float));
+        for (uint32_t o = begin, next; o < end; o = next) {
+            next = end - o < AFD_COLUMNS ? end : o + AFD_COLUMNS;
+            struct afd_gemm gate = {unit->gate, o, next, rows, 0, scratch->x, inner + i};
+            struct afd_gemm up = {unit->up, o, next, rows, o, scratch->x, scratch->y};
+            cpu->k->gemm(&gate);
+            cpu->k->gemm(&up);
+            for (uint32_t r = 0; r < rows; r++)
+                cpu->k->silu_mul(inner[i + r] + o, scratch->product[r], afd_pitch(next - o));
         }
     }
 }
@@ -76,21 +96,50 @@ static void gate_up(const struct afd_cpu *cpu, struct afd_scratch *scratch, cons
 static void down(const struct afd_cpu *cpu, struct afd_scratch *scratch, const struct unit *unit,
                  float **inner, uint32_t begin, uint32_t end)
 {
-    for (uint32_t i = 0; i < unit->count; i += AFD_ROW_CHUNK) {
-        uint32_t rows = unit->count - i < AFD_ROW_CHUNK ? unit->count - i : AFD_ROW_CHUNK;
-        for (uint32_t r = 0; r < rows; r++) scratch->x[r] = inner[i + r];
+    uint32_t chunk = chunk_of(unit->count);
+    for (uint32_t i = 0; i < unit->count; i += chunk) {
+        uint32_t rows = unit->count - i < chunk ? unit->count - i : chunk;
         for (uint32_t o = begin, next; o < end; o = next) {
-            next = o / AFD_PANEL * AFD_PANEL + AFD_PANEL < end ? o / AFD_PANEL * AFD_PANEL + AFD_PANEL : end;
-            struct afd_gemm gemm = {unit->down, o, next, rows, o, scratch->x, scratch->a};
-            cpu->k->gemm(&gemm, scratch);
+            next = end - o < AFD_COLUMNS ? end : o + AFD_COLUMNS;
+            struct afd_gemm gemm = {unit->down, o, next, rows, o, (const float *const *)inner + i,
+                                    scratch->y};
+            cpu->k->gemm(&gemm);
             for (uint32_t r = 0; r < rows; r++) {
                 float *sum = cpu->sums[unit->items[i + r].output] + o;
                 if (unit->weighted)
-                    cpu->k->add_scaled(sum, unit->items[i + r].weight, scratch->a[r], next - o);
+                    cpu->k->add_scaled(sum, unit->items[i + r].weight, scratch->product[r], next - o);
                 else
-                    cpu->k->add(sum, scratch->a[r], next - o);
+                    cpu->k->add(sum, scratch->product[r], next - o);
             }
         }
+    }
+}
+
+/* Gate and up of units first .. last - 1, the thread's part: a contiguous one, of about the same cost as the
+ * others'. */
+static void gate_up_group(const struct afd_job *job, uint32_t index, uint32_t first, uint32_t last,
+                          float **inner)
+{
+    const struct afd_device *device = job->device;
+    const struct afd_cpu *cpu = device->state;
+    uint64_t total = 0, threads = device->team.threads, base = 0;
+    for (uint32_t u = first; u < last; u++) {
+        struct unit unit = unit_of(device, job->op->layer, u);
+        if (unit.count) total += afd_panels_of(unit.gate) * cost_of(&unit);
+    }
+    uint64_t begin = total * index / threads, end = total * (index + 1) / threads;
+    for (uint32_t u = first; u < last && base < end; u++) {
+        struct unit unit = unit_of(device, job->op->layer, u);
+        if (!unit.count) continue;
+        uint64_t cost = afd_panels_of(unit.gate) * cost_of(&unit);
+        if (base + cost > begin) {
+            uint32_t from = begin > base ? panels_before(&unit, begin - base) : 0;
+            uint32_t to = panels_before(&unit, end - base), rows = unit.gate->view.rows;
+            gate_up(cpu, cpu->scratch[index], &unit, inner, from * AFD_PANEL,
+                    to * AFD_PANEL < rows ? to * AFD_PANEL : rows);
+        }
+        base += cost;
+        inner += unit.count;
     }
 }
 
@@ -99,31 +148,27 @@ void afd_cpu_ffn(void *user, uint32_t index)
     const struct afd_job *job = user;
     struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
-    struct afd_scratch *scratch = cpu->scratch[index];
     const struct afd_ffn_plan *plan = &device->plan;
     const struct afd_wire_layout *wire = &device->config.wire;
     uint32_t begin, end, room = device->config.max_batch_rows;
-    afd_split(wire->shape.hidden, AFD_LANES, device->team.threads, index, &begin, &end);
+    afd_split(wire->shape.hidden, AFD_PANEL, device->team.threads, index, &begin, &end);
     for (uint32_t j = 0; j < plan->outputs; j++)
         memset(cpu->sums[j] + begin, 0, (end - begin) * sizeof(float));
     read_rows(device, index);
     afd_team_barrier(&device->team);
     for (uint32_t u = 0, set = 0; u < plan->units; set ^= 1) {
-        uint32_t first = u, at = 0, panel = 0;
+        uint32_t first = u, at = 0;
         for (; u < plan->units; u++) { /* the next group: as many units as fit */
             struct unit unit = unit_of(device, job->op->layer, u);
             if (at + unit.count > room) break;
-            for (uint32_t o = 0; unit.count && o < unit.gate->rows; o += AFD_PANEL, panel++)
-                if (panel % device->team.threads == index)
-                    gate_up(cpu, scratch, &unit, cpu->inner[set] + at, o,
-                            o + AFD_PANEL < unit.gate->rows ? o + AFD_PANEL : unit.gate->rows);
             at += unit.count;
         }
+        gate_up_group(job, index, first, u, cpu->inner[set]);
         afd_team_barrier(&device->team);
         at = 0;
         for (uint32_t v = first; v < u; v++) {
             struct unit unit = unit_of(device, job->op->layer, v);
-            if (begin < end) down(cpu, scratch, &unit, cpu->inner[set] + at, begin, end);
+            if (begin < end) down(cpu, cpu->scratch[index], &unit, cpu->inner[set] + at, begin, end);
             at += unit.count;
         }
     }

@@ -1,8 +1,7 @@
 #include "compute/cpu/cpu.h"
 
 /* Norm and choice of the thread's rows. */
-static void choose(const struct afd_job *job, struct afd_slot *slot, uint32_t begin, uint32_t end,
-                   uint32_t index)
+static void choose(const struct afd_job *job, struct afd_slot *slot, uint32_t begin, uint32_t end)
 {
     const struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
@@ -17,7 +16,7 @@ static void choose(const struct afd_job *job, struct afd_slot *slot, uint32_t be
         struct afd_gemm gemm = {.w = &w->use[AFD_W_ROUTER], .end = experts, .rows = end - begin};
         gemm.x = (const float *const *)(cpu->norm + begin);
         gemm.y = cpu->scores + begin;
-        cpu->k->gemm(&gemm, cpu->scratch[index]);
+        cpu->k->gemm(&gemm);
     }
     for (uint32_t r = begin; r < end; r++) {
         struct afd_routed *routed = &cpu->routed[r];
@@ -57,7 +56,7 @@ void afd_cpu_route(void *user, uint32_t index)
     const struct afd_op *op = job->op;
     uint32_t begin, end;
     afd_split(slot->rows, 1, device->team.threads, index, &begin, &end);
-    choose(job, slot, begin, end, index);
+    choose(job, slot, begin, end);
     afd_team_barrier(&device->team);
     struct afd_route_result counts = {0};
     for (uint32_t r = 0; r < end; r++) {

@@ -9,27 +9,30 @@
 #include "compute/backend.h"
 
 enum {
-    AFD_PANEL = 32,     /* columns of a matrix (outputs) that are widened together; divides 128 */
-    AFD_ROW_CHUNK = 96, /* rows that share one widening */
+    AFD_COLUMNS = 96,   /* outputs that the FFN takes at a time: a multiple of every tile's width */
+    AFD_ROW_CHUNK = 96, /* and rows */
     AFD_Q_ROWS = 64,    /* query rows that share a block of K and V */
+    AFD_TOKENS = 32,    /* tokens of K that are turned around together */
+    AFD_CHANNELS = 32,  /* channels of V that are widened together */
 };
 
 /* One thread's: sized for the L1 and L2 caches. */
 struct afd_scratch {
-    _Alignas(64) float panel[AFD_PANEL * AFD_DOT_BLOCK];
-    _Alignas(64) float sums[AFD_ROW_CHUNK * AFD_PANEL];
+    _Alignas(64) float panel[AFD_TOKENS * AFD_DOT_BLOCK];
+    _Alignas(64) float sums[AFD_Q_ROWS * AFD_TOKENS];
     _Alignas(64) float scores[AFD_Q_ROWS][AFD_ATTN_BLOCK];
-    _Alignas(64) float values[AFD_ATTN_BLOCK][AFD_PANEL];
-    _Alignas(64) float rows_a[AFD_ROW_CHUNK][AFD_PANEL], rows_b[AFD_ROW_CHUNK][AFD_PANEL];
-    float *a[AFD_ROW_CHUNK], *b[AFD_ROW_CHUNK]; /* the rows of rows_a and rows_b */
+    _Alignas(64) float values[AFD_ATTN_BLOCK][AFD_CHANNELS];
+    _Alignas(64) float product[AFD_ROW_CHUNK][AFD_COLUMNS];
+    float *y[AFD_ROW_CHUNK]; /* the rows of product */
     const float *x[AFD_ROW_CHUNK];
     float *q, *o; /* [AFD_Q_ROWS] x head pitch */
 };
 
-/* y[r][o - y_begin] = W[o] . x[r] for o in [begin, end); begin is a multiple of 16. Up to the next multiple
- * of 16 above a matrix's last row, zeros are written. */
+/* y[r][o - y_begin] = W[o] . x[r] for o in [begin, end). begin and y_begin are multiples of 16, and so is end
+ * or it is the matrix's last row; then zeros are written up to the next multiple of 16. x[r] needs no
+ * padding, y[r] room for whole sixteens. */
 struct afd_gemm {
-    const struct afd_weight_view *w;
+    const struct afd_matrix *w;
     uint32_t begin, end, rows, y_begin;
     const float *const *x; /* [rows] */
     float *const *y;       /* [rows] */
@@ -37,7 +40,7 @@ struct afd_gemm {
 
 /* Query rows (row, head) of one sequence and one KV head, and where their running result is. */
 struct afd_attend {
-    uint32_t rows, head_dim, head_pitch; /* the pitch a multiple of AFD_PANEL */
+    uint32_t rows, head_dim, head_pitch; /* the pitch a multiple of AFD_CHANNELS */
     enum afd_dtype dtype;
     float scale;
     const float *q[AFD_Q_ROWS]; /* [head_dim], rotated */
@@ -48,7 +51,7 @@ struct afd_attend {
 
 struct afd_kernels {
     const char *name;
-    void (*gemm)(const struct afd_gemm *gemm, struct afd_scratch *scratch);
+    void (*gemm)(const struct afd_gemm *gemm);
     /* Adds tokens first .. first + 63 to the rows that see any of them: k and v of each token [count]. */
     void (*attend_block)(struct afd_attend *a, uint32_t first, const void *const *k, const void *const *v,
                          uint32_t count, struct afd_scratch *scratch);

@@ -35,7 +35,7 @@ V_INLINE __m256 v8_load(enum afd_dtype dtype, const char *p)
     }
 }
 
-/* to[i][c] = element i of column c, 8 x 8; rows of `to` are AFD_PANEL apart. Columns begin `offset` bytes
+/* to[i][c] = element i of column c, 8 x 8; rows of `to` are AFD_TOKENS apart. Columns begin `offset` bytes
  * behind from[c]. */
 V_INLINE void v8_transpose(enum afd_dtype dtype, const char *const *from, size_t offset, float *to)
 {
@@ -52,8 +52,8 @@ V_INLINE void v8_transpose(enum afd_dtype dtype, const char *const *from, size_t
         a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xee);
     }
     for (int i = 0; i < 4; i++) {
-        _mm256_storeu_ps(to + i * AFD_PANEL, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
-        _mm256_storeu_ps(to + (i + 4) * AFD_PANEL, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+        _mm256_storeu_ps(to + i * AFD_TOKENS, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+        _mm256_storeu_ps(to + (i + 4) * AFD_TOKENS, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
     }
 }
 

@@ -20,10 +20,27 @@ enum {
     V_COLUMNS_1 = 8, /* columns that 1, 2 and 3 rows take at a time */
     V_COLUMNS_2 = 4,
     V_COLUMNS_3 = 2,
-    /* Rows of a tile: 3 x 2 registers of columns x 2 lanes are 12 sums, which leaves 4 registers for
-       operands. */
-    V_TILE_ROWS = 3,
+    V_DOT_ROWS = 3, /* rows of a tile of dots: 3 x 2 registers of columns x 2 lanes are 12 sums */
+    /* tiles of the matrix product: 12 sums, which leaves 4 registers for operands */
+    V_TILE_ROWS = 6,
+    V_TILE_PANELS = 6,
+    V_TILE_VECTORS = 2, /* of a row, with more than 3 rows */
+    V_WIDE_PANELS = 1,  /* that three tiles or more take at once */
+    V_TILE_SUMS = 12,
 };
+
+/* panels of 16 outputs that 1, 2, .. rows take at once, and every shape of a tile: rows, panels */
+static const uint32_t V_PANELS[V_TILE_ROWS + 1] = {0, 6, 3, 2, 1, 1, 1};
+#define V_TILES(X, type)                                                                                     \
+    X(type, 1, 6)                                                                                            \
+    X(type, 1, 1)                                                                                            \
+    X(type, 2, 3)                                                                                            \
+    X(type, 2, 1)                                                                                            \
+    X(type, 3, 2)                                                                                            \
+    X(type, 3, 1)                                                                                            \
+    X(type, 4, 1)                                                                                            \
+    X(type, 5, 1)                                                                                            \
+    X(type, 6, 1)
 
 typedef struct {
     vp p[V_PARTS];

@@ -19,8 +19,33 @@ enum {
     V_COLUMNS_1 = 8,
     V_COLUMNS_2 = 8,
     V_COLUMNS_3 = 4,
-    V_TILE_ROWS = 6,
+    V_DOT_ROWS = 6,
+    V_TILE_ROWS = 8,
+    V_TILE_PANELS = 6,
+    V_TILE_VECTORS = 3,
+    V_WIDE_PANELS = 3,
+    V_TILE_SUMS = 24,
 };
+
+/* 24 sums at most leave 8 of the 32 registers */
+static const uint32_t V_PANELS[V_TILE_ROWS + 1] = {0, 6, 6, 6, 3, 3, 3, 3, 3};
+#define V_TILES(X, type)                                                                                     \
+    X(type, 1, 6)                                                                                            \
+    X(type, 1, 1)                                                                                            \
+    X(type, 2, 6)                                                                                            \
+    X(type, 2, 1)                                                                                            \
+    X(type, 3, 6)                                                                                            \
+    X(type, 3, 1)                                                                                            \
+    X(type, 4, 3)                                                                                            \
+    X(type, 4, 1)                                                                                            \
+    X(type, 5, 3)                                                                                            \
+    X(type, 5, 1)                                                                                            \
+    X(type, 6, 3)                                                                                            \
+    X(type, 6, 1)                                                                                            \
+    X(type, 7, 3)                                                                                            \
+    X(type, 7, 1)                                                                                            \
+    X(type, 8, 3)                                                                                            \
+    X(type, 8, 1)
 
 typedef struct {
     vp p[V_PARTS];

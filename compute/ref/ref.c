@@ -30,7 +30,7 @@ static enum afd_status ref_open(struct afd_device *device, struct afd_error *err
     ref->k = floats(device, 1, s.kv_pitch);
     ref->v = floats(device, 1, s.kv_pitch);
     ref->y = floats(device, 1, longest);
-    ref->row = floats(device, 1, longest);
+    ref->row = floats(device, 1, max_u32(s.head_pitch, 1));
     ref->scores = floats(device, 1, max_u32(s.experts, 1));
     ref->gate = floats(device, 1, s.ffn_pitch);
     ref->up = floats(device, 1, s.ffn_pitch);
@@ -58,7 +58,7 @@ static void embed(struct afd_device *device, struct afd_slot *slot)
     for (uint32_t r = 0; r < slot->rows; r++) {
         float *x = slot->x + (size_t)r * afd_pitch(hidden);
         for (uint32_t i = 0; i < hidden; i++)
-            x[i] = afd_weight_at(&device->weights.embed, slot->tokens[r], i);
+            x[i] = afd_weight_at(&device->weights.embed.view, slot->tokens[r], i);
         for (uint32_t g = 0; g < device->ropes.count; g++)
             afd_rope_fill(&device->ropes.rope[g], slot->positions[r],
                           slot->rope[g] + (size_t)r * device->ropes.rope[g].dim);
@@ -108,19 +108,19 @@ static enum afd_status attn(struct afd_device *device, const struct afd_op *op)
         afd_ref_rmsnorm(x, w->attn_norm, model->hidden, model->norm_eps, ref->norm);
         const float *c = ref->norm;
         if (a->q_rank) {
-            afd_ref_matvec(&w->use[AFD_W_Q_DOWN], ref->norm, ref->row, ref->low);
+            afd_ref_matvec(&w->use[AFD_W_Q_DOWN].view, ref->norm, ref->low);
             afd_ref_rmsnorm(ref->low, w->q_norm, a->q_rank, model->norm_eps, ref->low);
             c = ref->low;
         }
-        afd_ref_matvec(&w->use[AFD_W_Q_UP], c, ref->row, ref->q);
-        afd_ref_matvec(&w->use[AFD_W_K], ref->norm, ref->row, ref->k);
-        afd_ref_matvec(&w->use[AFD_W_V], ref->norm, ref->row, ref->v);
+        afd_ref_matvec(&w->use[AFD_W_Q_UP].view, c, ref->q);
+        afd_ref_matvec(&w->use[AFD_W_K].view, ref->norm, ref->k);
+        afd_ref_matvec(&w->use[AFD_W_V].view, ref->norm, ref->v);
         for (uint32_t h = 0; h < a->heads; h++) afd_ref_rope(ref->q + h * a->head_dim, table, a->rope_dim);
         for (uint32_t h = 0; h < a->kv_heads; h++) afd_ref_rope(ref->k + h * a->head_dim, table, a->rope_dim);
         const struct afd_segment *segment = segment_of(slot, r);
         afd_ref_kv_put(device, op->layer, segment, slot->positions[r], ref->k, ref->v);
         afd_ref_attend(device, op->layer, segment, slot->positions[r], ref->q, ref->o);
-        afd_ref_matvec(&w->use[AFD_W_O], ref->o, ref->row, ref->y);
+        afd_ref_matvec(&w->use[AFD_W_O].view, ref->o, ref->y);
         for (uint32_t i = 0; i < model->hidden; i++) x[i] = x[i] + ref->y[i];
     }
     return AFD_OK;
@@ -133,7 +133,7 @@ static void route_row(struct afd_device *device, uint32_t layer, const float *m,
     const struct afd_ffn_desc *ffn = &device->config.model->layers[layer].ffn;
     out->count = 0;
     if (ffn->kind == AFD_FFN_DENSE) return;
-    afd_ref_matvec(&device->weights.layers[layer].use[AFD_W_ROUTER], m, ref->row, ref->scores);
+    afd_ref_matvec(&device->weights.layers[layer].use[AFD_W_ROUTER].view, m, ref->scores);
     float max = ref->scores[0];
     for (uint32_t e = 1; e < ffn->experts; e++) max = ref->scores[e] > max ? ref->scores[e] : max;
     float sum = afd_ref_softmax_terms(ref->scores, ffn->experts, max, 1.0f, ref->scores);
@@ -203,7 +203,7 @@ static enum afd_status logits(struct afd_device *device, const struct afd_op *op
                 combine(device, op->logits.partials, slot->active[r], index, r == row ? ref->norm : NULL);
         if (status) return status;
         afd_ref_rmsnorm(ref->norm, device->weights.final_norm, model->hidden, model->norm_eps, ref->norm);
-        afd_ref_matvec(&device->weights.head, ref->norm, ref->row,
+        afd_ref_matvec(&device->weights.head.view, ref->norm,
                        device->logits + (size_t)i * afd_pitch(model->vocab));
     }
     return AFD_OK;

@@ -9,13 +9,12 @@
 
 /* Lanes 0..15 folded: 8 onto 8, 4 onto 4, 2 onto 2, 1 onto 1. */
 float afd_ref_fold(float lanes[AFD_LANES]);
-/* a . b, n elements, in blocks of AFD_DOT_BLOCK; block b's sum is multiplied by scale[b] unless scale is
- * NULL. */
-float afd_ref_dot(const float *a, const float *b, uint32_t n, const float *scale);
+/* a . b, n elements, in blocks of AFD_DOT_BLOCK. */
+float afd_ref_dot(const float *a, const float *b, uint32_t n);
 /* The sum of x [n] by the same tree. */
 float afd_ref_sum(const float *x, uint32_t n);
-/* y [rows of w] = W x [columns of w]. row_scratch [columns]. */
-void afd_ref_matvec(const struct afd_weight_view *w, const float *x, float *row_scratch, float *y);
+/* y [rows of w] = W x [columns of w]: the matrix product of one row. */
+void afd_ref_matvec(const struct afd_weight_view *w, const float *x, float *y);
 /* y[i] = (x[i] * inv) * weight[i], inv = 1 / sqrt(x.x / n + eps). y may be x. */
 void afd_ref_rmsnorm(const float *x, const float *weight, uint32_t n, float eps, float *y);
 /* Rotates the first `dim` of x: pairs (i, i + dim/2) by table: cos [dim/2], sin [dim/2]. */
@@ -31,7 +30,7 @@ struct afd_ref {
     float *k, *v;     /* [kv_heads * head_dim] */
     float *o;         /* [heads * head_dim] */
     float *y;         /* [hidden] */
-    float *row;       /* [the longest row of a matrix] */
+    float *row;       /* [head_dim]: K of a token */
     float *scores;    /* [max(experts, AFD_ATTN_BLOCK)] */
     float *gate, *up; /* [intermediate] */
     float *input;     /* [max_batch_rows][hidden]: rows of an FFN batch */

@@ -35,7 +35,7 @@ static void attend_block(const struct afd_device *device, uint32_t layer, const 
     for (uint32_t t = 0; t < count; t++) {
         const void *k = afd_kv_at(device, layer, segment, first + t, kv_head, 0);
         for (uint32_t i = 0; i < a->head_dim; i++) scratch[i] = afd_narrow_at(k, type, i);
-        p[t] = afd_ref_dot(q, scratch, a->head_dim, NULL) * a->scale;
+        p[t] = afd_ref_dot(q, scratch, a->head_dim) * a->scale;
     }
     out->max = p[0];
     for (uint32_t t = 1; t < count; t++) out->max = p[t] > out->max ? p[t] : out->max;

@@ -12,13 +12,13 @@ static void read_row(const struct afd_wire_layout *wire, const void *record, flo
 }
 
 /* y [hidden] = down(SiLU(gate x) * up x), over the part of the intermediate channels held here. */
-static void swiglu(struct afd_ref *ref, const struct afd_weight_view *gate, const struct afd_weight_view *up,
-                   const struct afd_weight_view *down, const float *x)
+static void swiglu(struct afd_ref *ref, const struct afd_matrix *gate, const struct afd_matrix *up,
+                   const struct afd_matrix *down, const float *x)
 {
-    afd_ref_matvec(gate, x, ref->row, ref->gate);
-    afd_ref_matvec(up, x, ref->row, ref->up);
-    for (uint32_t i = 0; i < gate->rows; i++) ref->gate[i] = afd_silu(ref->gate[i]) * ref->up[i];
-    afd_ref_matvec(down, ref->gate, ref->row, ref->y);
+    afd_ref_matvec(&gate->view, x, ref->gate);
+    afd_ref_matvec(&up->view, x, ref->up);
+    for (uint32_t i = 0; i < gate->view.rows; i++) ref->gate[i] = afd_silu(ref->gate[i]) * ref->up[i];
+    afd_ref_matvec(&down->view, ref->gate, ref->y);
 }
 
 static void run_item(struct afd_device *device, uint32_t layer, uint32_t unit,
@@ -31,14 +31,14 @@ static void run_item(struct afd_device *device, uint32_t layer, uint32_t unit,
     const float *x = ref->input + (size_t)item->row * hidden;
     float *sum = ref->sums + (size_t)item->output * hidden;
     int routed = ffn->kind == AFD_FFN_EXPERTS && unit < ffn->experts;
-    const struct afd_weight_view *gate, *up, *down;
+    const struct afd_matrix *gate, *up, *down;
     if (routed)
         gate = &w->expert_gate[unit], up = &w->expert_up[unit], down = &w->expert_down[unit];
     else if (ffn->kind == AFD_FFN_EXPERTS)
         gate = &w->use[AFD_W_SHARED_GATE], up = &w->use[AFD_W_SHARED_UP], down = &w->use[AFD_W_SHARED_DOWN];
     else
         gate = &w->use[AFD_W_GATE], up = &w->use[AFD_W_UP], down = &w->use[AFD_W_DOWN];
-    if (!gate->rows) return; /* a tp member without a share of it */
+    if (!gate->view.rows) return; /* a tp member without a share of it */
     swiglu(ref, gate, up, down, x);
     for (uint32_t i = 0; i < hidden; i++) sum[i] = sum[i] + (routed ? item->weight * ref->y[i] : ref->y[i]);
 }

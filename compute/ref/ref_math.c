@@ -10,7 +10,7 @@ float afd_ref_fold(float lanes[AFD_LANES])
     return lanes[0];
 }
 
-float afd_ref_dot(const float *a, const float *b, uint32_t n, const float *scale)
+float afd_ref_dot(const float *a, const float *b, uint32_t n)
 {
     float sum = 0.0f;
     for (uint32_t begin = 0; begin < n; begin += AFD_DOT_BLOCK) {
@@ -18,8 +18,7 @@ float afd_ref_dot(const float *a, const float *b, uint32_t n, const float *scale
         uint32_t end = begin + AFD_DOT_BLOCK < n ? begin + AFD_DOT_BLOCK : n;
         for (uint32_t k = begin; k < begin + afd_pitch(end - begin); k++) /* to whole vectors, with zeros */
             lanes[k % AFD_LANES] = fmaf(k < end ? a[k] : 0.0f, k < end ? b[k] : 0.0f, lanes[k % AFD_LANES]);
-        float block = afd_ref_fold(lanes);
-        sum = sum + (scale ? scale[begin / AFD_DOT_BLOCK] * block : block);
+        sum = sum + afd_ref_fold(lanes);
     }
     return sum;
 }
@@ -36,18 +35,23 @@ float afd_ref_sum(const float *x, uint32_t n)
     return sum;
 }
 
-void afd_ref_matvec(const struct afd_weight_view *w, const float *x, float *row_scratch, float *y)
+void afd_ref_matvec(const struct afd_weight_view *w, const float *x, float *y)
 {
     for (uint32_t r = 0; r < w->rows; r++) {
-        for (uint32_t k = 0; k < w->columns; k++) row_scratch[k] = afd_weight_at(w, r, k);
-        const float *scale = w->block ? w->scale + (r / w->block) * w->scale_pitch : NULL;
-        y[r] = afd_ref_dot(x, row_scratch, w->columns, scale);
+        y[r] = 0.0f;
+        for (uint32_t begin = 0; begin < w->columns; begin += AFD_DOT_BLOCK) {
+            float block = 0.0f;
+            for (uint32_t k = begin; k < w->columns && k < begin + AFD_DOT_BLOCK; k++)
+                block = fmaf(x[k], afd_weight_at(w, r, k), block);
+            if (w->block) block = w->scale[r / w->block * w->scale_pitch + begin / AFD_DOT_BLOCK] * block;
+            y[r] = y[r] + block;
+        }
     }
 }
 
 void afd_ref_rmsnorm(const float *x, const float *weight, uint32_t n, float eps, float *y)
 {
-    float inv = 1.0f / sqrtf(afd_ref_dot(x, x, n, NULL) / (float)n + eps);
+    float inv = 1.0f / sqrtf(afd_ref_dot(x, x, n) / (float)n + eps);
     for (uint32_t i = 0; i < n; i++) y[i] = (x[i] * inv) * weight[i];
 }
 

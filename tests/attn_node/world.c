@@ -143,7 +143,7 @@ static void open_ffn(struct world *w, uint32_t instance)
                                           .max_message_bytes =
                                               m->wire.a2f_region_bytes + m->wire.f2a_region_bytes};
     memcpy(config.secret, w->secret, sizeof config.secret);
-    afd_agreement_of(w->topology, m->model, w->model_hash, "portable/1", &config.agreement);
+    afd_agreement_of(w->topology, m->model, w->model_hash, "portable/2", &config.agreement);
     if (afd_transport_open(&config, &f->transport, f->address, &error)) die("transport", error.text);
     if (afd_transport_register(f->transport, f->memory, bytes)) die("transport", "register");
     f->event =

@@ -15,6 +15,7 @@
 
 #include "base/rng.h"
 #include "compute/cpu/kernels.h"
+#include "compute/cpu/panels.h"
 #include "compute/math.h"
 #include "compute/ref/ref.h"
 
@@ -48,31 +49,35 @@ static void same(const float *got, const float *expected, uint32_t n, const char
 static void product(const struct afd_kernels *k, enum afd_dtype dtype, uint32_t out, uint32_t in,
                     uint32_t rows)
 {
-    struct afd_scratch *scratch = aligned_alloc(64, (sizeof *scratch + 63) / 64 * 64);
     char *weights = malloc((size_t)out * in * 4 + 1), *at = weights + (dtype == AFD_F32 ? 0 : 1);
-    float scale[8 * 8], *x[MAX_ROWS], *y[MAX_ROWS], *expected = floats(out), *row = floats(in);
-    struct afd_weight_view w = {.dtype = dtype, .rows = out, .columns = in, .data = at};
-    w.row_bytes = (uint64_t)in * afd_dtype_bytes(dtype);
+    float scale[8 * 8], *x[MAX_ROWS], *y[MAX_ROWS], *expected = floats(out);
+    struct afd_matrix m = {.view = {.dtype = dtype, .rows = out, .columns = in, .data = at}};
+    struct afd_weight_view *w = &m.view;
+    w->row_bytes = (uint64_t)in * afd_dtype_bytes(dtype);
     for (uint64_t i = 0; i < (uint64_t)out * in; i++) afd_narrow_put(at, dtype, i, random_float(i, 1));
     for (uint32_t i = 0; i < 64; i++) scale[i] = 0.5f + random_float(i, 2) * 0.1f;
-    if (dtype == AFD_FP8) w.scale = scale, w.scale_pitch = 8, w.block = 128;
+    if (dtype == AFD_FP8) w->scale = scale, w->scale_pitch = 8, w->block = 128;
+    void *panels = aligned_alloc(64, (afd_panels_bytes(w) + 63) / 64 * 64);
+    memset(panels, 0xff, afd_panels_bytes(w)); /* NaN where nothing is written */
+    afd_panels_pack(w, 0, (out + AFD_PANEL - 1) / AFD_PANEL, panels);
+    m.panels = panels;
     for (uint32_t r = 0; r < rows; r++) {
         x[r] = floats(afd_pitch(in));
         y[r] = floats(afd_pitch(out));
         for (uint32_t i = 0; i < in; i++) x[r][i] = random_float(i, 10 + r);
     }
     for (uint32_t n = 1; n <= rows; n = n < 10 ? n + 1 : n * 2 + 1) {
-        struct afd_gemm gemm = {.w = &w, .end = out, .rows = n, .x = (const float *const *)x, .y = y};
+        struct afd_gemm gemm = {.w = &m, .end = out, .rows = n, .x = (const float *const *)x, .y = y};
         for (uint32_t r = 0; r < n; r++) memset(y[r], 0xff, afd_pitch(out) * sizeof(float));
-        k->gemm(&gemm, scratch);
+        k->gemm(&gemm);
         for (uint32_t r = 0; r < n; r++) {
-            afd_ref_matvec(&w, x[r], row, expected);
+            afd_ref_matvec(w, x[r], expected);
             same(y[r], expected, out, afd_dtype_name(dtype), n, in);
             for (uint32_t o = out; o < afd_pitch(out); o++) assert_true(y[r][o] == 0.0f);
         }
     }
     for (uint32_t r = 0; r < rows; r++) free(x[r]), free(y[r]);
-    free(scratch), free(weights), free(expected), free(row);
+    free(panels), free(weights), free(expected);
 }
 
 static void products(void **state)

@@ -32,8 +32,8 @@ static void test_every_difference_shows(void **state)
     struct afd_topology t[8];
     struct afd_agreement base, other;
     for (int i = 0; i < 8; i++) t[i] = topology_of();
-    afd_agreement_of(&t[0], &model, hash, "portable/1", &base);
-    afd_agreement_of(&t[0], &model, hash, "portable/1", &other);
+    afd_agreement_of(&t[0], &model, hash, "portable/2", &base);
+    afd_agreement_of(&t[0], &model, hash, "portable/2", &other);
     assert_true(same(&base, &other));
     t[0].pipeline.microbatches = 2;
     t[1].pipeline.max_rows = 64;
@@ -44,7 +44,7 @@ static void test_every_difference_shows(void **state)
     t[6].ffn.tp = 4;
     t[7].pipeline.gather_us = 5; /* one side's own affair */
     for (int i = 0; i < 8; i++) {
-        afd_agreement_of(&t[i], &model, hash, "portable/1", &other);
+        afd_agreement_of(&t[i], &model, hash, "portable/2", &other);
         assert_int_equal(same(&base, &other), i == 7);
     }
     struct afd_model models[3] = {model, model, model};
@@ -52,13 +52,13 @@ static void test_every_difference_shows(void **state)
     models[1].layer_count = 60;
     models[2].max_top_k = 4;
     for (int i = 0; i < 3; i++) {
-        afd_agreement_of(&t[7], &models[i], hash, "portable/1", &other);
+        afd_agreement_of(&t[7], &models[i], hash, "portable/2", &other);
         assert_false(same(&base, &other));
     }
     afd_agreement_of(&t[7], &model, hash, "native/avx512", &other);
     assert_false(same(&base, &other));
     hash[31] = 1;
-    afd_agreement_of(&t[7], &model, hash, "portable/1", &other);
+    afd_agreement_of(&t[7], &model, hash, "portable/2", &other);
     assert_false(same(&base, &other));
 }
 
@@ -76,7 +76,7 @@ static void test_limits_fit(void **state)
     t.pipeline.a2f = AFD_F32;
     t.ffn.ep = AFD_MAX_SHARDS;
     t.ffn.tp = AFD_MAX_TP;
-    afd_agreement_of(&t, &model, hash, "portable/1", &a);
+    afd_agreement_of(&t, &model, hash, "portable/2", &a);
     assert_non_null(strstr(a.layout, "layers=512"));
 }
 

@@ -89,7 +89,7 @@ struct afd_transport_config node_config(const struct test_kind *kind, enum afd_r
         .agreement = {.model_hash = {9},
                       .dtypes = "a2f=bf16 f2a=bf16",
                       .layout = "hidden=64 rows=8",
-                      .numerics = "portable/1"},
+                      .numerics = "portable/2"},
         .connect_timeout_ms = 10000,
         .max_message_bytes = 64u << 20,
     };
