@@ -12,6 +12,7 @@
 #include "attn_node/sequences.h"
 #include "attn_node/steps.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "deploy/agreement.h"
 
 enum {
@@ -506,6 +507,7 @@ int afd_attn_node_run(struct afd_attn_node *n)
 {
     struct event_base *base = n->config.base;
     afd_ns last_progress = 0, last_turn = 0;
+    afd_thread_answers();
     set_heartbeat(n, n->config.topology->scheduler.heartbeat_ms);
     while (!n->is_over) {
         int busy = progress(n);

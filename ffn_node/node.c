@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/crypto.h"
+#include "base/thread.h"
 #include "ffn_node/shell.h"
 
 enum { SIGNAL_EVENTS = 2, EVENTS = 32, PASSES_PER_LOOK = 16, BATCH_ROWS = 2048 };
@@ -232,6 +233,7 @@ static void loop(struct afd_ffn_node *node)
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     afd_ns spin = (afd_ns)afd_topology_spin_us(node->topology, cores > 0 ? (uint32_t)cores : 1) * 1000;
     uint32_t passes = 0;
+    afd_thread_answers();
     while (!node->is_exiting) {
         struct afd_error error;
         if (node->is_assigned && !node->device) {

@@ -476,6 +476,18 @@ void ffn_abandon_runs(struct afd_ffn_node *node)
     for (uint32_t i = 0; i < AFD_FFN_DEPTH; i++) node->runs[i].step = RUN_IDLE;
 }
 
+/* The oldest first, as RUN_FINISH waits for those before it. */
+static uint32_t finish_runs(struct afd_ffn_node *node, afd_ns now)
+{
+    uint32_t done = 0;
+    for (uint32_t moved = 1; moved; done += moved) {
+        moved = 0;
+        for (uint32_t i = 0; i < AFD_FFN_DEPTH; i++)
+            if (node->runs[i].step == RUN_FINISH) moved += (uint32_t)advance(node, &node->runs[i], now);
+    }
+    return done;
+}
+
 uint32_t ffn_serve(struct afd_ffn_node *node, afd_ns now)
 {
     struct afd_device_event events[16];
@@ -483,6 +495,8 @@ uint32_t ffn_serve(struct afd_ffn_node *node, afd_ns now)
     for (uint32_t i = 0; i < count; i++) on_device_event(node, &events[i]);
     if (count && !node->device_ops) ffn_account(node, now);
     if (node->group_state == FFN_GROUP_UP) {
+        /* A device that has its next batch does not wait for us: the attention ranks do. */
+        if (node->device_ops && finish_runs(node, now)) done += 1 + flush_answers(node, now);
         for (uint32_t moved = 1; moved && !node->is_exiting; done += moved) {
             moved = 0;
             start_batches(node, now);
@@ -491,7 +505,7 @@ uint32_t ffn_serve(struct afd_ffn_node *node, afd_ns now)
         }
     }
     ffn_account(node, now);
-    return done + flush_answers(node, now); /* the device has its next batch: now the answers */
+    return done + flush_answers(node, now); /* at the latest: the device has its next batch now */
 }
 
 /* ---- the device's time line */
