@@ -5,8 +5,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "base/thread.h"
-
 /* About 10 us on current machines: shorter than a sleep and a wake-up, longer than most uneven work. */
 enum { SPINS = 400 };
 
@@ -36,9 +34,8 @@ void afd_gate_wait(struct afd_gate *gate, uint32_t seen, uint32_t spins)
     atomic_fetch_sub(&gate->sleepers, 1);
 }
 
-static void settle(const struct afd_member *member)
+static void pin(const struct afd_member *member)
 {
-    afd_thread_computes();
     if (member->core < 0 || member->core >= CPU_SETSIZE) return;
     cpu_set_t set;
     CPU_ZERO(&set);
@@ -50,7 +47,7 @@ static void *member_main(void *user)
 {
     struct afd_member *member = user;
     struct afd_team *team = member->team;
-    settle(member);
+    pin(member);
     for (uint32_t seen = 0;; seen++) {
         afd_gate_wait(&team->fork, seen, SPINS);
         if (!team->fn) return NULL;
@@ -65,7 +62,7 @@ int afd_team_start(struct afd_team *team)
         team->members[i].team = team;
         team->members[i].index = i;
     }
-    settle(&team->members[0]);
+    pin(&team->members[0]);
     for (team->started = 1; team->started < team->threads; team->started++) {
         struct afd_member *member = &team->members[team->started];
         if (pthread_create(&member->thread, NULL, member_main, member)) {

@@ -38,8 +38,7 @@ struct afd_team {
     } * members; /* [threads], owned by who made the team */
 };
 
-/* 0, or -1 when a thread could not be created (then the team is stopped). The caller becomes member 0:
- * pinned, and a thread that computes (base/thread.h). */
+/* 0, or -1 when a thread could not be created (then the team is stopped). Pins the caller as member 0. */
 int afd_team_start(struct afd_team *team);
 void afd_team_stop(struct afd_team *team);
 void afd_team_run(struct afd_team *team, afd_team_fn fn, void *arg);
