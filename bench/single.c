@@ -2,10 +2,14 @@
  *
  * One attention device and one FFN device, `--threads` threads each, take turns on the same cores: a batch of
  * rows goes through embed, attention, route, FFN, ..., logits and sampling, step after step, as a colocated
- * engine would do it. The FFN device reads the records where route wrote them. Prints tokens a second, the
- * time of each side, and the share of the machine's arithmetic ceiling, measured in the same run.
+ * engine would do it. The FFN device reads the records where route wrote them.
  *
- *   afd-bench-single --model DIR [--batch 64] [--context 32] [--steps 40] [--threads 2] [--json] */
+ * With several batch sizes their steps alternate, and before each step the machine's arithmetic ceiling is
+ * sampled (ceiling.h), so that what else runs on the machine meets all of them alike. Prints for each size
+ * the medians over the steps: tokens a second, the time of each side, the share of the ceilings sampled right
+ * before and after the step; and the row rate that a size keeps of the first one's, in the same round.
+ *
+ *   afd-bench-single --model DIR [--batch 64,21] [--context 32] [--steps 40] [--threads 2] [--json] */
 #include <argp.h>
 #include <poll.h>
 #include <stdio.h>
@@ -17,12 +21,18 @@
 #include "bench/ceiling.h"
 #include "compute/compute.h"
 
-enum { BLOCK_TOKENS = 64 };
+enum { BLOCK_TOKENS = 64, MAX_SIZES = 8 };
 
 struct options {
     const char *model;
-    uint32_t batch, context, steps, threads;
+    uint32_t batch[MAX_SIZES], sizes, largest;
+    uint32_t context, steps, threads;
     int json;
+};
+
+/* What is measured of one batch size, a value a step. */
+struct series {
+    double *seconds, *attn_ms, *ffn_ms, *share, *kept;
 };
 
 struct engine {
@@ -37,7 +47,8 @@ struct engine {
     struct afd_choice *choices;
     struct afd_chosen *chosen;
     struct afd_sampling sampling;
-    afd_ns attn_ns, ffn_ns;
+    struct bench_ceiling *ceiling;
+    struct series series[MAX_SIZES];
 };
 
 static void die(const char *words)
@@ -66,7 +77,7 @@ static void open_devices(struct engine *e)
     struct afd_error error;
     struct afd_wire_shape shape = {.hidden = e->model->hidden,
                                    .top_k = e->model->max_top_k,
-                                   .max_rows = e->o.batch,
+                                   .max_rows = e->o.largest,
                                    .a2f = AFD_BF16,
                                    .f2a = AFD_BF16};
     uint32_t longest = e->o.context + e->o.steps + 1, blocks = (longest + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
@@ -78,13 +89,13 @@ static void open_devices(struct engine *e)
                                   .wire = e->wire,
                                   .threads = e->o.threads,
                                   .slots = 1,
-                                  .max_segments = e->o.batch,
+                                  .max_segments = e->o.largest,
                                   .max_context = longest,
                                   .kv_dtype = AFD_BF16,
                                   .kv_block_tokens = BLOCK_TOKENS,
-                                  .kv_blocks = blocks * e->o.batch,
-                                  .max_logit_rows = e->o.batch,
-                                  .max_batch_rows = e->o.batch};
+                                  .kv_blocks = blocks * e->o.largest,
+                                  .max_logit_rows = e->o.largest,
+                                  .max_batch_rows = e->o.largest};
     c.core_count = e->o.threads;
     for (uint32_t i = 0; i < e->o.threads; i++) c.cores[i] = i;
     if (afd_device_create(&c, &e->attn, &error) != AFD_OK) die(error.text);
@@ -92,16 +103,16 @@ static void open_devices(struct engine *e)
     if (afd_device_create(&c, &e->ffn, &error) != AFD_OK) die(error.text);
     e->records = afd_device_alloc(e->attn, e->wire.a2f_region_bytes);
     e->answers = afd_device_alloc(e->attn, e->wire.f2a_region_bytes);
-    e->tokens = calloc(e->o.batch, sizeof *e->tokens);
-    e->rows = calloc(e->o.batch, sizeof *e->rows);
+    e->tokens = calloc(e->o.largest, sizeof *e->tokens);
+    e->rows = calloc(e->o.largest, sizeof *e->rows);
     e->history = calloc(longest, sizeof *e->history);
-    e->blocks = calloc((size_t)blocks * e->o.batch, sizeof *e->blocks);
-    e->segments = calloc(e->o.batch, sizeof *e->segments);
-    e->choices = calloc(e->o.batch, sizeof *e->choices);
-    e->chosen = calloc(e->o.batch, sizeof *e->chosen);
+    e->blocks = calloc((size_t)blocks * e->o.largest, sizeof *e->blocks);
+    e->segments = calloc(e->o.largest, sizeof *e->segments);
+    e->choices = calloc(e->o.largest, sizeof *e->choices);
+    e->chosen = calloc(e->o.largest, sizeof *e->chosen);
     e->sampling = (struct afd_sampling){.top_p = 1, .repetition_penalty = 1};
-    for (uint32_t i = 0; i < blocks * e->o.batch; i++) e->blocks[i] = i;
-    for (uint32_t i = 0; i < e->o.batch; i++) {
+    for (uint32_t i = 0; i < blocks * e->o.largest; i++) e->blocks[i] = i;
+    for (uint32_t i = 0; i < e->o.largest; i++) {
         e->tokens[i] = i % e->model->vocab;
         e->rows[i] = i;
         e->segments[i] = (struct afd_segment){
@@ -115,30 +126,29 @@ static void open_devices(struct engine *e)
     }
 }
 
-/* One token for each of the batch's sequences, at `position`. */
-static void step(struct engine *e, uint32_t position)
+/* One token for each of the first `batch` sequences, at `position`. */
+static void step(struct engine *e, uint32_t batch, uint32_t position, afd_ns *attn_ns, afd_ns *ffn_ns)
 {
-    for (uint32_t i = 0; i < e->o.batch; i++) e->segments[i].first_position = position;
-    struct afd_step s = {
-        .rows = e->o.batch, .segment_count = e->o.batch, .tokens = e->tokens, .segments = e->segments};
+    for (uint32_t i = 0; i < batch; i++) e->segments[i].first_position = position;
+    struct afd_step s = {.rows = batch, .segment_count = batch, .tokens = e->tokens, .segments = e->segments};
     if (afd_device_step(e->attn, 0, &s) != AFD_OK) die("step refused");
     struct afd_partials partials = {.rows = {e->answers}};
     struct afd_route_to to = {.shards = 1, .every_row = 1, .records = e->records};
+    *attn_ns = *ffn_ns = 0;
     execute(e->attn, &(struct afd_op){.kind = AFD_OP_EMBED, .quiet = 1});
     for (uint32_t l = 0; l < e->model->layer_count; l++) {
         execute(e->attn, &(struct afd_op){.kind = AFD_OP_ATTN, .quiet = 1, .layer = l, .attn = {&partials}});
-        e->attn_ns += execute(e->attn, &(struct afd_op){.kind = AFD_OP_ROUTE, .layer = l, .route = {&to, 1}});
-        struct afd_ffn_part part = {
-            .records = e->records, .rows = e->o.batch, .shards = 1, .out = {e->answers}};
+        *attn_ns += execute(e->attn, &(struct afd_op){.kind = AFD_OP_ROUTE, .layer = l, .route = {&to, 1}});
+        struct afd_ffn_part part = {.records = e->records, .rows = batch, .shards = 1, .out = {e->answers}};
         uint32_t bad;
-        e->ffn_ns +=
+        *ffn_ns +=
             execute(e->ffn, &(struct afd_op){.kind = AFD_OP_FFN, .layer = l, .ffn = {&part, 1, NULL, &bad}});
     }
     execute(e->attn,
-            &(struct afd_op){.kind = AFD_OP_LOGITS, .quiet = 1, .logits = {&partials, e->rows, e->o.batch}});
-    e->attn_ns += execute(
-        e->attn, &(struct afd_op){.kind = AFD_OP_SAMPLE, .sample = {e->choices, e->chosen, e->o.batch}});
-    for (uint32_t i = 0; i < e->o.batch; i++) e->tokens[i] = e->chosen[i].token;
+            &(struct afd_op){.kind = AFD_OP_LOGITS, .quiet = 1, .logits = {&partials, e->rows, batch}});
+    *attn_ns +=
+        execute(e->attn, &(struct afd_op){.kind = AFD_OP_SAMPLE, .sample = {e->choices, e->chosen, batch}});
+    for (uint32_t i = 0; i < batch; i++) e->tokens[i] = e->chosen[i].token;
 }
 
 /* Floating-point operations of one token: two a weight of every matrix it meets, and attention over
@@ -153,6 +163,72 @@ static double flop_a_token(const struct afd_model *m, double context)
     return flop;
 }
 
+/* Every size's step in turn, a ceiling before each and after the last. */
+static void measure(struct engine *e, double *ceilings)
+{
+    for (uint32_t b = 0; b < e->o.sizes; b++) {
+        struct series *s = &e->series[b];
+        s->seconds = calloc((size_t)e->o.steps * 5, sizeof *s->seconds);
+        if (!s->seconds) die("out of memory");
+        s->attn_ms = s->seconds + e->o.steps;
+        s->ffn_ms = s->attn_ms + e->o.steps;
+        s->share = s->ffn_ms + e->o.steps;
+        s->kept = s->share + e->o.steps;
+    }
+    double before = bench_ceiling_sample(e->ceiling);
+    for (uint32_t i = 0; i < e->o.steps; i++)
+        for (uint32_t b = 0; b < e->o.sizes; b++) {
+            struct series *s = &e->series[b], *first = &e->series[0];
+            double batch = e->o.batch[b], flop = batch * flop_a_token(e->model, e->o.context + i);
+            afd_ns attn_ns, ffn_ns, begin = afd_now();
+            step(e, e->o.batch[b], e->o.context + i, &attn_ns, &ffn_ns);
+            s->seconds[i] = (double)(afd_now() - begin) * 1e-9;
+            s->attn_ms[i] = (double)attn_ns * 1e-6;
+            s->ffn_ms[i] = (double)ffn_ns * 1e-6;
+            double after = bench_ceiling_sample(e->ceiling);
+            ceilings[i * e->o.sizes + b] = (before + after) / 2;
+            s->share[i] = flop / s->seconds[i] / ((before + after) / 2);
+            s->kept[i] = batch / s->seconds[i] / (e->o.batch[0] / first->seconds[i]);
+            before = after;
+        }
+}
+
+static void report(struct engine *e, double *ceilings)
+{
+    uint32_t n = e->o.steps;
+    double ceiling = bench_median(ceilings, n * e->o.sizes) * 1e-9;
+    if (e->o.json) printf("{\"threads\":%u,\"ceiling_gflops\":%.1f,\"sizes\":[", e->o.threads, ceiling);
+    for (uint32_t b = 0; b < e->o.sizes; b++) {
+        struct series *s = &e->series[b];
+        double kept = bench_median(s->kept, n); /* before the seconds are sorted */
+        double seconds = bench_median(s->seconds, n), rate = e->o.batch[b] / seconds;
+        printf(e->o.json
+                   ? "%s{\"batch\":%u,\"tokens_per_s\":%.1f,\"step_ms\":%.3f,\"attn_ms\":%.3f,"
+                     "\"ffn_ms\":%.3f,\"gflops\":%.1f,\"ceiling_ratio\":%.3f,\"rows_kept\":%.3f}"
+                   : "%sbatch %u: %.1f tokens/s (step %.3f ms: attention %.3f, FFN %.3f); %.1f GFLOP/s, "
+                     "%.3f of the ceiling; %.3f of the first row rate\n",
+               e->o.json && b ? "," : "", e->o.batch[b], rate, seconds * 1e3, bench_median(s->attn_ms, n),
+               bench_median(s->ffn_ms, n), rate * flop_a_token(e->model, e->o.context + n / 2.0) * 1e-9,
+               bench_median(s->share, n), kept);
+        free(s->seconds);
+    }
+    printf(e->o.json ? "]}\n" : "%u threads, ceiling %.1f GFLOP/s\n", e->o.json ? 0 : e->o.threads, ceiling);
+}
+
+/* "64,21" */
+static void parse_sizes(struct options *o, const char *arg, struct argp_state *state)
+{
+    o->sizes = o->largest = 0;
+    for (char *next; *arg; arg = *next == ',' ? next + 1 : next) {
+        unsigned long n = strtoul(arg, &next, 10);
+        if (next == arg || (*next && *next != ',') || n == 0 || n > AFD_MAX_ROWS || o->sizes == MAX_SIZES)
+            argp_error(state, "--batch %s: expected up to %d sizes from 1 to %d", arg, MAX_SIZES,
+                       AFD_MAX_ROWS);
+        o->batch[o->sizes++] = (uint32_t)n;
+        if (n > o->largest) o->largest = (uint32_t)n;
+    }
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     struct options *o = state->input;
@@ -161,7 +237,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         o->model = arg;
         return 0;
     case 'b':
-        o->batch = (uint32_t)atoi(arg);
+        parse_sizes(o, arg, state);
         return 0;
     case 'c':
         o->context = (uint32_t)atoi(arg);
@@ -176,7 +252,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         o->json = 1;
         return 0;
     case ARGP_KEY_END:
-        if (!o->model || !o->batch || !o->steps || !o->threads)
+        if (!o->model || !o->sizes || !o->steps || !o->threads)
             argp_error(state, "--model, and sizes above 0, are needed");
         return 0;
     default:
@@ -188,13 +264,14 @@ int main(int argc, char **argv)
 {
     static const struct argp_option options[] = {
         {"model", 'm', "DIR", 0, "checkpoint", 0},
-        {"batch", 'b', "N", 0, "sequences (64)", 0},
+        {"batch", 'b', "N,..", 0, "sequences; several sizes alternate (64)", 0},
         {"context", 'c', "N", 0, "position of the first step (32)", 0},
         {"steps", 's', "N", 0, "steps to measure (40)", 0},
         {"threads", 't', "N", 0, "threads, on cores 0.. (2)", 0},
         {"json", 'j', 0, 0, "one JSON object", 0},
         {0}};
-    struct engine e = {.o = {.batch = 64, .context = 32, .steps = 40, .threads = 2}};
+    struct engine e = {
+        .o = {.batch = {64}, .sizes = 1, .largest = 64, .context = 32, .steps = 40, .threads = 2}};
     struct argp argp = {options, parse, 0, "One process, both roles, no messages: tokens a second.", 0, 0, 0};
     argp_parse(&argp, argc, argv, 0, 0, &e.o);
     afd_log_init("bench", AFD_LOG_WARN);
@@ -203,26 +280,16 @@ int main(int argc, char **argv)
         die(error.text);
     open_devices(&e);
     uint32_t cores[AFD_MAX_DEVICE_THREADS];
+    afd_ns unused;
     for (uint32_t i = 0; i < e.o.threads; i++) cores[i] = i;
-    double ceiling = bench_fma_ceiling(e.o.threads, cores);
-    step(&e, 0); /* warms up */
-    e.attn_ns = e.ffn_ns = 0;
-    double *seconds = calloc(e.o.steps, sizeof *seconds);
-    for (uint32_t i = 0; i < e.o.steps; i++) {
-        afd_ns begin = afd_now();
-        step(&e, e.o.context + i);
-        seconds[i] = (double)(afd_now() - begin) * 1e-9;
-    }
-    double median = bench_median(seconds, e.o.steps), rate = e.o.batch / median;
-    double flops = rate * flop_a_token(e.model, e.o.context + e.o.steps / 2.0);
-    double attn_ms = (double)e.attn_ns / e.o.steps * 1e-6, ffn_ms = (double)e.ffn_ns / e.o.steps * 1e-6;
-    printf(e.o.json ? "{\"batch\":%u,\"threads\":%u,\"tokens_per_s\":%.1f,\"step_ms\":%.3f,\"attn_ms\":%.3f,"
-                      "\"ffn_ms\":%.3f,"
-                      "\"gflops\":%.1f,\"ceiling_gflops\":%.1f,\"ceiling_ratio\":%.3f}\n"
-                    : "batch %u, %u threads: %.1f tokens/s (median step %.3f ms: attention %.3f, FFN %.3f); "
-                      "%.1f GFLOP/s of %.1f: %.3f\n",
-           e.o.batch, e.o.threads, rate, median * 1e3, attn_ms, ffn_ms, flops * 1e-9, ceiling * 1e-9,
-           flops / ceiling);
+    double *ceilings = calloc((size_t)e.o.steps * e.o.sizes, sizeof *ceilings);
+    if (!ceilings) die("out of memory");
+    e.ceiling = bench_ceiling_open(e.o.threads, cores);
+    for (uint32_t b = 0; b < e.o.sizes; b++) step(&e, e.o.batch[b], 0, &unused, &unused); /* warms up */
+    measure(&e, ceilings);
+    report(&e, ceilings);
+    free(ceilings);
+    bench_ceiling_close(e.ceiling);
     afd_device_free(e.attn, e.records);
     afd_device_free(e.attn, e.answers);
     afd_device_destroy(e.attn);
