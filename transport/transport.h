@@ -18,7 +18,18 @@
  * connection, which stays open: its end is the peer's death. A mismatch is refused with words on both sides.
  * A failure poisons its pair alone: one LOST event, after which the pair only waits for afd_pair_close.
  *
- * Implementations: loop (threads of one process; the small reference), ucx (shared memory, TCP, RDMA). */
+ * A transport may have several data paths open, and each pair uses one of them: the connector offers what it
+ * has, the acceptor takes the first of its own that reaches the other side, in this order:
+ *
+ *   shm    both ranks on one host (one kernel and network namespace): the peer's regions are mapped, a put is
+ *          one copy
+ *   verbs  RDMA through libibverbs: RC queue pairs, WRITE_WITH_IMM
+ *   ucx    RDMA or TCP through UCX
+ *   loop   threads of one process: the small reference that every test can run; never beside another
+ *
+ * The pages that a pair's regions touch belong to that pair's regions alone, for as long as the pair lives:
+ * shm replaces the memory behind them when the pair opens and again when it is closed (their contents are
+ * lost), which is how a stopped peer that wakes up later still writes into nothing of ours. */
 #ifndef AFD_TRANSPORT_TRANSPORT_H
 #define AFD_TRANSPORT_TRANSPORT_H
 
@@ -56,9 +67,11 @@ struct afd_identity {
 
 struct afd_transport_config {
     struct event_base *base;      /* drives the hello sockets; the data path is driven by poll */
-    enum afd_data_transport kind; /* AFD_DATA_LOOP or AFD_DATA_UCX */
-    enum afd_data_path path;      /* ucx: shared memory, TCP, RDMA; auto lets UCX choose */
-    const char *host;             /* address to listen on for hello: "127.0.0.1", port is chosen */
+    enum afd_data_transport kind; /* the network's library; auto: verbs where there is a port, else UCX */
+    enum afd_data_path path;      /* auto: shared memory on one host, else the network; shm, tcp, rdma: that
+                                     alone, on one host too */
+    struct afd_network_options network;
+    const char *host; /* address to listen on for hello: "127.0.0.1", port is chosen */
     uint8_t secret[AFD_SECRET_BYTES];
     struct afd_identity self;
     struct afd_agreement agreement;
@@ -87,8 +100,14 @@ enum afd_status afd_transport_open(const struct afd_transport_config *config, st
                                    char address_out[AFD_ADDRESS_BYTES], struct afd_error *error_out);
 void afd_transport_close(struct afd_transport *transport); /* closes its pairs; NULL is allowed */
 
-/* Memory that put reads from and that regions lie in must be registered, once, at start. */
+/* Memory that put reads from and that regions lie in must be registered, once, at start: whole pages, at a
+ * page's boundary (AFD_ERR_REQUEST). */
 enum afd_status afd_transport_register(struct afd_transport *transport, void *base, uint64_t bytes);
+/* The same for a device's memory, which no CPU may touch: `dmabuf_fd` (borrowed during the call) and the
+ * offset in it where `base` is; -1: the RDMA driver finds it by address (peer memory). AFD_ERR_REQUEST: no
+ * open data path can. */
+enum afd_status afd_transport_register_device(struct afd_transport *transport, void *base, uint64_t bytes,
+                                              int dmabuf_fd, uint64_t offset);
 void afd_transport_deregister(struct afd_transport *transport, void *base);
 
 /* Begins a pair; OPEN or LOST follows. `generation` is the pair's own: it grows with each attempt between the

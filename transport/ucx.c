@@ -74,7 +74,7 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
 
 static void ucx_close(struct afd_transport *t)
 {
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     afd_ucx_worker_destroy(t, ucx->shared);
     if (ucx->context) ucp_cleanup(ucx->context);
     free(ucx->mappings);
@@ -85,36 +85,40 @@ static enum afd_status ucx_open(struct afd_transport *t, struct afd_error *error
 {
     struct ucx *ucx = calloc(1, sizeof *ucx);
     if (!ucx) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
-    t->back = ucx;
+    t->back[AFD_WAY_UCX] = ucx;
     ucs_status_t status = afd_ucx_context_open(t, &ucx->context);
-    if (status == UCS_OK && !(afd_ucx_way(t)->uses & UCX_USES_SHM))
+    if (status == UCS_OK)
         status = afd_ucx_worker_create(t, on_message, &ucx->shared);
     if (status == UCS_OK) return AFD_OK;
     return afd_fail(error_out, AFD_ERR_IO, "UCX over %s: %s", afd_ucx_way(t)->tls, ucs_status_string(status));
 }
 
-static enum afd_status ucx_add_memory(struct afd_transport *t, void *base, uint64_t bytes)
+static enum afd_status ucx_add_memory(struct afd_transport *t, const struct afd_memory *memory,
+                                      struct afd_error *error_out)
 {
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     if (afd_ucx_way(t)->part_bytes != UINT32_MAX) return AFD_OK;
     struct ucx_mapping *mappings = realloc(ucx->mappings, (ucx->mapping_count + 1) * sizeof *mappings);
-    if (!mappings) return AFD_ERR_MEMORY;
+    if (!mappings) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     ucx->mappings = mappings;
     ucp_mem_map_params_t params = {
         .field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH,
-        .address = base,
-        .length = bytes,
+        .address = memory->base,
+        .length = memory->bytes,
     };
     struct ucx_mapping *m = &mappings[ucx->mapping_count];
-    *m = (struct ucx_mapping){base, bytes, NULL};
-    if (ucp_mem_map(ucx->context, &params, &m->handle) != UCS_OK) return AFD_ERR_MEMORY;
+    *m = (struct ucx_mapping){memory->base, memory->bytes, NULL};
+    ucs_status_t status = ucp_mem_map(ucx->context, &params, &m->handle);
+    if (status != UCS_OK)
+        return afd_fail(error_out, AFD_ERR_MEMORY, "UCX cannot register %llu MiB: %s",
+                        (unsigned long long)memory->bytes >> 20, ucs_status_string(status));
     ucx->mapping_count++;
     return AFD_OK;
 }
 
 static void ucx_remove_memory(struct afd_transport *t, void *base)
 {
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     for (uint32_t i = 0; i < ucx->mapping_count; i++)
         if (ucx->mappings[i].base == (unsigned char *)base) {
             ucp_mem_unmap(ucx->context, ucx->mappings[i].handle);
@@ -226,7 +230,7 @@ static enum afd_status ucx_put(struct afd_pair *pair, uint16_t region, const voi
         .region = region,
         .sequence = sequence,
     };
-    return start(pair->path, &header, from);
+    return start(pair->path[AFD_WAY_UCX], &header, from);
 }
 
 /* ---- receiving */
@@ -296,14 +300,14 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
                                const ucp_am_recv_param_t *param)
 {
     struct afd_transport *t = arg;
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     struct header h;
     struct afd_pair *pair = NULL;
     if (header_bytes == sizeof h) {
         memcpy(&h, header, sizeof h);
         pair = afd_transport_find(t, h.index, h.key);
     }
-    if (!pair || !pair->path) {
+    if (!pair || !pair->path[AFD_WAY_UCX]) {
         /* Of a pair that is closed, or of nobody we know: there is no pair to blame. */
         if (!ucx->has_complained)
             afd_log_info("dropped a message that names no pair of ours; more are not logged");
@@ -311,34 +315,35 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
         return UCS_OK;
     }
     if (!afd_pair_path_works(pair) || h.is_open) return UCS_OK;
-    receive(pair->path, &h, data, bytes, !!(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV));
+    receive(pair->path[AFD_WAY_UCX], &h, data, bytes, !!(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV));
     return UCS_OK;
 }
 
 /* ---- a pair's path */
 
-static enum afd_status ucx_prepare(struct afd_pair *pair)
+static enum afd_status ucx_prepare(struct afd_pair *pair, struct afd_error *error_out)
 {
-    struct ucx *ucx = pair->transport->back;
+    struct ucx *ucx = pair->transport->back[AFD_WAY_UCX];
     struct path *path = calloc(1, sizeof *path);
-    if (!path) return AFD_ERR_MEMORY;
+    if (!path) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     path->pair = pair;
     path->ucx = ucx;
     path->worker = ucx->shared;
-    pair->path = path; /* detach takes down what there is */
+    pair->path[AFD_WAY_UCX] = path; /* detach takes down what there is */
     path->arrivals = calloc(pair->region_count + 1u, sizeof *path->arrivals);
-    if (!path->arrivals) return AFD_ERR_MEMORY;
-    if (path->worker) return AFD_OK;
-    ucs_status_t status = afd_ucx_worker_create(pair->transport, on_message, &path->worker);
-    if (status == UCS_OK) return AFD_OK;
-    afd_log_warn("a UCX worker for a pair: %s; are memory in /dev/shm or descriptors out?",
-                 ucs_status_string(status));
-    return AFD_ERR_MEMORY;
+    return path->arrivals ? AFD_OK : afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
+}
+
+static int ucx_reaches(struct afd_transport *t, const void *address, uint32_t bytes, char why_out[96])
+{
+    (void)address, (void)bytes;
+    snprintf(why_out, 96, "%s", afd_ucx_way(t)->name);
+    return 1;
 }
 
 static const void *ucx_address(const struct afd_pair *pair, uint32_t *bytes_out)
 {
-    const struct path *path = pair->path;
+    const struct path *path = pair->path[AFD_WAY_UCX];
     *bytes_out = path->worker->address_bytes;
     return path->worker->address;
 }
@@ -354,14 +359,10 @@ static enum afd_status ucx_attach(struct afd_pair *pair, const void *address, ui
                                   struct afd_error *error_out)
 {
     const struct ucx_way *way = afd_ucx_way(pair->transport);
-    struct path *path = pair->path;
+    struct path *path = pair->path[AFD_WAY_UCX];
     uint32_t ops = pair->peer_region_count + 1 < MAX_OPS ? pair->peer_region_count + 1 : MAX_OPS;
-    if (bytes <= UCX_HOST_BYTES)
-        return afd_fail(error_out, AFD_ERR_PROTOCOL, "a UCX address of %u bytes", bytes);
-    int is_same_host = !memcmp(address, path->worker->address, UCX_HOST_BYTES);
-    path->part_bytes = way->part_bytes ? way->part_bytes
-                       : is_same_host  ? UCX_SHM_PART_BYTES
-                                       : UCX_TCP_PART_BYTES;
+    if (!bytes) return afd_fail(error_out, AFD_ERR_PROTOCOL, "an empty UCX address");
+    path->part_bytes = way->part_bytes;
     path->ops = calloc(ops, sizeof *path->ops);
     if (!path->ops) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     for (uint32_t i = 0; i < ops; i++) {
@@ -371,20 +372,19 @@ static enum afd_status ucx_attach(struct afd_pair *pair, const void *address, ui
     ucp_ep_params_t params = {
         .field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                       UCP_EP_PARAM_FIELD_ERR_HANDLER,
-        .address = (const ucp_address_t *)((const char *)address + UCX_HOST_BYTES),
+        .address = address,
         .err_mode = UCP_ERR_HANDLING_MODE_PEER,
         .err_handler = {on_endpoint_error, path},
     };
     ucs_status_t status = ucp_ep_create(path->worker->handle, &params, &path->ep);
-    snprintf(pair->path_name, sizeof pair->path_name, "%s", way->name);
     if (status != UCS_OK) {
         path->ep = NULL;
-        return afd_fail(error_out, AFD_ERR_PEER, "%s: no path to the other side: %s", pair->path_name,
+        return afd_fail(error_out, AFD_ERR_PEER, "%s: no path to the other side: %s", way->name,
                         ucs_status_string(status));
     }
     struct header open = {.index = pair->peer_index, .is_open = 1, .key = pair->peer_key};
     if (start(path, &open, NULL))
-        return afd_fail(error_out, AFD_ERR_PEER, "%s: cannot send", pair->path_name);
+        return afd_fail(error_out, AFD_ERR_PEER, "%s: cannot send", way->name);
     return AFD_OK;
 }
 
@@ -398,19 +398,12 @@ static void drop_resumed(struct ucx *ucx, const struct path *path)
             at = &(*at)->next;
 }
 
-/* Whatever UCX still does for the pair ends here. A worker of the pair's own is destroyed; of the shared one
- * the parts find no pair any more, and a rendezvous, which UCX itself writes to the region, is waited for. */
-static void end_requests(struct afd_transport *t, struct path *path)
+/* Parts that still come find no pair any more; a rendezvous, which UCX itself writes to the region, is waited
+ * for. */
+static void end_receives(struct path *path)
 {
-    int is_own = path->worker && path->worker != path->ucx->shared;
     afd_ns until = afd_now() + WAIT_NS;
-    while ((path->receives || (is_own && path->sends)) && afd_now() < until)
-        ucp_worker_progress(path->worker->handle);
-    if (is_own) {
-        afd_ucx_worker_destroy(t, path->worker);
-        path->worker = NULL;
-        path->sends = path->receives = 0; /* nobody is left to complete them */
-    }
+    while (path->receives && afd_now() < until) ucp_worker_progress(path->worker->handle);
     if (path->receives)
         afd_log_error(
             "a closed pair still receives %u messages after %llu ms: its regions must not be used again",
@@ -419,11 +412,11 @@ static void end_requests(struct afd_transport *t, struct path *path)
 
 static void ucx_detach(struct afd_pair *pair)
 {
-    struct path *path = pair->path;
+    struct path *path = pair->path[AFD_WAY_UCX];
     if (!path) return;
     path->pair = NULL;
     path->is_closing = 1; /* keeps the path: the close may complete its requests at once */
-    pair->path = NULL;
+    pair->path[AFD_WAY_UCX] = NULL;
     drop_resumed(path->ucx, path);
     if (path->ep) {
         ucp_request_param_t param = {
@@ -434,7 +427,7 @@ static void ucx_detach(struct afd_pair *pair)
         ucs_status_ptr_t request = ucp_ep_close_nbx(path->ep, &param);
         if (UCS_PTR_IS_PTR(request)) ucp_request_free(request);
     }
-    end_requests(pair->transport, path);
+    end_receives(path);
     path->is_closing = 0;
     path_release(path);
 }
@@ -443,7 +436,7 @@ static void ucx_detach(struct afd_pair *pair)
 
 static void ucx_progress(struct afd_transport *t)
 {
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     afd_ucx_workers_progress(t);
     struct ucx_op *resume = ucx->resume;
     ucx->resume = NULL;
@@ -458,12 +451,14 @@ static void ucx_progress(struct afd_transport *t)
 
 const struct afd_backend afd_backend_ucx = {
     .name = "ucx",
+    .way = AFD_WAY_UCX,
     .open = ucx_open,
     .close = ucx_close,
     .add_memory = ucx_add_memory,
     .remove_memory = ucx_remove_memory,
     .address = ucx_address,
     .prepare = ucx_prepare,
+    .reaches = ucx_reaches,
     .attach = ucx_attach,
     .put = ucx_put,
     .detach = ucx_detach,

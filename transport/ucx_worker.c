@@ -9,16 +9,14 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { PROGRESS_ROUNDS = 32, FIRED = 32, BOOT_ID_BYTES = 36 };
-#define SHM_SEGMENT "17K" /* a part, our header and UCX's; at most 64K, as lengths there have 16 bits */
+enum { PROGRESS_ROUNDS = 32 };
 #define TCP_SEGMENT "256K"
 
 static const struct ucx_way ways[] = {
-    [AFD_PATH_AUTO] = {"ucx auto", "posix,tcp,self", "inf", 0, UCX_USES_SHM | UCX_USES_TCP},
-    [AFD_PATH_SHM] = {"ucx shm", "posix,self", "inf", UCX_SHM_PART_BYTES, UCX_USES_SHM},
-    [AFD_PATH_TCP] = {"ucx tcp", "tcp,self", "inf", UCX_TCP_PART_BYTES, UCX_USES_TCP},
-    [AFD_PATH_RDMA] = {"ucx rdma", "ib,self", "auto", UINT32_MAX, 0},
-    [AFD_PATH_TCP_RENDEZVOUS] = {"ucx tcp rendezvous", "tcp,self", "16K", UINT32_MAX, UCX_USES_TCP},
+    [AFD_PATH_AUTO] = {"tcp", "tcp,self", "inf", UCX_TCP_PART_BYTES, UCX_USES_TCP},
+    [AFD_PATH_TCP] = {"tcp", "tcp,self", "inf", UCX_TCP_PART_BYTES, UCX_USES_TCP},
+    [AFD_PATH_RDMA] = {"rdma", "ib,self", "auto", UINT32_MAX, 0},
+    [AFD_PATH_TCP_RENDEZVOUS] = {"tcp rendezvous", "tcp,self", "16K", UINT32_MAX, UCX_USES_TCP},
 };
 
 const struct ucx_way *afd_ucx_way(const struct afd_transport *t)
@@ -60,12 +58,7 @@ static ucs_status_t configure(const struct afd_transport *t, ucp_config_t *confi
         {"RNDV_THRESH", way->rendezvous_from, 0},
         {"NET_DEVICES", way->uses & UCX_USES_TCP ? device : "all", 0},
         /* Options of a transport are named as in its own table, UCX_POSIX_FIFO_SIZE as MM_FIFO_SIZE; one that
-           no transport in use knows is warned about. Shared memory refuses the PEER error mode, without which
-           an endpoint cannot be closed by force, unless it is told otherwise. */
-        {"MM_ERROR_HANDLING", "y", UCX_USES_SHM},
-        {"MM_SEG_SIZE", SHM_SEGMENT, UCX_USES_SHM},
-        {"MM_FIFO_SIZE", "32", UCX_USES_SHM},
-        {"MM_RX_BUFS_GROW", "8", UCX_USES_SHM},
+           no transport in use knows is warned about. */
         {"TX_SEG_SIZE", TCP_SEGMENT, UCX_USES_TCP},
         {"RX_SEG_SIZE", TCP_SEGMENT, UCX_USES_TCP},
         {"CONN_NB", "y", UCX_USES_TCP},
@@ -101,16 +94,9 @@ static ucs_status_t make_address(struct ucx_worker *w)
     size_t bytes;
     ucs_status_t status = ucp_worker_get_address(w->handle, &address, &bytes);
     if (status != UCS_OK) return status;
-    w->address_bytes = (uint32_t)bytes + UCX_HOST_BYTES;
-    w->address = calloc(1, w->address_bytes);
-    if (w->address) {
-        FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
-        /* without it everybody seems to be on this host, which costs speed over TCP alone */
-        if (file && fread(w->address, 1, BOOT_ID_BYTES, file) != BOOT_ID_BYTES)
-            memset(w->address, 0, UCX_HOST_BYTES);
-        if (file) fclose(file);
-        memcpy(w->address + UCX_HOST_BYTES, address, bytes);
-    }
+    w->address_bytes = (uint32_t)bytes;
+    w->address = malloc(bytes);
+    if (w->address) memcpy(w->address, address, bytes);
     ucp_worker_release_address(w->handle, address);
     if (!w->address) return UCS_ERR_NO_MEMORY;
     return w->address_bytes > AFD_PATH_ADDRESS_BYTES ? UCS_ERR_EXCEEDS_LIMIT : UCS_OK;
@@ -118,7 +104,7 @@ static ucs_status_t make_address(struct ucx_worker *w)
 
 static ucs_status_t set_up(struct afd_transport *t, struct ucx_worker *w, ucp_am_recv_callback_t on_message)
 {
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     ucp_worker_params_t params = {
         .field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
         .thread_mode = UCS_THREAD_MODE_SINGLE,
@@ -135,14 +121,14 @@ static ucs_status_t set_up(struct afd_transport *t, struct ucx_worker *w, ucp_am
     if (status == UCS_OK) status = ucp_worker_set_am_recv_handler(w->handle, &handler);
     if (status == UCS_OK) status = ucp_worker_get_efd(w->handle, &w->event_fd);
     if (status == UCS_OK) status = make_address(w);
-    if (status == UCS_OK && afd_transport_watch(t, w->event_fd, w)) status = UCS_ERR_IO_ERROR;
+    if (status == UCS_OK && afd_transport_watch(t, w->event_fd)) status = UCS_ERR_IO_ERROR;
     return status;
 }
 
 ucs_status_t afd_ucx_worker_create(struct afd_transport *t, ucp_am_recv_callback_t on_message,
                                    struct ucx_worker **out)
 {
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     struct ucx_worker *w = calloc(1, sizeof *w);
     if (!w) return UCS_ERR_NO_MEMORY;
     w->event_fd = -1;
@@ -158,13 +144,13 @@ ucs_status_t afd_ucx_worker_create(struct afd_transport *t, ucp_am_recv_callback
 
 void afd_ucx_worker_destroy(struct afd_transport *t, struct ucx_worker *w)
 {
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     struct ucx_worker **at = &ucx->workers;
     if (!w) return;
     while (*at != w) at = &(*at)->next;
     *at = w->next;
     /* before UCX closes it: the number may be another file's at once */
-    if (w->event_fd >= 0) epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, w->event_fd, NULL);
+    if (w->event_fd >= 0) afd_transport_unwatch(t, w->event_fd);
     if (w->handle) ucp_worker_destroy(w->handle);
     free(w->address);
     free(w);
@@ -172,16 +158,9 @@ void afd_ucx_worker_destroy(struct afd_transport *t, struct ucx_worker *w)
 
 void afd_ucx_workers_progress(struct afd_transport *t)
 {
-    struct ucx *ucx = t->back;
-    struct epoll_event fired[FIRED];
-    int count = 0, is_any_armed = 0;
-    for (struct ucx_worker *w = ucx->workers; w; w = w->next) is_any_armed |= w->is_armed;
-    if (is_any_armed)
-        count = epoll_wait(t->epoll_fd, fired, FIRED, 0); /* those over 32 stay ready for next time */
-    for (int i = 0; i < count; i++)
-        if (fired[i].data.ptr) ((struct ucx_worker *)fired[i].data.ptr)->is_armed = 0;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     for (struct ucx_worker *w = ucx->workers; w; w = w->next) {
-        if (w->is_armed) continue;
+        w->is_armed = 0;
         for (int i = 0; i < PROGRESS_ROUNDS && ucp_worker_progress(w->handle); i++) {
         }
     }
@@ -189,7 +168,7 @@ void afd_ucx_workers_progress(struct afd_transport *t)
 
 enum afd_status afd_ucx_workers_arm(struct afd_transport *t)
 {
-    struct ucx *ucx = t->back;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     if (ucx->resume) return AFD_AGAIN;
     for (struct ucx_worker *w = ucx->workers; w; w = w->next) {
         if (w->is_armed) continue;

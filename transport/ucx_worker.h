@@ -1,14 +1,4 @@
-/* ucx_worker.h: inside ucx.c's back end: the UCP context of a transport, its workers, their progress and
- * sleep.
- *
- * Over TCP and RDMA all pairs of a transport share one worker. Where shared memory is in use each pair has
- * its own: UCX's shared memory gives a worker one FIFO that all its senders write to, and a sender that is
- * killed (or stopped) while it copies into an entry leaves a hole that the receiver waits at for ever. With a
- * shared worker 6 of 60 kills of a busy sender left the receiver deaf to everybody; with its own, a pair goes
- * down alone.
- *
- * A worker that is armed is left alone until its descriptor fires or something is sent through it, so a
- * wake-up costs the workers that have work, not all of them. */
+/* ucx_worker.h: inside ucx.c's data path: the UCP context of a transport, its worker, progress and sleep. */
 #ifndef AFD_TRANSPORT_UCX_WORKER_H
 #define AFD_TRANSPORT_UCX_WORKER_H
 
@@ -18,18 +8,14 @@
 
 enum {
     UCX_AM_ID = 0,
-    UCX_SHM_PART_BYTES =
-        16 * 1024, /* of an entry of the FIFO, which has 32 of them: 0.5 MiB a pair and side */
     UCX_TCP_PART_BYTES =
         248 * 1024,      /* 1 MiB in parts of 32 KiB takes 1.7 times as long: a system call each */
-    UCX_HOST_BYTES = 40, /* what precedes the worker's address in ours: who is on this host */
-    UCX_USES_SHM = 1,
-    UCX_USES_TCP = 2,
+    UCX_USES_TCP = 1,
 };
 
 struct ucx_way { /* by enum afd_data_path */
     const char *name, *tls, *rendezvous_from;
-    uint32_t part_bytes; /* 0: by whether the peer is on this host */
+    uint32_t part_bytes;
     int uses;
 };
 const struct ucx_way *afd_ucx_way(const struct afd_transport *transport);
@@ -37,7 +23,7 @@ const struct ucx_way *afd_ucx_way(const struct afd_transport *transport);
 struct ucx_worker {
     ucp_worker_h handle;
     int event_fd;
-    char *address; /* what others attach to: UCX_HOST_BYTES, then the worker's address */
+    char *address; /* what others attach to */
     uint32_t address_bytes;
     int is_armed;
     uint32_t sends; /* requests that UCX holds */

@@ -7,9 +7,8 @@
 
 const struct test_kind test_kinds[] = {
     {"loop", AFD_DATA_LOOP, AFD_PATH_AUTO},
-    {"ucx shm", AFD_DATA_UCX, AFD_PATH_SHM},
+    {"shm", AFD_DATA_AUTO, AFD_PATH_SHM},
     {"ucx tcp", AFD_DATA_UCX, AFD_PATH_TCP},
-    {"ucx auto", AFD_DATA_UCX, AFD_PATH_AUTO},
     {"ucx rendezvous", AFD_DATA_UCX, (enum afd_data_path)AFD_PATH_TCP_RENDEZVOUS},
 };
 #ifdef __SANITIZE_THREAD__
