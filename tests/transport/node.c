@@ -10,12 +10,22 @@ const struct test_kind test_kinds[] = {
     {"shm", AFD_DATA_AUTO, AFD_PATH_SHM},
     {"ucx tcp", AFD_DATA_UCX, AFD_PATH_TCP},
     {"ucx rendezvous", AFD_DATA_UCX, (enum afd_data_path)AFD_PATH_TCP_RENDEZVOUS},
+    {"verbs", AFD_DATA_VERBS, AFD_PATH_RDMA, .needs_rdma = 1},
+    {"ucx rdma", AFD_DATA_UCX, AFD_PATH_RDMA, .needs_rdma = 1},
 };
 #ifdef __SANITIZE_THREAD__
 const int test_kind_count = 1; /* UCX is not built for ThreadSanitizer: it would report UCX's own locks */
 #else
 const int test_kind_count = sizeof test_kinds / sizeof *test_kinds;
 #endif
+
+int test_kind_is_wanted(const struct test_kind *kind, const char *name)
+{
+    if (name) return !strcmp(kind->name, name);
+    if (kind->needs_rdma)
+        print_message("%s: skipped: it needs an RDMA device (tests/rdma/run.sh makes one)\n", kind->name);
+    return !kind->needs_rdma;
+}
 
 static void on_watchdog(evutil_socket_t fd, short what, void *user)
 {
@@ -82,6 +92,7 @@ struct afd_transport_config node_config(const struct test_kind *kind, enum afd_r
     struct afd_transport_config config = {
         .kind = kind->kind,
         .path = kind->path,
+        .network = {.gid_index = -1},
         .host = "127.0.0.1",
         .secret = {1, 2, 3},
         .self = {role, rank, 1000 + rank + 100000 * (uint64_t)role},

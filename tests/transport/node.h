@@ -20,9 +20,13 @@ struct test_kind {
     const char *name;
     enum afd_data_transport kind;
     enum afd_data_path path;
+    int needs_rdma; /* runs when it is named alone: on a machine with an RDMA device */
 };
 extern const struct test_kind test_kinds[];
 extern const int test_kind_count;
+
+/* Whether a program that was given `name` (NULL: none) runs this kind; says why not where none was named. */
+int test_kind_is_wanted(const struct test_kind *kind, const char *name);
 
 struct node {
     struct test_net *net;

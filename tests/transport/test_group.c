@@ -348,7 +348,7 @@ int main(int argc, char **argv)
             cmocka_unit_test(test_unread_messages),   cmocka_unit_test(test_lost_member),
         };
         kind = &test_kinds[i];
-        if (argc > 1 && strcmp(argv[1], kind->name)) continue;
+        if (!test_kind_is_wanted(kind, argc > 1 ? argv[1] : NULL)) continue;
         failed += cmocka_run_group_tests_name(kind->name, tests, NULL, NULL);
     }
     return failed;
