@@ -43,6 +43,16 @@ static json_t *or_auto(int is_auto, uint32_t value)
     return is_auto ? json_string("auto") : json_integer(value);
 }
 
+static json_t *network_json(const struct afd_network_options *n)
+{
+    json_t *devices = n->device_count ? json_array() : json_string("nearest");
+    for (uint32_t i = 0; i < n->device_count; i++) json_array_append_new(devices, json_string(n->devices[i]));
+    return json_pack("{s:o, s:o, s:o, s:i, s:i, s:s}", "devices", devices, "gid_index",
+                     or_auto(n->gid_index < 0, (uint32_t)n->gid_index), "mtu", or_auto(!n->mtu, n->mtu),
+                     "traffic_class", (int)n->traffic_class, "service_level", (int)n->service_level,
+                     "ucx_tls", n->ucx_tls);
+}
+
 static json_t *topology_json(const struct afd_topology *t, const struct afd_plan *plan)
 {
     json_t *scheduler =
@@ -59,8 +69,9 @@ static json_t *topology_json(const struct afd_topology *t, const struct afd_plan
                   "max_sequences", (int)t->pipeline.max_sequences, "a2f", afd_dtype_name(t->pipeline.a2f),
                   "f2a", afd_dtype_name(t->pipeline.f2a), "dispatch", dispatches[t->pipeline.dispatch],
                   "gather_us", or_auto(t->pipeline.gather_auto, t->pipeline.gather_us));
-    json_t *transport = json_pack("{s:s, s:s, s:s, s:o}", "data", transports[t->transport.data], "path",
-                                  paths[t->transport.path], "group", groups[t->transport.group], "spin_us",
+    json_t *transport = json_pack("{s:s, s:s, s:o, s:s, s:o}", "data", transports[t->transport.data], "path",
+                                  paths[t->transport.path], "network", network_json(&t->transport.network),
+                                  "group", groups[t->transport.group], "spin_us",
                                   or_auto(t->transport.spin_us == UINT32_MAX, t->transport.spin_us));
     return json_pack("{s:s, s:{s:s, s:i}, s:{s:i}, s:o, s:o, s:o, s:{s:o, s:o}, s:{s:s}}", "cluster",
                      t->cluster, "model", "path", t->model_dir, "max_context", (int)plan->max_context, "slo",

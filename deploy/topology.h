@@ -26,15 +26,17 @@ enum afd_data_transport { AFD_DATA_AUTO, AFD_DATA_LOOP, AFD_DATA_UCX, AFD_DATA_V
 enum afd_data_path { AFD_PATH_AUTO, AFD_PATH_SHM, AFD_PATH_TCP, AFD_PATH_RDMA };
 enum afd_group_kind { AFD_GROUP_P2P, AFD_GROUP_NCCL };
 
+enum { AFD_MAX_RAILS = 2 };
+
 /* How a rank uses its network: what it does not say is found by looking. */
 struct afd_network_options {
-    uint32_t device_count;    /* 0: the one nearest to the rank's device */
-    char devices[2][32];      /* RDMA devices, "mlx5_0" or "mlx5_0:1" (port 1): rails of one rank */
-    int32_t gid_index;        /* -1: RoCE v2 with an IPv4 address before other RoCE v2, before RoCE v1 */
-    uint32_t mtu;             /* bytes, 256 to 4096; 0: the port's active one */
-    uint32_t traffic_class;   /* RoCE: DSCP in its upper 6 bits */
-    uint32_t service_level;   /* InfiniBand: 0 to 15 */
-    char ucx_tls[64];         /* UCX's transport list; "": ours */
+    uint32_t device_count;           /* 0: the one nearest to the rank's device (deploy/nic.h) */
+    char devices[AFD_MAX_RAILS][32]; /* RDMA devices, "mlx5_0" or "mlx5_0:1" (port 1): rails of one rank */
+    int32_t gid_index;      /* -1: RoCE v2 with an IPv4 address before other RoCE v2, before RoCE v1 */
+    uint32_t mtu;           /* bytes, 256 to 4096; 0: the port's active one */
+    uint32_t traffic_class; /* RoCE: DSCP in its upper 6 bits */
+    uint32_t service_level; /* InfiniBand: 0 to 15 */
+    char ucx_tls[64];       /* UCX's transport list; "": ours */
 };
 
 struct afd_pool {
@@ -84,7 +86,7 @@ struct afd_topology {
     } pipeline;
 
     struct {
-        enum afd_data_transport data; /* library of the network path */
+        enum afd_data_transport data; /* library of the network path; auto: chosen when a rank starts */
         enum afd_data_path path;      /* auto: shared memory on one host, else the network */
         struct afd_network_options network;
         enum afd_group_kind group;
@@ -103,6 +105,9 @@ void afd_topology_destroy(struct afd_topology *topology); /* NULL is allowed */
 uint32_t afd_pool_ranks(const struct afd_pool *pool); /* instances * ranks_per_instance */
 const char *afd_role_name(enum afd_role role);        /* "attn", "ffn" */
 const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
+/* How many ranks of its host come before it, attention ranks first: the number of its device there, and what
+ * spreads ranks over equal adapters. */
+uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
 /* Spin time of a rank on this machine, microseconds: resolves spin_us `auto`. */
 uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t cores_online);
 /* The cores rank `rank` of `role` is pinned to: count 0 when it is not. */
