@@ -618,8 +618,9 @@ static enum afd_status open_transport(struct afd_attn_node *n, struct afd_error 
                                                                            : n->wire.f2a_region_bytes;
     struct afd_transport_config config = {
         .base = n->config.base,
-        .kind = t->transport.data == AFD_DATA_AUTO ? AFD_DATA_UCX : t->transport.data,
+        .kind = t->transport.data,
         .path = t->transport.path,
+        .network = t->transport.network,
         .host = afd_rank_host(t, AFD_ROLE_ATTN, n->config.rank),
         .self = {.role = AFD_ROLE_ATTN, .rank = n->config.rank, .incarnation = n->incarnation},
         .connect_timeout_ms = CONNECT_TIMEOUT_MS,

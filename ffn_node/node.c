@@ -111,6 +111,7 @@ static enum afd_status open_transport(struct afd_ffn_node *node, struct afd_erro
         .base = node->base,
         .kind = t->transport.data,
         .path = t->transport.path,
+        .network = t->transport.network,
         .host = afd_rank_host(t, AFD_ROLE_FFN, node->config.rank),
         .self = node->identity,
         .connect_timeout_ms = t->scheduler.lease_ms,
