@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/crypto.h"
+#include "deploy/nic.h"
 #include "ffn_node/shell.h"
 
 enum { SIGNAL_EVENTS = 2, EVENTS = 32, PASSES_PER_LOOK = 16, BATCH_ROWS = 2048 };
@@ -111,13 +112,13 @@ static enum afd_status open_transport(struct afd_ffn_node *node, struct afd_erro
         .base = node->base,
         .kind = t->transport.data,
         .path = t->transport.path,
-        .network = t->transport.network,
         .host = afd_rank_host(t, AFD_ROLE_FFN, node->config.rank),
         .self = node->identity,
         .connect_timeout_ms = t->scheduler.lease_ms,
         .max_message_bytes = largest_message(node),
     };
     memcpy(config.secret, node->config.secret, sizeof config.secret);
+    afd_nic_options(t, AFD_ROLE_FFN, node->config.rank, &config.network);
     afd_agreement_of(t, node->model, node->config.model_hash, afd_agreement_numerics(t->ffn.device),
                      &config.agreement);
     enum afd_status status = afd_transport_open(&config, &node->transport, node->address, error);
