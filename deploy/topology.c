@@ -402,7 +402,14 @@ static int rail_is_valid(const char *device)
            atoi(port + 1) <= 255;
 }
 
-/* Takes the names over. Two rails are two ports: a name without a port is all of its device. */
+/* Of a valid name; a name alone is its port 1. */
+static int port_of(const char *device)
+{
+    const char *colon = strchr(device, ':');
+    return colon ? atoi(colon + 1) : 1;
+}
+
+/* Takes the names over. Two rails are two ports. */
 static enum afd_status take_devices(const struct afd_yaml *d, const struct file_values *v,
                                     struct afd_network_options *out, struct afd_error *error)
 {
@@ -417,8 +424,7 @@ static enum afd_status take_devices(const struct afd_yaml *d, const struct file_
     }
     const char *a = out->devices[0], *b = out->devices[1];
     size_t name = strcspn(a, ":");
-    int one_device = out->device_count == 2 && name == strcspn(b, ":") && !strncmp(a, b, name);
-    if (one_device && (!a[name] || !b[name] || atoi(a + name + 1) == atoi(b + name + 1)))
+    if (out->device_count == 2 && name == strcspn(b, ":") && !strncmp(a, b, name) && port_of(a) == port_of(b))
         return afd_yaml_fail(
             d, "transport.network.devices", error,
             "transport.network.devices has %s and %s, which share a port; expected one of them, "

@@ -31,7 +31,7 @@ enum { AFD_MAX_RAILS = 2 };
 /* How a rank uses its network: what it does not say is found by looking. */
 struct afd_network_options {
     uint32_t device_count;           /* 0: the one nearest to the rank's device (deploy/nic.h) */
-    char devices[AFD_MAX_RAILS][32]; /* RDMA devices, "mlx5_0" or "mlx5_0:1" (port 1): rails of one rank */
+    char devices[AFD_MAX_RAILS][32]; /* RDMA devices, "mlx5_0:2" or "mlx5_0" (port 1): rails of one rank */
     int32_t gid_index;      /* -1: RoCE v2 with an IPv4 address before other RoCE v2, before RoCE v1 */
     uint32_t mtu;           /* bytes, 256 to 4096; 0: the port's active one */
     uint32_t traffic_class; /* RoCE: DSCP in its upper 6 bits */

@@ -194,7 +194,7 @@ static const struct mistake mistakes[] = {
      "expected RDMA devices as `rdma link` names them, at most 31 bytes"},
     {MODEL "transport: { network: { devices: [mlx5_0, mlx5_0] } }\n", "2:34",
      "transport.network.devices has mlx5_0 and mlx5_0, which share a port; expected one of them"},
-    {MODEL "transport: { network: { devices: [mlx5_0, \"mlx5_0:2\"] } }\n", "2:34", "which share a port"},
+    {MODEL "transport: { network: { devices: [mlx5_0, \"mlx5_0:1\"] } }\n", "2:34", "which share a port"},
     {MODEL "transport: { network: { devices: [\"mlx5_0:2\", \"mlx5_0:2\"] } }\n", "2:34",
      "which share a port"},
     {MODEL "transport: { network: { gid_index: -1 } }\n", "2:36",
@@ -324,9 +324,9 @@ static void the_network_is_taken_as_written(void **state)
     assert_int_equal(n->traffic_class, 106);
     assert_int_equal(n->service_level, 5);
     afd_topology_destroy(t);
-    t = load_good(
-        MODEL "transport: { network: { devices: [\"mlx4_0:1\", \"mlx4_0:2\"], gid_index: auto, mtu: auto, "
-              "ucx_tls: \"rc_mlx5,self\" } }\n");
+    t = load_good(MODEL
+                  "transport: { network: { devices: [mlx4_0, \"mlx4_0:2\"], gid_index: auto, mtu: auto, "
+                  "ucx_tls: \"rc_mlx5,self\" } }\n");
     n = &t->transport.network;
     assert_int_equal(n->device_count, 2);
     assert_string_equal(n->devices[1], "mlx4_0:2");
