@@ -658,3 +658,7 @@ void *afd_pair_user(const struct afd_pair *pair)
 {
     return pair->user;
 }
+const char *afd_pair_path(const struct afd_pair *pair)
+{
+    return pair->path_name;
+}

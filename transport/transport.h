@@ -139,6 +139,7 @@ const struct afd_identity *afd_pair_peer(const struct afd_pair *pair);
 uint32_t afd_pair_generation(const struct afd_pair *pair);
 uint64_t afd_pair_epoch(const struct afd_pair *pair);
 void *afd_pair_user(const struct afd_pair *pair);
+const char *afd_pair_path(const struct afd_pair *pair); /* "shm (same host)"; "" until it is chosen */
 
 /* Progress; at most `limit` events. Fair between pairs. A pair's notices come in the order of their
  * completion, its LOST comes last. */
