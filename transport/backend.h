@@ -3,6 +3,7 @@
  *
  *   transport.c  the public functions, hello sockets, pairs, events     hello.c  PairHello and PairAccept
  *   paths.c      which data paths are open, offered, chosen             peer.c   the core of a pair's life
+ *   regions.c    a pair's receive regions and their pages
  *   loop.c, shm.c, verbs.c, ucx.c  data paths
  *
  * On a data path a pair is named by its receiver's (index, key): the index finds it, the random key, sent
@@ -42,7 +43,8 @@ struct afd_backend {
     /* Sets back[way]. AFD_ERR_REFUSED: this machine has none of it (a device, a library): `error_out` says
      * what was looked for; where others are allowed the transport goes on without. */
     enum afd_status (*open)(struct afd_transport *transport, struct afd_error *error_out);
-    void (*close)(struct afd_transport *transport); /* every pair is detached already; back[way] is not NULL */
+    void (*close)(
+        struct afd_transport *transport); /* every pair is detached already; back[way] is not NULL */
     enum afd_status (*add_memory)(struct afd_transport *transport, const struct afd_memory *memory,
                                   struct afd_error *error_out);
     void (*remove_memory)(struct afd_transport *transport, void *base);
@@ -73,6 +75,13 @@ enum { AFD_PATH_TCP_RENDEZVOUS = AFD_PATH_RDMA + 1 };
 
 extern const struct afd_backend afd_backend_loop, afd_backend_shm, afd_backend_verbs, afd_backend_ucx;
 
+/* Whole pages that regions of a pair touch. */
+struct afd_pages {
+    unsigned char *base;
+    uint64_t bytes;
+    const unsigned char *memory; /* base of the registered memory that they lie in */
+};
+
 struct afd_notice_event {
     uint16_t region, sequence;
     uint32_t bytes;
@@ -90,6 +99,9 @@ struct afd_pair {
 
     struct afd_region *regions; /* ours */
     uint32_t region_count;
+    struct afd_pages *pages; /* that they touch: ascending, apart from each other */
+    uint32_t pages_count;
+    int holds_pages;        /* no other pair may have regions there: from prepare to detach */
     uint64_t *peer_regions; /* bytes, by the peer's region index */
     uint32_t peer_region_count;
     uint32_t peer_index;
@@ -151,6 +163,14 @@ void afd_pair_notice(struct afd_pair *pair, uint16_t region, uint16_t sequence, 
 /* The pair alone is broken. The words go to the log, to the owner and to the peer. */
 void afd_pair_fail(struct afd_pair *pair, enum afd_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+/* ---- regions.c ---- */
+
+/* AFD_ERR_REQUEST: too many, or not in registered memory. */
+enum afd_status afd_regions_set(struct afd_pair *pair, const struct afd_region *regions, uint32_t count,
+                                struct afd_error *error_out);
+/* AFD_ERR_REQUEST: another live pair has regions on the same pages. */
+enum afd_status afd_regions_claim(struct afd_pair *pair, struct afd_error *error_out);
 
 /* ---- paths.c: the ways of a transport and of a pair ---- */
 

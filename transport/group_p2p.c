@@ -72,7 +72,8 @@ static uint64_t align_up(uint64_t n)
     return (n + 63) / 64 * 64;
 }
 
-/* Lays the group's memory out from `at`; with at 0 the result is its size. */
+/* Lays the group's memory out from `at`, which begins a page; with at 0 the result is its size. What a member
+ * writes to has pages of its own. */
 static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, unsigned char *memory)
 {
     uint64_t records = align_up((uint64_t)c->max_rows * c->record_bytes);
@@ -89,6 +90,9 @@ static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, u
         PLACE(g->partials[p], sums);
         PLACE(g->reduced[p], sums);
     }
+    for (uint32_t m = 0; m < c->members; m++)
+        if (m != c->self) PLACE(g->members[m].messages_out, messages);
+    at = afd_page_align(at);
     for (uint32_t m = 0; m < c->members; m++) {
         if (m == c->self) continue;
         for (uint32_t p = 0; p < AFD_GROUP_DEPTH; p++) {
@@ -96,7 +100,7 @@ static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, u
             PLACE(g->members[m].in[REDUCE][p], sums);
         }
         PLACE(g->members[m].messages_in, messages);
-        PLACE(g->members[m].messages_out, messages);
+        at = afd_page_align(at);
     }
 #undef PLACE
     return at ? at : 64;

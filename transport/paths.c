@@ -59,12 +59,24 @@ void afd_paths_close(struct afd_transport *t)
 enum afd_status afd_paths_add_memory(struct afd_transport *t, const struct afd_memory *memory,
                                      struct afd_error *error_out)
 {
+    enum afd_status statuses[AFD_WAYS];
+    uint32_t good = 0, kept = 0;
     for (uint32_t i = 0; i < t->backend_count; i++) {
-        enum afd_status status = t->backends[i]->add_memory(t, memory, error_out);
-        if (!status) continue;
-        while (i--) t->backends[i]->remove_memory(t, memory->base);
-        return status;
+        statuses[i] = t->backends[i]->add_memory(t, memory, error_out);
+        good += !statuses[i];
+        if (!statuses[i] || (statuses[i] == AFD_ERR_REQUEST && memory->is_device)) continue;
+        for (uint32_t k = 0; k < i; k++)
+            if (!statuses[k]) t->backends[k]->remove_memory(t, memory->base);
+        return statuses[i];
     }
+    if (!good) return AFD_ERR_REQUEST;
+    /* A way that cannot reach this memory could serve some puts of a pair and not others: it is not used. */
+    for (uint32_t i = 0; i < t->backend_count; i++) {
+        if (statuses[i])
+            afd_log_info("data path %s not used: it cannot reach device memory", t->backends[i]->name);
+        if (!statuses[i]) t->backends[kept++] = t->backends[i];
+    }
+    t->backend_count = kept;
     return AFD_OK;
 }
 
@@ -98,16 +110,22 @@ static enum afd_status keep_address(struct afd_pair *pair, ProtobufCBinaryData a
 enum afd_status afd_paths_prepare(struct afd_pair *pair, struct afd_error *error_out)
 {
     struct afd_transport *t = pair->transport;
+    struct afd_error error = {"no data path is open"};
     uint32_t usable = 0, bytes;
+    enum afd_status status = afd_regions_claim(pair, error_out);
+    if (status) return status;
     if (pair->backend) return pair->backend->prepare(pair, error_out);
+    status = AFD_ERR_REFUSED;
     for (uint32_t i = 0; i < t->backend_count; i++) {
         const struct afd_backend *b = t->backends[i];
-        if (b->prepare(pair, error_out) == AFD_OK && b->address(pair, &bytes))
+        enum afd_status prepared = b->prepare(pair, &error);
+        if (prepared) status = prepared;
+        if (!prepared && b->address(pair, &bytes))
             usable++;
         else
             b->detach(pair);
     }
-    return usable ? AFD_OK : AFD_ERR_MEMORY;
+    return usable ? AFD_OK : afd_fail(error_out, status, "%s", error.text);
 }
 
 enum afd_status afd_paths_choose(struct afd_pair *pair, Afd__PathOffer *const *offers, size_t count,
@@ -153,4 +171,5 @@ void afd_paths_detach(struct afd_pair *pair)
 {
     struct afd_transport *t = pair->transport;
     for (uint32_t i = 0; i < t->backend_count; i++) t->backends[i]->detach(pair);
+    pair->holds_pages = 0;
 }

@@ -91,6 +91,7 @@ static void pair_free(struct afd_pair *pair)
 {
     if (pair->deadline) event_free(pair->deadline);
     free(pair->regions);
+    free(pair->pages);
     free(pair->peer_regions);
     free(pair->peer_address);
     free(pair->notices);
@@ -173,34 +174,6 @@ static struct afd_pair *pair_create(struct afd_transport *t, int is_connector)
 fail:
     free(pair);
     return NULL;
-}
-
-static int is_registered(const struct afd_transport *t, const struct afd_region *region)
-{
-    const unsigned char *base = region->base;
-    for (uint32_t i = 0; i < t->memory_count; i++) {
-        const struct afd_memory *m = &t->memory[i];
-        if (base >= m->base && (uint64_t)(base - m->base) <= m->bytes &&
-            region->bytes <= m->bytes - (uint64_t)(base - m->base))
-            return 1;
-    }
-    return 0;
-}
-
-static enum afd_status set_regions(struct afd_pair *pair, const struct afd_region *regions, uint32_t count,
-                                   struct afd_error *error_out)
-{
-    if (count > AFD_MAX_REGIONS)
-        return afd_fail(error_out, AFD_ERR_REQUEST, "%u regions: at most %d", count, AFD_MAX_REGIONS);
-    for (uint32_t i = 0; i < count; i++)
-        if (!is_registered(pair->transport, &regions[i]))
-            return afd_fail(error_out, AFD_ERR_REQUEST, "region %u does not lie in registered memory", i);
-    pair->regions = calloc(count + 1u, sizeof *pair->regions);
-    pair->notices = calloc(count + 1u, sizeof *pair->notices);
-    if (!pair->regions || !pair->notices) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
-    if (count) memcpy(pair->regions, regions, count * sizeof *regions);
-    pair->region_count = count;
-    return AFD_OK;
 }
 
 /* ---- the end of a pair */
@@ -386,7 +359,7 @@ struct afd_pair *afd_pair_connect(struct afd_transport *t, const char *address,
     pair->peer.epoch = epoch;
     pair->user = user;
     struct afd_channel_config config = channel_config(pair);
-    if (set_regions(pair, regions, region_count, error_out)) goto fail;
+    if (afd_regions_set(pair, regions, region_count, error_out)) goto fail;
     if (afd_paths_prepare(pair, error_out)) goto fail;
     pair->channel = afd_channel_connect(&config, address, error_out);
     if (pair->channel) return pair;
@@ -405,7 +378,7 @@ enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *
     pair->user = user;
     if (pair->peer.state == AFD_PEER_LOST) return AFD_ERR_PEER;
     status = afd_peer_book_check(&t->book, &pair->peer.other, pair->peer.generation, &error);
-    if (!status) status = set_regions(pair, regions, region_count, &error);
+    if (!status) status = afd_regions_set(pair, regions, region_count, &error);
     if (status) {
         afd_pair_fail(pair, status, "%s", error.text);
         return status;

@@ -27,9 +27,11 @@
  *   ucx    RDMA or TCP through UCX
  *   loop   threads of one process: the small reference that every test can run; never beside another
  *
- * The pages that a pair's regions touch belong to that pair's regions alone, for as long as the pair lives:
- * shm replaces the memory behind them when the pair opens and again when it is closed (their contents are
- * lost), which is how a stopped peer that wakes up later still writes into nothing of ours. */
+ * The pages that a pair's regions touch belong to that pair's regions alone, for as long as the pair lives
+ * (AFD_ERR_REQUEST names the other pair): shm puts other memory behind them when the pair opens and takes it
+ * away again when it is closed (their contents are lost), which is how a stopped peer that wakes up later
+ * still writes into nothing of ours. So a put's source lies on no page of a region, and a device that knows
+ * memory by its physical pages (pinned for a GPU) has it registered as device memory. */
 #ifndef AFD_TRANSPORT_TRANSPORT_H
 #define AFD_TRANSPORT_TRANSPORT_H
 
@@ -100,6 +102,9 @@ enum afd_status afd_transport_open(const struct afd_transport_config *config, st
                                    char address_out[AFD_ADDRESS_BYTES], struct afd_error *error_out);
 void afd_transport_close(struct afd_transport *transport); /* closes its pairs; NULL is allowed */
 
+/* Rounded up to whole pages: where the next pair's regions may begin. */
+uint64_t afd_page_align(uint64_t bytes);
+
 /* Memory that put reads from and that regions lie in must be registered, once, at start: whole pages, at a
  * page's boundary (AFD_ERR_REQUEST). */
 enum afd_status afd_transport_register(struct afd_transport *transport, void *base, uint64_t bytes);
@@ -119,8 +124,8 @@ struct afd_pair *afd_pair_connect(struct afd_transport *transport, const char *a
                                   struct afd_error *error_out);
 /* Answer a REQUEST. After accept an OPEN follows, or LOST. Accepting fences an older pair of the same rank
  * (its LOST follows), so that the new one may be given the same regions. AFD_ERR_PEER, AFD_ERR_REFUSED: it
- * ended, or a newer generation was accepted meanwhile; AFD_ERR_REQUEST: a region is not in registered memory.
- * The pair then waits for afd_pair_close. */
+ * ended, or a newer generation was accepted meanwhile; AFD_ERR_REQUEST: a region is not in registered memory,
+ * or on a page of another live pair. The pair then waits for afd_pair_close. */
 enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *regions,
                                 uint32_t region_count, void *user);
 void afd_pair_refuse(struct afd_pair *pair, int later, const char *words); /* the pair is gone afterwards */

@@ -38,9 +38,10 @@ struct node {
     uint64_t slab_bytes;
     struct event *wake;
 
-    int accepts; /* REQUESTs are accepted at once, with `regions` */
+    int accepts; /* REQUESTs are accepted at once, with `regions`, moved up by rank_stride for each rank */
     struct afd_region regions[AFD_MAX_REGIONS];
     uint32_t region_count;
+    uint64_t rank_stride; /* whole pages: no two pairs share one */
     /* called for each event after it was logged */
     void (*on_event)(struct node *node, const struct afd_transport_event *event);
     void *user;

@@ -12,7 +12,13 @@
 
 #include "tests/transport/node.h"
 
-enum { PEERS = 4, REGIONS = 4, BYTES = 200000, ROUNDS = 200 };
+enum {
+    PEERS = 4,
+    REGIONS = 4,
+    BYTES = 200000,
+    PAIR_BYTES = (REGIONS * BYTES + 4095) / 4096 * 4096,
+    ROUNDS = 200
+};
 
 static const struct test_kind *kind;
 
@@ -219,8 +225,9 @@ static void test_killed_writers(void **state)
         char index[16], rank[16];
         net_open(&net);
         struct afd_transport_config config = node_config(kind, AFD_ROLE_ATTN, 0);
-        struct node *node = node_open(&net, &config, (uint64_t)REGIONS * BYTES);
+        struct node *node = node_open(&net, &config, (uint64_t)PEERS * PAIR_BYTES);
         node_regions(node, 0, REGIONS, BYTES);
+        node->rank_stride = PAIR_BYTES;
         node->user = &reader;
         node->on_event = hear;
         snprintf(index, sizeof index, "%d", (int)(kind - test_kinds));

@@ -296,7 +296,13 @@ static void test_nobody_listens(void **state)
 
 /* ---- traffic */
 
-enum { PAIRS = 12, REGIONS = 16, ROUNDS = 40, BYTES = 40000 };
+enum {
+    PAIRS = 12,
+    REGIONS = 16,
+    ROUNDS = 40,
+    BYTES = 40000,
+    PAIR_BYTES = (REGIONS * BYTES + 4095) / 4096 * 4096
+};
 
 struct writer {
     struct afd_pair *pair;
@@ -308,7 +314,7 @@ static void echo_checked(struct node *node, const struct afd_transport_event *e)
 {
     if (e->kind != AFD_EVENT_NOTICE) return;
     uint32_t rank = afd_pair_peer(e->pair)->rank;
-    unsigned char *at = node->slab + (rank * REGIONS + e->region) * BYTES;
+    unsigned char *at = node->slab + rank * PAIR_BYTES + e->region * BYTES;
     assert_int_equal(e->bytes, BYTES - e->region);
     assert_true(matches(at, e->bytes, rank * 1000000 + e->region * 1000u + e->sequence));
     assert_int_equal(put_until_taken(node, e->pair, e->region, NULL, 0, e->sequence), AFD_OK);
@@ -343,12 +349,13 @@ static void test_many_pairs(void **state)
     (void)state;
     net_open(&net);
     struct afd_transport_config f = node_config(kind, AFD_ROLE_FFN, 0);
-    struct node *to = node_open(&net, &f, (uint64_t)PAIRS * REGIONS * BYTES);
+    struct node *to = node_open(&net, &f, (uint64_t)PAIRS * PAIR_BYTES);
+    node_regions(to, 0, REGIONS, BYTES);
+    to->rank_stride = PAIR_BYTES;
     for (uint32_t i = 0; i < PAIRS; i++) {
         struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, i);
         from[i] = node_open(&net, &a, REGIONS * BYTES);
         node_regions(from[i], 0, REGIONS, 0);
-        node_regions(to, i * REGIONS * BYTES, REGIONS, BYTES);
         writers[i].pair = node_pair(from[i], to, NULL);
         from[i]->user = &writers[i];
     }
@@ -372,6 +379,7 @@ static void test_closing_peer(void **state)
     (void)state;
     two_open(&t, 1 << 16);
     node_regions(t.f, 0, 1, 4096);
+    t.f->rank_stride = 4096;
     struct afd_transport_config b = node_config(kind, AFD_ROLE_ATTN, 4);
     struct node *second = node_open(&t.net, &b, 4096);
     struct afd_pair *other, *stays;
@@ -405,11 +413,12 @@ static void test_hostile_headers(void **state)
         struct two t;
         two_open(&t, 1 << 17);
         node_regions(t.f, 0, 1, 4096);
-        memset(t.f->slab, 0x55, t.f->slab_bytes);
+        t.f->rank_stride = 4096;
         struct afd_transport_config b = node_config(kind, AFD_ROLE_ATTN, 4);
         struct node *second = node_open(&t.net, &b, 4096);
         struct afd_pair *other, *pair = node_pair(t.a, t.f, &other);
         struct afd_pair *honest = node_pair(second, t.f, NULL);
+        memset(t.f->slab, 0x55, t.f->slab_bytes); /* pages of regions are new with each pair */
         uint64_t lie[2] = {1 << 20, 1 << 20};
         pair->peer_region_count = 2;
         free(pair->peer_regions);
@@ -452,7 +461,7 @@ static void test_fence(void **state)
     enum { BIG = 4 << 20 };
     struct two t;
     (void)state;
-    two_open(&t, 4ull * BIG);
+    two_open(&t, 5ull * BIG);
     for (int round = 0; round < 6; round++) {
         struct afd_pair *other;
         node_regions(t.f, 0, 4, BIG);
@@ -465,14 +474,15 @@ static void test_fence(void **state)
             afd_transport_poll(t.a->transport, events, 4);
         }
         afd_pair_close(other);
-        memset(t.f->slab, 0x11, t.f->slab_bytes);
+        memset(t.f->slab, 0x11, 4ull * BIG);
         afd_pair_put(pair, 0, t.a->slab, 1000, 9); /* it does not know yet */
         int lost = node_count_of(t.a, AFD_EVENT_LOST);
         wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) > lost);
         afd_pair_close(pair);
         /* everything that is still on its way has arrived when a new pair has carried something both ways */
+        node_regions(t.f, 4ull * BIG, 1, BIG);
         struct afd_pair *back, *next = node_pair(t.a, t.f, &back);
-        for (uint64_t k = 0; k < t.f->slab_bytes; k++)
+        for (uint64_t k = 0; k < 4ull * BIG; k++)
             if (t.f->slab[k] != 0x11)
                 fail_msg("byte %llu was written after the close", (unsigned long long)k);
         afd_pair_close(next);
