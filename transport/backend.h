@@ -70,8 +70,8 @@ struct afd_backend {
     enum afd_status (*arm)(struct afd_transport *transport);
 };
 
-/* A path for the tests alone: what RDMA does with large messages, over TCP. */
-enum { AFD_PATH_TCP_RENDEZVOUS = AFD_PATH_RDMA + 1 };
+/* A path for the tests alone: put with notice, as over RDMA, of which UCX makes messages of its own over TCP. */
+enum { AFD_PATH_TCP_PUT = AFD_PATH_RDMA + 1 };
 
 extern const struct afd_backend afd_backend_loop, afd_backend_shm, afd_backend_verbs, afd_backend_ucx;
 

@@ -18,7 +18,7 @@ static uint32_t candidates(const struct afd_transport_config *c, const struct af
     }
     if (c->path == AFD_PATH_AUTO || c->path == AFD_PATH_SHM) out[n++] = &afd_backend_shm;
     if (c->path == AFD_PATH_SHM) return n;
-    int is_tcp = c->path == AFD_PATH_TCP || c->path == (enum afd_data_path)AFD_PATH_TCP_RENDEZVOUS;
+    int is_tcp = c->path == AFD_PATH_TCP || c->path == (enum afd_data_path)AFD_PATH_TCP_PUT;
     if (c->kind != AFD_DATA_UCX && !is_tcp) out[n++] = &afd_backend_verbs;
     if (c->kind != AFD_DATA_VERBS) out[n++] = &afd_backend_ucx;
     return n;

@@ -574,7 +574,7 @@ enum afd_status afd_transport_open(const struct afd_transport_config *config, st
     t->listen_fd = t->epoll_fd = t->wake_fd = -1;
     if (!t->config.connect_timeout_ms) t->config.connect_timeout_ms = DEFAULT_TIMEOUT_MS;
     afd_identity_text(&config->self, t->name);
-    assert(config->path <= (enum afd_data_path)AFD_PATH_TCP_RENDEZVOUS);
+    assert(config->path <= (enum afd_data_path)AFD_PATH_TCP_PUT);
     status = AFD_ERR_IO;
     snprintf(at, sizeof at, "%s:0", config->host);
     t->listen_fd = afd_listen(at, &port, error_out);

@@ -9,7 +9,7 @@ const struct test_kind test_kinds[] = {
     {.name = "loop", .kind = AFD_DATA_LOOP, .path = AFD_PATH_AUTO},
     {.name = "shm", .kind = AFD_DATA_AUTO, .path = AFD_PATH_SHM},
     {.name = "ucx tcp", .kind = AFD_DATA_UCX, .path = AFD_PATH_TCP},
-    {.name = "ucx rendezvous", .kind = AFD_DATA_UCX, .path = (enum afd_data_path)AFD_PATH_TCP_RENDEZVOUS},
+    {.name = "ucx tcp put", .kind = AFD_DATA_UCX, .path = (enum afd_data_path)AFD_PATH_TCP_PUT},
     {.name = "verbs", .kind = AFD_DATA_VERBS, .path = AFD_PATH_RDMA, .needs_rdma = 1},
     {.name = "ucx rdma", .kind = AFD_DATA_UCX, .path = AFD_PATH_RDMA, .needs_rdma = 1},
 };
