@@ -70,7 +70,8 @@ struct afd_backend {
     enum afd_status (*arm)(struct afd_transport *transport);
 };
 
-/* A path for the tests alone: put with notice, as over RDMA, of which UCX makes messages of its own over TCP. */
+/* A path for the tests alone: put with notice, as over RDMA, of which UCX makes messages of its own over TCP.
+ */
 enum { AFD_PATH_TCP_PUT = AFD_PATH_RDMA + 1 };
 
 extern const struct afd_backend afd_backend_loop, afd_backend_shm, afd_backend_verbs, afd_backend_ucx;
@@ -122,7 +123,7 @@ struct afd_pair {
     struct afd_pair *next_closed; /* freed by the next poll: events may still name it */
 
     void *path[AFD_WAYS];
-    char path_name[160]; /* "shm (same host)", for the log */
+    char path_why[120], path_name[160]; /* "same host"; "shm (same host)" */
 };
 
 struct afd_transport {

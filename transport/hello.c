@@ -73,6 +73,7 @@ enum afd_status afd_hello_send_accept(struct afd_pair *pair)
     accept.pair_index = pair->index;
     accept.pair_key = pair->key;
     Afd__PathOffer path = offer_of(pair, pair->backend);
+    path.why = pair->path_why;
     accept.path = &path;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     e.body_case = AFD__ENVELOPE__BODY_PAIR_ACCEPT;

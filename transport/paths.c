@@ -128,6 +128,16 @@ enum afd_status afd_paths_prepare(struct afd_pair *pair, struct afd_error *error
     return usable ? AFD_OK : afd_fail(error_out, status, "%s", error.text);
 }
 
+/* `why` may come from the other side, and goes to the log. */
+static void choose(struct afd_pair *pair, const struct afd_backend *backend, const char *why)
+{
+    pair->backend = backend;
+    snprintf(pair->path_why, sizeof pair->path_why, "%s", why);
+    for (char *c = pair->path_why; *c; c++)
+        if (*c < ' ' || *c > '~') *c = '?';
+    snprintf(pair->path_name, sizeof pair->path_name, "%s (%s)", backend->name, pair->path_why);
+}
+
 enum afd_status afd_paths_choose(struct afd_pair *pair, Afd__PathOffer *const *offers, size_t count,
                                  struct afd_error *error_out)
 {
@@ -139,9 +149,8 @@ enum afd_status afd_paths_choose(struct afd_pair *pair, Afd__PathOffer *const *o
         while (k < count && strcmp(offers[k]->name, b->name)) k++;
         snprintf(why, sizeof why, "not offered");
         if (k < count && b->reaches(t, offers[k]->address.data, (uint32_t)offers[k]->address.len, why)) {
-            pair->backend = b;
-            snprintf(pair->path_name, sizeof pair->path_name, "%s (%s%s%.40s)", b->name, why,
-                     used ? "; " : "", words);
+            snprintf(words + used, sizeof words - used, "%s%s", used ? "; " : "", why);
+            choose(pair, b, words);
             return keep_address(pair, offers[k]->address, error_out);
         }
         snprintf(words + used, sizeof words - used, "%s%s: %s", used ? "; " : "", b->name, why);
@@ -162,8 +171,7 @@ enum afd_status afd_paths_chosen(struct afd_pair *pair, const Afd__PathOffer *pa
                         path ? path->name : "");
     for (uint32_t i = 0; i < t->backend_count; i++)
         if (t->backends[i] != b) t->backends[i]->detach(pair);
-    pair->backend = b;
-    snprintf(pair->path_name, sizeof pair->path_name, "%s", b->name);
+    choose(pair, b, path->why);
     return keep_address(pair, path->address, error_out);
 }
 

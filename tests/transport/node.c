@@ -198,6 +198,23 @@ struct afd_pair *node_pair(struct node *from, struct node *to, struct afd_pair *
     return pair;
 }
 
+void two_open(struct two *two, const struct test_kind *kind, uint64_t slab_bytes)
+{
+    net_open(&two->net);
+    struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3),
+                                f = node_config(kind, AFD_ROLE_FFN, 1);
+    two->a = node_open(&two->net, &a, slab_bytes);
+    two->f = node_open(&two->net, &f, slab_bytes);
+}
+
+enum afd_status put_until_taken(struct node *node, struct afd_pair *pair, uint16_t region, const void *from,
+                                uint32_t bytes, uint16_t sequence)
+{
+    enum afd_status status;
+    while ((status = afd_pair_put(pair, region, from, bytes, sequence)) == AFD_AGAIN) pump(node->net);
+    return status;
+}
+
 static unsigned char byte_of(uint64_t i, uint32_t seed)
 {
     return (unsigned char)((i * 0x9e3779b97f4a7c15u + seed * 0x2545f4914f6cdd1du) >> 56);

@@ -71,6 +71,16 @@ void pump(struct test_net *net);
         }                                                                                                    \
     } while (0)
 
+/* Two nodes: attention connects, FFN accepts. */
+struct two {
+    struct test_net net;
+    struct node *a, *f;
+};
+void two_open(struct two *two, const struct test_kind *kind, uint64_t slab_bytes);
+/* Tries until it is not AFD_AGAIN. */
+enum afd_status put_until_taken(struct node *node, struct afd_pair *pair, uint16_t region, const void *from,
+                                uint32_t bytes, uint16_t sequence);
+
 /* The configuration that all nodes of a test agree on. */
 struct afd_transport_config node_config(const struct test_kind *kind, enum afd_role role, uint32_t rank);
 struct node *node_open(struct test_net *net, const struct afd_transport_config *config, uint64_t slab_bytes);

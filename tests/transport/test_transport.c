@@ -9,28 +9,6 @@
 
 static const struct test_kind *kind; /* of the running group */
 
-struct two {
-    struct test_net net;
-    struct node *a, *f; /* attention connects, FFN accepts */
-};
-
-static void two_open(struct two *two, uint64_t slab_bytes)
-{
-    net_open(&two->net);
-    struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3),
-                                f = node_config(kind, AFD_ROLE_FFN, 1);
-    two->a = node_open(&two->net, &a, slab_bytes);
-    two->f = node_open(&two->net, &f, slab_bytes);
-}
-
-static enum afd_status put_until_taken(struct node *node, struct afd_pair *pair, uint16_t region,
-                                       const void *from, uint32_t bytes, uint16_t sequence)
-{
-    enum afd_status status;
-    while ((status = afd_pair_put(pair, region, from, bytes, sequence)) == AFD_AGAIN) pump(node->net);
-    return status;
-}
-
 /* Guards: a message cut, shifted or reported with a wrong length at some size. */
 static void test_sizes(void **state)
 {
@@ -40,7 +18,7 @@ static void test_sizes(void **state)
     struct two t;
     struct afd_pair *other;
     (void)state;
-    two_open(&t, 2ull * LARGEST + 4096);
+    two_open(&t, kind, 2ull * LARGEST + 4096);
     node_regions(t.a, 0, 1, LARGEST + GUARD);
     node_regions(t.f, 0, 1, LARGEST + GUARD);
     struct afd_pair *pair = node_pair(t.a, t.f, &other);
@@ -67,7 +45,7 @@ static void test_sender_bounds(void **state)
 {
     struct two t;
     (void)state;
-    two_open(&t, 1 << 20);
+    two_open(&t, kind, 1 << 20);
     t.a->config.max_message_bytes = 0;
     node_regions(t.f, 0, 2, 100);
     struct afd_pair *pair = node_pair(t.a, t.f, NULL);
@@ -86,7 +64,7 @@ static void test_unregistered_region(void **state)
     struct two t;
     struct afd_error error = {""};
     (void)state;
-    two_open(&t, 4096);
+    two_open(&t, kind, 4096);
     struct afd_region outside = {t.a->slab + 1, t.a->slab_bytes};
     assert_null(
         afd_pair_connect(t.a->transport, t.f->address, &t.f->config.self, 1, 7, &outside, 1, NULL, &error));
@@ -97,200 +75,6 @@ static void test_unregistered_region(void **state)
     outside.base = t.f->slab + 1;
     assert_int_equal(afd_pair_accept(t.f->requested, &outside, 1, NULL), AFD_ERR_REQUEST);
     wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) == 1 && node_count_of(t.f, AFD_EVENT_LOST) == 1);
-    net_close(&t.net);
-}
-
-/* ---- refusals: the connector hears why, by name; the acceptor's owner hears nothing of a pair that never
- * was */
-
-struct mismatch {
-    void (*change)(struct afd_transport_config *config);
-    const char *words;
-};
-
-static void other_secret(struct afd_transport_config *c)
-{
-    c->secret[0] ^= 1;
-}
-static void other_model(struct afd_transport_config *c)
-{
-    c->agreement.model_hash[31] ^= 1;
-}
-static void other_dtypes(struct afd_transport_config *c)
-{
-    strcpy(c->agreement.dtypes, "a2f=fp8 f2a=bf16");
-}
-static void other_layout(struct afd_transport_config *c)
-{
-    strcpy(c->agreement.layout, "hidden=64 rows=16");
-}
-static void other_numerics(struct afd_transport_config *c)
-{
-    strcpy(c->agreement.numerics, "native/1");
-}
-
-static const struct mismatch mismatches[] = {
-    {other_secret, "does not hold this cluster's secret"},
-    {other_model, "models differ: another checkpoint or configuration: attn/3 has '090000"},
-    {other_dtypes, "data types differ: attn/3 has 'a2f=fp8 f2a=bf16', ffn/1 has 'a2f=bf16 f2a=bf16'"},
-    {other_layout, "layouts differ: attn/3 has 'hidden=64 rows=16', ffn/1 has 'hidden=64 rows=8'"},
-    {other_numerics, "numerics differ: attn/3 has 'native/1', ffn/1 has 'portable/1'"},
-};
-
-/* Guards: two ranks that do not fit work together, or part without saying why. */
-static void test_mismatches(void **state)
-{
-    (void)state;
-    for (size_t i = 0; i < sizeof mismatches / sizeof *mismatches; i++) {
-        struct test_net net;
-        net_open(&net);
-        struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3),
-                                    f = node_config(kind, AFD_ROLE_FFN, 1);
-        mismatches[i].change(&a);
-        struct node *from = node_open(&net, &a, 4096), *to = node_open(&net, &f, 4096);
-        node_connect(from, to, 1);
-        wait_for(&net, node_count_of(from, AFD_EVENT_LOST));
-        assert_int_equal(node_last(from, AFD_EVENT_LOST)->status, AFD_ERR_REFUSED);
-        if (!strstr(from->words, mismatches[i].words))
-            fail_msg("'%s' lacks '%s'", from->words, mismatches[i].words);
-        assert_int_equal(to->log_count, 0);
-        net_close(&net);
-    }
-}
-
-/* Guards: an address that changed hands connects two ranks that were not meant for each other. */
-static void test_wrong_address(void **state)
-{
-    struct two t;
-    struct afd_error error;
-    (void)state;
-    two_open(&t, 4096);
-    struct afd_identity rank2 = {AFD_ROLE_FFN, 2, 0}, earlier = t.f->config.self;
-    earlier.incarnation++;
-    assert_non_null(afd_pair_connect(t.a->transport, t.f->address, &rank2, 1, 7, NULL, 0, NULL, &error));
-    wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) == 1);
-    assert_non_null(strstr(t.a->words, "the hello is for ffn/2"));
-    assert_non_null(afd_pair_connect(t.a->transport, t.f->address, &earlier, 1, 7, NULL, 0, NULL, &error));
-    wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) == 2);
-    assert_non_null(strstr(t.a->words, "the hello is for ffn/1 of incarnation"));
-    assert_int_equal(t.f->log_count, 0);
-    net_close(&t.net);
-}
-
-/* Guards: "later" (another epoch) taken for a failure, and the epoch or identity lost on the way. */
-static void test_refused_by_owner(void **state)
-{
-    struct two t;
-    (void)state;
-    two_open(&t, 4096);
-    t.f->accepts = 0;
-    for (int later = 1; later >= 0; later--) {
-        int lost = node_count_of(t.a, AFD_EVENT_LOST);
-        struct afd_pair *pair = node_connect(t.a, t.f, 4);
-        t.f->requested = NULL;
-        wait_for(&t.net, t.f->requested);
-        assert_int_equal(afd_pair_epoch(t.f->requested), 7);
-        assert_int_equal(afd_pair_generation(t.f->requested), 4);
-        assert_int_equal(afd_pair_peer(t.f->requested)->rank, 3);
-        assert_int_equal(afd_pair_peer(t.f->requested)->incarnation, t.a->config.self.incarnation);
-        afd_pair_refuse(t.f->requested, later, later ? "this rank is at epoch 6" : "not a member");
-        wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) > lost);
-        assert_int_equal(node_last(t.a, AFD_EVENT_LOST)->status, later ? AFD_AGAIN : AFD_ERR_REFUSED);
-        assert_non_null(strstr(t.a->words, later ? "this rank is at epoch 6" : "not a member"));
-        afd_pair_close(pair);
-    }
-    net_close(&t.net);
-}
-
-/* Guards: a delayed hello of an older attempt takes the place of the current pair; a newer one leaves the old
- * open. */
-static void test_generations(void **state)
-{
-    struct two t;
-    (void)state;
-    two_open(&t, 1 << 16);
-    node_regions(t.f, 0, 1, 4096);
-    struct afd_pair *fifth = node_connect(t.a, t.f, 5);
-    wait_for(&t.net, node_count_of(t.a, AFD_EVENT_OPEN) == 1 && node_count_of(t.f, AFD_EVENT_OPEN) == 1);
-    for (uint32_t older = 4; older <= 5; older++) {
-        afd_pair_close(node_connect(t.a, t.f, older)); /* one that gave up at once */
-        node_connect(t.a, t.f, older);
-        wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) == (int)older - 3);
-        assert_non_null(strstr(t.a->words, "is not newer than 5"));
-    }
-    assert_int_equal(afd_pair_put(fifth, 0, t.a->slab, 10, 1), AFD_OK);
-    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_NOTICE) == 1);
-
-    struct afd_pair *sixth = node_connect(t.a, t.f, 6);
-    wait_for(&t.net, node_count_of(t.a, AFD_EVENT_OPEN) == 2 && node_count_of(t.f, AFD_EVENT_OPEN) == 2);
-    wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) == 3 && node_count_of(t.f, AFD_EVENT_LOST) == 1);
-    assert_non_null(strstr(t.a->words, "replaced by generation 6"));
-    assert_int_equal(afd_pair_put(fifth, 0, t.a->slab, 10, 2), AFD_ERR_PEER);
-    assert_int_equal(afd_pair_put(sixth, 0, t.a->slab, 10, 3), AFD_OK);
-    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_NOTICE) == 2);
-    assert_int_equal(node_last(t.f, AFD_EVENT_NOTICE)->sequence, 3);
-    net_close(&t.net);
-}
-
-/* Guards: a rank that starts again (new incarnation, generation from 1) is locked out by its former self. */
-static void test_restarted_peer(void **state)
-{
-    struct two t;
-    (void)state;
-    two_open(&t, 1 << 16);
-    node_regions(t.f, 0, 1, 4096);
-    node_connect(t.a, t.f, 9);
-    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_OPEN) == 1);
-    struct afd_transport_config again = t.a->config;
-    again.self.incarnation++;
-    struct node *restarted = node_open(&t.net, &again, 4096);
-    struct afd_pair *pair = node_connect(restarted, t.f, 1);
-    wait_for(&t.net,
-             node_count_of(restarted, AFD_EVENT_OPEN) == 1 && node_count_of(t.f, AFD_EVENT_LOST) == 1);
-    assert_int_equal(afd_pair_put(pair, 0, restarted->slab, 10, 1), AFD_OK);
-    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_NOTICE) == 1);
-    net_close(&t.net);
-}
-
-/* Guards: a wait without end for a side that never answers; the words must say who waited for whom. */
-static void test_deadline(void **state)
-{
-    struct two t;
-    (void)state;
-    net_open(&t.net);
-    struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3),
-                                f = node_config(kind, AFD_ROLE_FFN, 1);
-    a.connect_timeout_ms = 50;
-    t.a = node_open(&t.net, &a, 4096);
-    t.f = node_open(&t.net, &f, 4096);
-    t.f->accepts = 0; /* its owner never answers */
-    node_connect(t.a, t.f, 1);
-    wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) == 1);
-    assert_int_equal(node_last(t.a, AFD_EVENT_LOST)->status, AFD_ERR_DEADLINE);
-    assert_non_null(strstr(t.a->words, "attn/3 waited "));
-    assert_non_null(strstr(t.a->words, "ms for ffn/1 to answer the hello"));
-    /* the acceptor's owner, who was asked, hears that it is too late */
-    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_LOST) == 1);
-    assert_int_equal(afd_pair_accept(t.f->requested, NULL, 0, NULL), AFD_ERR_PEER);
-    net_close(&t.net);
-}
-
-/* Guards: an address nobody listens on. */
-static void test_nobody_listens(void **state)
-{
-    struct two t;
-    struct afd_error error = {""};
-    (void)state;
-    two_open(&t, 4096);
-    char address[AFD_ADDRESS_BYTES];
-    struct afd_identity who = t.f->config.self;
-    strcpy(address, t.f->address);
-    node_close(t.f);
-    assert_non_null(afd_pair_connect(t.a->transport, address, &who, 1, 7, NULL, 0, NULL, &error));
-    wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) == 1);
-    assert_int_equal(node_last(t.a, AFD_EVENT_LOST)->status, AFD_ERR_PEER);
-    assert_null(afd_pair_connect(t.a->transport, "nowhere", &who, 1, 7, NULL, 0, NULL, &error));
-    assert_non_null(strstr(error.text, "expected host:port"));
     net_close(&t.net);
 }
 
@@ -377,7 +161,7 @@ static void test_closing_peer(void **state)
 {
     struct two t;
     (void)state;
-    two_open(&t, 1 << 16);
+    two_open(&t, kind, 1 << 16);
     node_regions(t.f, 0, 1, 4096);
     t.f->rank_stride = 4096;
     struct afd_transport_config b = node_config(kind, AFD_ROLE_ATTN, 4);
@@ -411,7 +195,7 @@ static void test_hostile_headers(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct two t;
-        two_open(&t, 1 << 17);
+        two_open(&t, kind, 1 << 17);
         node_regions(t.f, 0, 1, 4096);
         t.f->rank_stride = 4096;
         struct afd_transport_config b = node_config(kind, AFD_ROLE_ATTN, 4);
@@ -441,7 +225,7 @@ static void test_flood(void **state)
 {
     struct two t;
     (void)state;
-    two_open(&t, 4096);
+    two_open(&t, kind, 4096);
     node_regions(t.f, 0, 2, 64);
     struct afd_pair *pair = node_pair(t.a, t.f, NULL);
     struct afd_transport_event event;
@@ -461,7 +245,7 @@ static void test_fence(void **state)
     enum { BIG = 4 << 20 };
     struct two t;
     (void)state;
-    two_open(&t, 5ull * BIG);
+    two_open(&t, kind, 5ull * BIG);
     for (int round = 0; round < 6; round++) {
         struct afd_pair *other;
         node_regions(t.f, 0, 4, BIG);
@@ -504,7 +288,7 @@ static void test_wakeups(void **state)
     enum { MESSAGES = 10000 };
     struct two t;
     (void)state;
-    two_open(&t, 4096);
+    two_open(&t, kind, 4096);
     node_regions(t.a, 64, 1, 64);
     node_regions(t.f, 64, 1, 64);
     t.f->on_event = answer;
@@ -530,13 +314,6 @@ int main(int argc, char **argv)
             cmocka_unit_test(test_sizes),
             cmocka_unit_test(test_sender_bounds),
             cmocka_unit_test(test_unregistered_region),
-            cmocka_unit_test(test_mismatches),
-            cmocka_unit_test(test_wrong_address),
-            cmocka_unit_test(test_refused_by_owner),
-            cmocka_unit_test(test_generations),
-            cmocka_unit_test(test_restarted_peer),
-            cmocka_unit_test(test_deadline),
-            cmocka_unit_test(test_nobody_listens),
             cmocka_unit_test(test_many_pairs),
             cmocka_unit_test(test_closing_peer),
             cmocka_unit_test(test_hostile_headers),
