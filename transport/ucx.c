@@ -36,6 +36,7 @@ static void path_release(struct ucx_path *path)
     if (path->pair || path->is_detaching || path->requests) return;
     afd_ucx_path_forget(path);
     free(path->ops);
+    free(path->peer_address);
     free(path);
 }
 
@@ -299,9 +300,13 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
         ucx->has_complained = 1;
         return UCS_OK;
     }
-    if (afd_pair_path_works(pair) && h.kind != UCX_OPEN)
-        take_message(pair->path[AFD_WAY_UCX], &h, data, bytes,
-                     !!(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV));
+    struct ucx_path *path = pair->path[AFD_WAY_UCX];
+    if (h.kind == UCX_OPEN) {
+        path->is_open_heard = 1;
+        make_ready(path); /* an endpoint is not made inside of UCX's callback */
+    } else if (afd_pair_path_works(pair)) {
+        take_message(path, &h, data, bytes, !!(param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV));
+    }
     return UCS_OK;
 }
 
@@ -331,6 +336,20 @@ static void on_endpoint_error(void *user, ucp_ep_h ep, ucs_status_t status)
     if (path->pair) afd_pair_fail(path->pair, AFD_ERR_PEER, "data path: %s", ucs_status_string(status));
 }
 
+/* The endpoint, and the first message over it. */
+static enum afd_status greet(struct ucx_path *path, const void *address, uint32_t bytes,
+                             struct afd_error *error_out)
+{
+    struct afd_pair *pair = path->pair;
+    enum afd_status status = afd_ucx_path_connect(pair, path, address, bytes, on_endpoint_error, error_out);
+    if (status) return status;
+    struct ucx_op *open = op_take(path);
+    open->header = (struct ucx_header){.index = pair->peer_index, .kind = UCX_OPEN, .key = pair->peer_key};
+    enqueue(open);
+    if (send_queue(path)) return afd_fail(error_out, AFD_ERR_PEER, "%s", pair->words);
+    return AFD_OK;
+}
+
 static enum afd_status ucx_attach(struct afd_pair *pair, const void *address, uint32_t bytes,
                                   struct afd_error *error_out)
 {
@@ -342,13 +361,29 @@ static enum afd_status ucx_attach(struct afd_pair *pair, const void *address, ui
         path->ops[i].path = path;
         op_finish(&path->ops[i]);
     }
-    enum afd_status status = afd_ucx_path_connect(pair, path, address, bytes, on_endpoint_error, error_out);
-    if (status) return status;
-    struct ucx_op *open = op_take(path);
-    open->header = (struct ucx_header){.index = pair->peer_index, .kind = UCX_OPEN, .key = pair->peer_key};
-    enqueue(open);
-    if (send_queue(path)) return afd_fail(error_out, AFD_ERR_PEER, "%s", pair->words);
+    if (pair->peer.is_connector) return greet(path, address, bytes, error_out);
+    path->peer_address = malloc(bytes);
+    if (!path->peer_address) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
+    memcpy(path->peer_address, address, bytes);
+    path->peer_address_bytes = bytes;
     return AFD_OK;
+}
+
+/* The connector spoke: the acceptor answers on the connection that this made. If both connected at once, UCX
+ * would have to give up one of two TCP connections, and now and then it gave up both. */
+static void answer_open(struct ucx_path *path)
+{
+    struct afd_error error;
+    struct afd_pair *pair = path->pair;
+    path->is_open_heard = 0;
+    if (!path->ep && path->peer_address) {
+        enum afd_status status = greet(path, path->peer_address, path->peer_address_bytes, &error);
+        if (status) {
+            afd_pair_fail(pair, status, "%s", error.text);
+            return;
+        }
+    }
+    afd_pair_path_works(pair);
 }
 
 static void ucx_detach(struct afd_pair *pair)
@@ -409,6 +444,7 @@ static void ucx_progress(struct afd_transport *t)
     afd_ucx_worker_progress(t);
     for (struct ucx_path *last = ucx->ready_last; last && (ready = ucx->ready_first);) {
         unready(ready);
+        if (ready->is_open_heard) answer_open(ready);
         send_queue(ready);
         if (ready == last) break;
     }

@@ -92,6 +92,10 @@ struct ucx_path {
     struct ucx_header arriving; /* the message whose parts come in; they come in order */
     uint32_t arrived;           /* bytes of it; none is coming: arriving.kind is UCX_OPEN */
 
+    int is_open_heard;           /* UCX_OPEN came: answer it */
+    unsigned char *peer_address; /* acceptor: until then */
+    uint32_t peer_address_bytes;
+
     unsigned char *address; /* ours, for the hello */
     uint32_t address_bytes;
     ucp_mem_h *registered; /* our regions, a handle a run */
