@@ -9,9 +9,19 @@ const struct test_kind test_kinds[] = {
     {.name = "loop", .kind = AFD_DATA_LOOP, .path = AFD_PATH_AUTO},
     {.name = "shm", .kind = AFD_DATA_AUTO, .path = AFD_PATH_SHM},
     {.name = "ucx tcp", .kind = AFD_DATA_UCX, .path = AFD_PATH_TCP},
-    {.name = "ucx tcp put", .kind = AFD_DATA_UCX, .path = (enum afd_data_path)AFD_PATH_TCP_PUT},
-    {.name = "verbs", .kind = AFD_DATA_VERBS, .path = AFD_PATH_RDMA, .needs_rdma = 1},
-    {.name = "ucx rdma", .kind = AFD_DATA_UCX, .path = AFD_PATH_RDMA, .needs_rdma = 1},
+    {.name = "ucx tcp put", .kind = AFD_DATA_UCX, .path = (enum afd_data_path)AFD_PATH_TCP_PUT, .emulates_put = 1},
+    {.name = "verbs",
+     .kind = AFD_DATA_VERBS,
+     .path = AFD_PATH_RDMA,
+     .needs_rdma = 1,
+     .network = {.gid_index = -1}},
+    /* soft-RoCE: with the GID of an IPv4 address UCX's ud_verbs, which sets up its rc_verbs, gets no answer
+     */
+    {.name = "ucx rdma",
+     .kind = AFD_DATA_UCX,
+     .path = AFD_PATH_RDMA,
+     .needs_rdma = 1,
+     .network = {.gid_index = 0, .ucx_tls = "rc_verbs,ud_verbs"}},
 };
 #ifdef __SANITIZE_THREAD__
 const int test_kind_count = 2; /* UCX is not built for ThreadSanitizer: it would report UCX's own locks */
@@ -36,10 +46,15 @@ static void on_watchdog(evutil_socket_t fd, short what, void *user)
 
 void net_open(struct test_net *net)
 {
-    struct timeval limit = {.tv_sec = 30};
     memset(net, 0, sizeof *net);
     net->base = event_base_new();
     net->watchdog = evtimer_new(net->base, on_watchdog, net);
+    net_more_time(net);
+}
+
+void net_more_time(struct test_net *net)
+{
+    struct timeval limit = {.tv_sec = 30};
     evtimer_add(net->watchdog, &limit);
 }
 
@@ -102,7 +117,7 @@ struct afd_transport_config node_config(const struct test_kind *kind, enum afd_r
     struct afd_transport_config config = {
         .kind = kind->kind,
         .path = kind->path,
-        .network = {.gid_index = -1},
+        .network = kind->network,
         .host = "127.0.0.1",
         .secret = {1, 2, 3},
         .self = {role, rank, 1000 + rank + 100000 * (uint64_t)role},

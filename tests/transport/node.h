@@ -21,6 +21,9 @@ struct test_kind {
     enum afd_data_transport kind;
     enum afd_data_path path;
     int needs_rdma; /* runs when it is named alone: on a machine with an RDMA device */
+    struct afd_network_options network;
+    /* UCX's put over TCP, of messages: nothing protects memory, and a peer's death can end the process */
+    int emulates_put;
 };
 extern const struct test_kind test_kinds[];
 extern const int test_kind_count;
@@ -63,6 +66,7 @@ struct test_net {
 void net_open(struct test_net *net);
 void net_close(struct test_net *net); /* its nodes too */
 void pump(struct test_net *net);
+void net_more_time(struct test_net *net); /* the 30 s begin again: there is progress */
 #define wait_for(net, condition)                                                                             \
     do {                                                                                                     \
         while (!(condition)) {                                                                               \
