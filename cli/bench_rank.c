@@ -36,7 +36,7 @@ struct link {
     struct message waiting[BT_WINDOW]; /* a ring: put said "again" */
     uint32_t waiting_first, waiting_count;
     afd_ns sent[BT_WINDOW];
-    uint32_t under_way;
+    uint32_t under_way; /* a set of regions */
     uint64_t messages;
 };
 
@@ -62,9 +62,12 @@ struct rank {
 
 struct measurement {
     uint32_t bytes;      /* of each message */
+    uint16_t how;        /* it is answered */
     uint32_t answered;   /* answers since it began */
     afd_ns began, until; /* messages are sent again until then */
-    int goes_on, is_odd; /* send again what was answered; an answer was not the one expected */
+    int goes_on;         /* send again what was answered.. */
+    int in_step;         /* ..once all pairs have answered for that region */
+    int is_odd;          /* an answer was not the one expected */
     uint32_t expected_bytes;
     const struct link *except; /* its times are not wanted; NULL: none */
     afd_ns phase_at[2];        /* histogram 1 from here on, 2 from here on */
@@ -111,6 +114,28 @@ static void answer(struct rank *r, struct link *l, const struct afd_transport_ev
     send_message(r, l, bytes, e->region, e->sequence);
 }
 
+static void send_first(struct rank *r, struct link *l, uint16_t region, afd_ns now)
+{
+    if (!l->pair) return;
+    l->under_way |= 1u << region;
+    l->sent[region] = now;
+    send_message(r, l, r->measurement->bytes, region, (uint16_t)(r->measurement->how << ANSWER_SHIFT));
+}
+
+/* After an answer for `region`, or the end of the pair that it was to come from. */
+static void send_again(struct rank *r, struct link *l, uint16_t region, afd_ns now)
+{
+    const struct measurement *m = r->measurement;
+    if (!m->goes_on || now >= m->until) return;
+    if (!m->in_step) {
+        send_first(r, l, region, now);
+        return;
+    }
+    for (uint32_t i = 0; i < r->link_count; i++)
+        if (r->links[i].under_way & 1u << region) return;
+    for (uint32_t i = 0; i < r->link_count; i++) send_first(r, &r->links[i], region, now);
+}
+
 static void take_answer(struct rank *r, struct link *l, const struct afd_transport_event *e)
 {
     struct measurement *m = r->measurement;
@@ -121,12 +146,8 @@ static void take_answer(struct rank *r, struct link *l, const struct afd_transpo
     l->messages++;
     int phase = m->phase_at[0] && now >= m->phase_at[0] ? now >= m->phase_at[1] ? 2 : 1 : 0;
     if (l != m->except) bt_histogram_add(&m->times[phase], now - l->sent[e->region]);
-    if (m->goes_on && now < m->until) {
-        l->sent[e->region] = now;
-        send_message(r, l, m->bytes, e->region, e->sequence);
-    } else {
-        l->under_way--;
-    }
+    l->under_way &= ~(1u << e->region);
+    send_again(r, l, e->region, now);
 }
 
 static void take_lost(struct rank *r, struct link *l, const struct afd_transport_event *e)
@@ -137,8 +158,12 @@ static void take_lost(struct rank *r, struct link *l, const struct afd_transport
             snprintf(r->words, sizeof r->words, "the pair with %s/%u: %s",
                      r->role == AFD_ROLE_ATTN ? "ffn" : "attn", l->peer, e->words);
         r->waiting_count -= l->waiting_count;
-        l->waiting_count = l->under_way = 0;
+        l->waiting_count = 0;
         l->pair = NULL;
+        uint32_t regions = l->under_way;
+        l->under_way = 0;
+        for (uint16_t i = 0; r->measurement && i < BT_WINDOW; i++)
+            if (regions & 1u << i) send_again(r, l, i, l->lost_at);
     }
     afd_pair_close(e->pair);
 }
@@ -289,18 +314,11 @@ static json_t *finish(struct rank *r, json_t *answer)
     return failure(words);
 }
 
-static void send_first(struct rank *r, struct link *l, uint16_t region, uint16_t how)
+static uint32_t are_under_way(const struct rank *r)
 {
-    l->under_way++;
-    l->sent[region] = afd_now();
-    send_message(r, l, r->measurement->bytes, region, (uint16_t)(how << ANSWER_SHIFT));
-}
-
-static uint32_t under_way(const struct rank *r)
-{
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < r->link_count; i++) count += r->links[i].under_way;
-    return count;
+    uint32_t regions = 0;
+    for (uint32_t i = 0; i < r->link_count; i++) regions |= r->links[i].under_way;
+    return regions;
 }
 
 /* {"bytes", "seconds"}: to and fro, one message at a time. A tenth of the time before is not counted. */
@@ -314,8 +332,9 @@ static json_t *do_latency(struct rank *r, const json_t *request)
     m->phase_at[0] = begin + length / 10;
     m->phase_at[1] = m->until = m->phase_at[0] + length;
     m->goes_on = 1;
-    send_first(r, &r->links[0], 0, ANSWER_SAME);
-    while (under_way(r)) turn(r, r->sleeps);
+    m->how = ANSWER_SAME;
+    send_first(r, &r->links[0], 0, afd_now());
+    while (are_under_way(r)) turn(r, r->sleeps);
     if (!m->times[1].count) m->times[1] = m->times[m->times[0].count ? 0 : 2]; /* one trip takes that long */
     json_t *times = bt_histogram_json(&m->times[1]);
     wrong = r->lost_count ? failure(r->words) : finish(r, json_pack("{s:o}", "times", times));
@@ -335,15 +354,16 @@ static json_t *do_bandwidth(struct rank *r, const json_t *request)
     afd_ns length = (afd_ns)(number(request, "seconds") * 1e9), begin = afd_now();
     m->goes_on = 1;
     m->until = begin + length / 10;
-    for (uint32_t i = 0; i < window; i++) send_first(r, &r->links[0], (uint16_t)i, ANSWER_NOTICE);
-    while (m->answered < window && under_way(r)) turn(r, r->sleeps);
+    m->how = ANSWER_NOTICE;
+    for (uint32_t i = 0; i < window; i++) send_first(r, &r->links[0], (uint16_t)i, afd_now());
+    while (m->answered < window && are_under_way(r)) turn(r, r->sleeps);
     uint32_t before = m->answered;
     m->began = afd_now();
     m->until = m->began + length;
-    while (under_way(r) && afd_now() < m->until) turn(r, r->sleeps);
+    while (are_under_way(r) && afd_now() < m->until) turn(r, r->sleeps);
     uint32_t after = m->answered;
     double seconds = (double)(afd_now() - m->began) * 1e-9;
-    while (under_way(r)) turn(r, r->sleeps);
+    while (are_under_way(r)) turn(r, r->sleeps);
     json_t *done =
         json_pack("{s:f, s:I}", "bytes_per_s", (double)(after - before) * (double)m->bytes / seconds,
                   "messages", (json_int_t)(after - before));
@@ -375,12 +395,14 @@ static json_t *do_exchange(struct rank *r, const json_t *request)
     m->goes_on = 1;
     if (json_is_integer(json_object_get(request, "except")) && whole(request, "except") < r->link_count)
         m->except = &r->links[whole(request, "except")];
+    m->how = ANSWER_SIZED;
+    m->in_step = json_is_true(json_object_get(request, "in_step"));
     m->began = afd_now();
     m->until = m->began + (afd_ns)(number(request, "seconds") * 1e9);
     for (uint32_t s = 0; s < slots; s++)
         for (uint32_t i = 0; i < r->link_count; i++) /* not all ranks begin with the same one */
-            send_first(r, &r->links[(i + r->index) % r->link_count], (uint16_t)s, ANSWER_SIZED);
-    while (under_way(r)) turn(r, r->sleeps);
+            send_first(r, &r->links[(i + r->index) % r->link_count], (uint16_t)s, afd_now());
+    while (are_under_way(r)) turn(r, r->sleeps);
     json_t *pairs = json_array(), *times = json_array();
     for (uint32_t i = 0; i < r->link_count; i++)
         json_array_append_new(pairs, json_pack("{s:I, s:I}", "messages", (json_int_t)r->links[i].messages,
@@ -405,11 +427,12 @@ static json_t *do_wake(struct rank *r, const json_t *request)
         return wrong ? wrong : failure("not a message of this plan");
     }
     m->expected_bytes = m->bytes;
+    m->how = ANSWER_STAMPED;
     for (uint32_t i = whole(request, "count"); i && !r->lost_count; i--) {
         set_timer(r, 0.0005); /* by then it sleeps */
         while (!r->is_expired) turn(r, 1);
-        send_first(r, &r->links[0], 0, ANSWER_STAMPED);
-        while (under_way(r)) turn(r, 1);
+        send_first(r, &r->links[0], 0, afd_now());
+        while (are_under_way(r)) turn(r, 1);
         afd_ns at;
         memcpy(&at, r->links[0].regions[0].base, sizeof at);
         if (at >= r->links[0].sent[0]) bt_histogram_add(woke, at - r->links[0].sent[0]);

@@ -149,12 +149,13 @@ static void print_exchange(const json_t *x, FILE *to)
                                           ">p99.9",         ">max", ">count"};
     char there[32], back[32], least[32], middle[32], most[32];
     const json_t *kill = json_object_get(x, "kill");
-    fprintf(to,
-            "%.0f pairs at once, %s, %.1f s, %s there and %s back, %.0f under way a pair: %.0f MB/s in all\n",
-            real_of(x, "pairs"), text_of(x, "wait"), real_of(x, "seconds"),
-            size_text((uint64_t)real_of(x, "there_bytes"), there),
-            size_text((uint64_t)real_of(x, "back_bytes"), back), real_of(x, "window"),
-            real_of(x, "bytes_per_s") * 1e-6);
+    fprintf(
+        to,
+        "%.0f pairs at once%s, %s, %.1f s, %s there and %s back, %.0f under way a pair: %.0f MB/s in all\n",
+        real_of(x, "pairs"), json_is_true(json_object_get(x, "in_step")) ? ", those of a rank in step" : "",
+        text_of(x, "wait"), real_of(x, "seconds"), size_text((uint64_t)real_of(x, "there_bytes"), there),
+        size_text((uint64_t)real_of(x, "back_bytes"), back), real_of(x, "window"),
+        real_of(x, "bytes_per_s") * 1e-6);
     fprintf(to, "bytes of a pair: least %s, median %s, most %s; least / median %.3f\n",
             size_text((uint64_t)real_of(x, "least_bytes"), least),
             size_text((uint64_t)real_of(x, "median_bytes"), middle),

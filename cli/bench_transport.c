@@ -12,7 +12,7 @@
 
 #include "cli/bench_transport.h"
 
-enum { SMALL = 64, WAKES = 400, DEFAULT_ROUNDS = 5, IDLE_SECONDS = 1 };
+enum { MICROBATCHES = 3, SMALL = 64, WAKES = 400, DEFAULT_ROUNDS = 5, IDLE_SECONDS = 1 };
 static const double PAIR_SECONDS = 0.25, EXCHANGE_SECONDS = 10, DURING_SECONDS = 0.5;
 static const uint64_t REPORT_THERE = 896 << 10,
                       REPORT_BACK = 1792 << 10; /* the Step-3 report's, see DESIGN */
@@ -21,7 +21,7 @@ struct options {
     const char *over, *data, *devices, *sizes, *pairs, *wait, *server, *connect, *secret_file;
     double seconds;
     uint64_t rounds, window;
-    int load, json, compare, kill;
+    int load, json, compare, kill, in_step;
 
     /* parsed */
     uint64_t bytes[BT_MAX_SIZES];
@@ -111,12 +111,14 @@ static const char *conflict(const struct options *o, const struct bt_plan *p)
         return "what --server does, the connecting side says: only --secret-file goes with it";
     if (o->secret_file && !o->server && !o->connect) return "--secret-file goes with --server or --connect";
     if (o->connect && !o->secret_file) return "--connect needs --secret-file: a copy of the server's";
+    if (o->in_step && !o->is_exchange) return "--in-step goes with --pairs";
     if (o->kill && (!o->is_exchange || o->connect))
         return "--kill needs --pairs NxM, all on this host: one clock for both sides";
     if (o->kill && p->count[AFD_ROLE_FFN] < 2) return "--kill ends one FFN rank: it takes two at least";
     if (o->kill && o->compare) return "--kill and --compare do not go together";
     if (o->compare && o->is_exchange) return "--compare is for one pair: the libraries' tests have no more";
-    if (o->is_exchange && o->size_count > 2) return "--pairs takes two sizes at most: there, and back";
+    if (o->is_exchange && o->sizes && o->size_count > 2)
+        return "--pairs takes two sizes at most: there, and back";
     return NULL;
 }
 
@@ -126,7 +128,8 @@ static const char *too_large(const struct bt_plan *p)
     double pairs = (double)p->count[AFD_ROLE_ATTN] * p->count[AFD_ROLE_FFN];
     double wanted = pairs * p->window * (double)(p->there_bytes + p->back_bytes);
     double memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    return wanted > memory / 2 ? "the regions of all pairs would take more than half of this host's memory"
+    return wanted > memory / 2 ? "all pairs' regions would take more than half of this host's memory: a "
+                                 "smaller --window, or sizes"
                                : NULL;
 }
 
@@ -166,7 +169,7 @@ static int read_options(struct options *o, struct bt_plan *p)
             if (o->bytes[i] > p->there_bytes) p->there_bytes = o->bytes[i];
         p->back_bytes = p->there_bytes;
     }
-    p->window = o->window ? (uint32_t)o->window : o->is_exchange ? 1 : BT_WINDOW;
+    p->window = o->window ? (uint32_t)o->window : o->is_exchange ? MICROBATCHES : BT_WINDOW;
     if (!o->seconds) o->seconds = o->is_exchange ? EXCHANGE_SECONDS : PAIR_SECONDS;
     words = o->server ? NULL : too_large(p);
     if (words) cli_fail("bench transport: %s", words);
@@ -330,6 +333,7 @@ struct exchange {
     uint32_t victim;      /* FFN rank */
     afd_ns killed_at;     /* 0: none was */
     uint64_t *bytes;      /* by pair that lives, ascending */
+    json_t *matrix;       /* the same by attention and FFN rank; null: the victim's */
     uint64_t *noticed_ns; /* by pair of the victim, ascending */
     uint32_t pair_count, lost_count;
     double seconds;
@@ -345,10 +349,11 @@ static int by_size(const void *a, const void *b)
 static json_t *exchange_request(const struct exchange *x, afd_ns kill_at)
 {
     const struct bt_plan *p = &x->run->plan;
-    json_t *r = json_pack("{s:s, s:I, s:I, s:i, s:f, s:[I, I]}", "do", "exchange", "bytes",
-                          (json_int_t)p->there_bytes, "answer_bytes", (json_int_t)p->back_bytes, "slots",
-                          (int)p->window, "seconds", x->o->seconds, "phase_ns", (json_int_t)kill_at,
-                          (json_int_t)(kill_at + (afd_ns)(DURING_SECONDS * 1e9)));
+    json_t *r =
+        json_pack("{s:s, s:b, s:I, s:I, s:i, s:f, s:[I, I]}", "do", "exchange", "in_step", x->o->in_step,
+                  "bytes", (json_int_t)p->there_bytes, "answer_bytes", (json_int_t)p->back_bytes, "slots",
+                  (int)p->window, "seconds", x->o->seconds, "phase_ns", (json_int_t)kill_at,
+                  (json_int_t)(kill_at + (afd_ns)(DURING_SECONDS * 1e9)));
     if (x->o->kill) json_object_set_new(r, "except", json_integer(x->victim));
     return r;
 }
@@ -365,7 +370,8 @@ static void take_rank(struct exchange *x, const json_t *rank)
 {
     const struct bt_plan *p = &x->run->plan;
     size_t i;
-    json_t *pair;
+    json_t *pair, *row = json_array();
+    json_array_append_new(x->matrix, row);
     json_array_foreach(json_object_get(rank, "pairs"), i, pair)
     {
         uint64_t messages = (uint64_t)json_integer_value(json_object_get(pair, "messages"));
@@ -373,8 +379,10 @@ static void take_rank(struct exchange *x, const json_t *rank)
         if (i >= p->count[AFD_ROLE_FFN]) break;
         if (x->o->kill && i == x->victim) {
             if (lost) x->noticed_ns[x->lost_count++] = lost > x->killed_at ? lost - x->killed_at : 0;
+            json_array_append_new(row, json_null());
         } else {
-            x->bytes[x->pair_count++] = messages * (p->there_bytes + p->back_bytes);
+            x->bytes[x->pair_count] = messages * (p->there_bytes + p->back_bytes);
+            json_array_append_new(row, json_integer((json_int_t)x->bytes[x->pair_count++]));
         }
     }
     for (size_t k = 0; k < 3; k++)
@@ -418,18 +426,14 @@ static json_t *exchange_json(const struct exchange *x)
 {
     const struct bt_plan *p = &x->run->plan;
     uint64_t sum = 0, middle = x->bytes[x->pair_count / 2];
-    json_t *pairs = json_array();
-    for (uint32_t i = 0; i < x->pair_count; i++) {
-        sum += x->bytes[i];
-        json_array_append_new(pairs, json_integer((json_int_t)x->bytes[i]));
-    }
+    for (uint32_t i = 0; i < x->pair_count; i++) sum += x->bytes[i];
     json_t *o = json_pack(
-        "{s:s, s:f, s:I, s:I, s:i, s:i, s:f, s:I, s:I, s:I, s:f, s:o}", "wait", bt_wait_names[x->wait],
-        "seconds", x->seconds, "there_bytes", (json_int_t)p->there_bytes, "back_bytes",
-        (json_int_t)p->back_bytes, "window", (int)p->window, "pairs", (int)x->pair_count, "bytes_per_s",
-        (double)sum / x->seconds, "least_bytes", (json_int_t)x->bytes[0], "median_bytes", (json_int_t)middle,
-        "most_bytes", (json_int_t)x->bytes[x->pair_count - 1], "least_to_median_ratio",
-        middle ? (double)x->bytes[0] / (double)middle : 0.0, "pair_bytes", pairs);
+        "{s:s, s:b, s:f, s:I, s:I, s:i, s:i, s:f, s:I, s:I, s:I, s:f, s:O}", "wait", bt_wait_names[x->wait],
+        "in_step", x->o->in_step, "seconds", x->seconds, "there_bytes", (json_int_t)p->there_bytes,
+        "back_bytes", (json_int_t)p->back_bytes, "window", (int)p->window, "pairs", (int)x->pair_count,
+        "bytes_per_s", (double)sum / x->seconds, "least_bytes", (json_int_t)x->bytes[0], "median_bytes",
+        (json_int_t)middle, "most_bytes", (json_int_t)x->bytes[x->pair_count - 1], "least_to_median_ratio",
+        middle ? (double)x->bytes[0] / (double)middle : 0.0, "bytes_by_attn_and_ffn", x->matrix);
     if (!x->o->kill) {
         json_object_set_new(o, "round_trip_us", times_json(&x->times[0]));
         return o;
@@ -457,13 +461,14 @@ static enum afd_status measure_exchange(struct bt_run *run, const struct options
         if (!o->waits[wait]) continue;
         struct exchange *x = calloc(1, sizeof *x);
         if (!x) abort();
-        *x = (struct exchange){.run = run, .o = o, .wait = (enum bt_wait)wait};
+        *x = (struct exchange){.run = run, .o = o, .wait = (enum bt_wait)wait, .matrix = json_array()};
         x->victim = p->count[AFD_ROLE_FFN] - 1;
         x->bytes = calloc((size_t)p->count[AFD_ROLE_ATTN] * p->count[AFD_ROLE_FFN], sizeof *x->bytes);
         x->noticed_ns = calloc(p->count[AFD_ROLE_ATTN], sizeof *x->noticed_ns);
         if (!x->bytes || !x->noticed_ns) abort();
         status = run_exchange(x, error);
         if (!status) json_array_append_new(all, exchange_json(x));
+        json_decref(x->matrix);
         free(x->bytes);
         free(x->noticed_ns);
         free(x);
@@ -530,10 +535,13 @@ int cli_bench_transport(const struct cli_command *self, int argc, char **argv)
         {"--pairs", 0, CLI_TEXT, &o.pairs, "NxM: N attention ranks with M FFN ranks, all at once"},
         {"--seconds", 0, CLI_REAL, &o.seconds, "of each measurement (default 0.25; with --pairs 10)"},
         {"--wait", 0, CLI_TEXT, &o.wait, "poll, sleep or both (default both; with --pairs sleep)"},
-        {"--window", 0, CLI_COUNT, &o.window, "messages of a pair under way, 1 to 32 (default: by size; 1)"},
+        {"--window", 0, CLI_COUNT, &o.window,
+         "messages of a pair under way, 1 to 32 (default: by size; with --pairs 3)"},
         {"--load", 0, CLI_FLAG, &o.load, "a thread of multiply-adds beside each rank"},
         {"--compare", 0, CLI_FLAG, &o.compare, "in turns with ucx_perftest and ib_*, medians of the rounds"},
         {"--rounds", 0, CLI_COUNT, &o.rounds, "of --compare, 1 to 15 (default 5)"},
+        {"--in-step", 0, CLI_FLAG, &o.in_step,
+         "with --pairs: to every FFN rank, and again when all have answered, as a layer does"},
         {"--kill", 0, CLI_FLAG, &o.kill, "with --pairs: SIGKILL one FFN rank in the middle"},
         {"--server", 0, CLI_TEXT, &o.server, "HOST:PORT: be the FFN ranks' host for those who connect"},
         {"--connect", 0, CLI_TEXT, &o.connect, "HOST:PORT of such a server"},
