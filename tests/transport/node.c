@@ -9,7 +9,10 @@ const struct test_kind test_kinds[] = {
     {.name = "loop", .kind = AFD_DATA_LOOP, .path = AFD_PATH_AUTO},
     {.name = "shm", .kind = AFD_DATA_AUTO, .path = AFD_PATH_SHM},
     {.name = "ucx tcp", .kind = AFD_DATA_UCX, .path = AFD_PATH_TCP},
-    {.name = "ucx tcp put", .kind = AFD_DATA_UCX, .path = (enum afd_data_path)AFD_PATH_TCP_PUT, .emulates_put = 1},
+    {.name = "ucx tcp put",
+     .kind = AFD_DATA_UCX,
+     .path = (enum afd_data_path)AFD_PATH_TCP_PUT,
+     .emulates_put = 1},
     {.name = "verbs",
      .kind = AFD_DATA_VERBS,
      .path = AFD_PATH_RDMA,
@@ -68,7 +71,7 @@ void net_close(struct test_net *net)
     event_base_free(net->base);
 }
 
-static void accept_pair(struct node *node, struct afd_pair *pair)
+void node_accept(struct node *node, struct afd_pair *pair)
 {
     struct afd_region regions[AFD_MAX_REGIONS];
     uint64_t shift = afd_pair_peer(pair)->rank * node->rank_stride;
@@ -86,7 +89,7 @@ static void take(struct node *node, const struct afd_transport_event *event)
     if (event->kind == AFD_EVENT_LOST) snprintf(node->words, sizeof node->words, "%s", event->words);
     if (event->kind == AFD_EVENT_REQUEST) {
         node->requested = event->pair;
-        if (node->accepts) accept_pair(node, event->pair);
+        if (node->accepts) node_accept(node, event->pair);
     }
     if (node->on_event) node->on_event(node, event);
 }
@@ -99,17 +102,28 @@ static int poll_node(struct node *node)
     return (int)count;
 }
 
-void pump(struct test_net *net)
+static int poll_nodes(struct test_net *net)
 {
     int count = 0;
     for (int i = 0; i < net->node_count; i++) count += poll_node(net->nodes[i]);
-    int may_sleep = count == 0;
+    return count;
+}
+
+void pump(struct test_net *net)
+{
+    int may_sleep = poll_nodes(net) == 0;
     for (int i = 0; i < net->node_count && may_sleep; i++)
         may_sleep = afd_transport_arm(net->nodes[i]->transport) == AFD_OK;
     net->sleeps += may_sleep;
     /* Under traffic too, or the hello sockets starve. NONBLOCK alone goes on while any event is active, and a
        descriptor that is not drained stays active. */
     event_base_loop(net->base, may_sleep ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK);
+}
+
+void pump_awake(struct test_net *net)
+{
+    poll_nodes(net);
+    event_base_loop(net->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
 }
 
 struct afd_transport_config node_config(const struct test_kind *kind, enum afd_role role, uint32_t rank)

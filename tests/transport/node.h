@@ -66,6 +66,7 @@ struct test_net {
 void net_open(struct test_net *net);
 void net_close(struct test_net *net); /* its nodes too */
 void pump(struct test_net *net);
+void pump_awake(struct test_net *net);    /* for waits that no event ends: it never sleeps */
 void net_more_time(struct test_net *net); /* the 30 s begin again: there is progress */
 #define wait_for(net, condition)                                                                             \
     do {                                                                                                     \
@@ -91,6 +92,7 @@ struct node *node_open(struct test_net *net, const struct afd_transport_config *
 void node_close(struct node *node);
 /* `count` regions of `bytes` each, one after the other in the slab from `offset`. */
 void node_regions(struct node *node, uint64_t offset, uint32_t count, uint64_t bytes);
+void node_accept(struct node *node, struct afd_pair *pair);
 struct afd_pair *node_connect(struct node *from, struct node *to, uint32_t generation);
 /* Connects and waits until both ends are open; the acceptor's end is given back when wanted. */
 struct afd_pair *node_pair(struct node *from, struct node *to, struct afd_pair **other_out);
