@@ -114,17 +114,18 @@ static ucs_status_t configure_rdma(const struct afd_transport *t, ucp_config_t *
     snprintf(class, sizeof class, "%u", o->traffic_class);
     snprintf(level, sizeof level, "%u", o->service_level);
     snprintf(mtu, sizeof mtu, "%u", o->mtu);
-    const struct option options[] = {
+    struct option options[8] = {
         {"NET_DEVICES", devices},
         /* What is deregistered is out of reach at once: a cached registration would stay valid. */
         {"RCACHE_ENABLE", "n"},
         {"REG_METHODS", "direct"},
-        {"GID_INDEX", o->gid_index < 0 ? "auto" : gid},
-        {"TRAFFIC_CLASS", o->traffic_class ? class : "auto"},
-        {"SL", o->service_level ? level : "auto"},
-        {"PATH_MTU", o->mtu ? mtu : "default"},
     };
-    return set_options(config, options, sizeof options / sizeof *options);
+    size_t count = 3;
+    if (o->gid_index >= 0) options[count++] = (struct option){"GID_INDEX", gid};
+    if (o->traffic_class) options[count++] = (struct option){"IB_TRAFFIC_CLASS", class};
+    if (o->service_level) options[count++] = (struct option){"IB_SL", level};
+    if (o->mtu) options[count++] = (struct option){"IB_PATH_MTU", mtu};
+    return set_options(config, options, count);
 }
 
 static ucs_status_t open_context(struct afd_transport *t, struct ucx *ucx)
