@@ -16,8 +16,13 @@ enum { PROGRESS_ROUNDS = 32 };
  * UCX is copied; it saves the round trip between data and notice. */
 static const struct ucx_way over_tcp = {"tcp", "tcp", UINT32_MAX, 0};
 static const struct ucx_way over_tcp_put = {"tcp put", "tcp", 7680, 0};
-/* RC alone, with what it needs to start and for memory of GPUs: on one queue pair. */
-static const struct ucx_way over_rdma = {"rdma", "^tcp,sm,self,dc", 7680, 1};
+/* "rc" is RC for all data and UD for UCX's own beginnings. Only RC has a put: of one over UD, as over TCP,
+ * UCX makes messages, and nothing protects memory from those. */
+#ifdef AFD_UCX_CUDA
+static const struct ucx_way over_rdma = {"rdma", "rc,cuda", 7680, 1};
+#else
+static const struct ucx_way over_rdma = {"rdma", "rc", 7680, 1};
+#endif
 
 static int has_rdma_device(void)
 {
