@@ -118,6 +118,13 @@ static void serve(void)
 
 /* ---- the input */
 
+static void check_taken(const struct afd_a2f_header *h, const struct afd_transport_event *event)
+{
+    assert(h->slot == event->region && h->sequence == event->sequence);
+    assert(h->layer < node->model->layer_count && h->rows <= ROWS && h->shards && h->shards < 1 << SHARDS);
+    assert(event->bytes == sizeof *h + (uint64_t)h->rows * node->wire.a2f_stride);
+}
+
 static size_t take_frame(const uint8_t *data, size_t bytes)
 {
     struct ffn_source *source = &node->sources[data[0] % RANKS];
@@ -127,7 +134,10 @@ static size_t take_frame(const uint8_t *data, size_t bytes)
     if (event.bytes > node->wire.a2f_region_bytes) event.bytes %= (uint32_t)node->wire.a2f_region_bytes + 1;
     size_t there = bytes - FRAME < event.bytes ? bytes - FRAME : event.bytes;
     memcpy(ffn_a2f_region(node, source->rank, event.region), data + FRAME, there);
-    if (!(data[0] & WRITE) && source->pair) ffn_on_message(node, source, &event, afd_now());
+    if (!(data[0] & WRITE) && source->pair) {
+        ffn_on_message(node, source, &event, afd_now());
+        if (source->pair) check_taken(&source->places[event.region].header, &event);
+    }
     if (data[0] & SERVE) serve();
     return FRAME + there;
 }

@@ -1,17 +1,23 @@
 /* Guards: a control connection's bytes (framing, challenge, Envelopes) that crash a process, or deliver a
  * message before the challenge is done.
  *
- *   | uint8: who we are and how far the challenge is | uint8: bytes a read, less 1 | what the peer sends */
+ * Connections, one after the other:
+ *   | uint8: who we are and how far the challenge is | uint8: bytes a read, less 1 | uint16 bytes | what it
+ * sends */
 #include <assert.h>
 
 #include "proto/channel.c"
 #include "tests/fuzz/fuzz.h"
 
-enum { ROLES = 4 }; /* we accepted; we connected; we accepted and have challenged; the challenge is done */
+enum {
+    HEAD = 4,
+    ROLES = 4
+}; /* we accepted; we connected; we accepted and have challenged; the challenge is done */
 
 static struct event_base *base;
 static uint32_t opened_count, messages, ends;
 static int was_taken;
+static const uint8_t own_nonce[NONCE_BYTES] = {1}, peer_nonce[NONCE_BYTES] = {2};
 
 static void on_opened(struct afd_channel *c, const char *name, void *user)
 {
@@ -42,43 +48,54 @@ static void on_closed(struct afd_channel *c, enum afd_status status, const char 
     ends++;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+static void converse(enum state first, size_t most, const uint8_t *data, size_t bytes)
 {
-    static const enum state states[ROLES] = {WAIT_GREETING, WAIT_CHALLENGE, WAIT_PROOF, OPEN};
     struct afd_channel_config config = {
-        .name = "fuzz", .timeout_ms = 60000, .callbacks = {on_opened, on_message, on_closed}};
+        .base = base, .name = "fuzz", .timeout_ms = 60000, .callbacks = {on_opened, on_message, on_closed}};
     int pair[2];
-    was_taken = 0;
-    if (bytes < 2) return 0;
-    if (!base) base = event_base_new();
-    if (!base || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair)) abort();
-    config.base = base;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair)) abort();
     opened_count = messages = ends = 0;
     struct afd_channel *c = afd_channel_accept(&config, pair[0]);
     if (!c) abort();
-    memset(c->own_nonce, 1, sizeof c->own_nonce);
-    enum state first = c->state = states[data[0] % ROLES];
-    size_t most = 1u + data[1];
-    for (size_t at = 2, part; at < bytes && !ends; at += part) {
+    memcpy(c->own_nonce, own_nonce, sizeof c->own_nonce);
+    memcpy(c->peer_nonce, peer_nonce, sizeof c->peer_nonce);
+    c->state = first;
+    for (size_t at = 0, part; at < bytes && !ends; at += part) {
         part = bytes - at < most ? bytes - at : most;
         if (write(pair[1], data + at, part) != (ssize_t)part) break;
         event_base_loop(base, EVLOOP_NONBLOCK);
     }
-    assert(ends <= 1 && opened_count <= 1);
-    if (first != OPEN) assert(!messages || opened_count);
-    was_taken =
-        !ends && (c->state == OPEN || first != OPEN) && !evbuffer_get_length(bufferevent_get_input(c->io));
+    assert(ends <= 1 && opened_count <= (first != OPEN));
+    assert(!messages || first == OPEN || opened_count);
+    was_taken &=
+        !ends && (first == OPEN || c->state != first) && !evbuffer_get_length(bufferevent_get_input(c->io));
     close(pair[1]);
     event_base_loop(base, EVLOOP_NONBLOCK);
-    if (!ends) abort(); /* the end of the connection is told */
+    assert(ends == 1); /* the end of the connection is told */
     afd_channel_close(c);
     event_base_loop(base, EVLOOP_NONBLOCK);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
+{
+    static const enum state states[ROLES] = {WAIT_GREETING, WAIT_CHALLENGE, WAIT_PROOF, OPEN};
+    if (!base) base = event_base_new();
+    if (!base) abort();
+    was_taken = 1;
+    while (bytes >= HEAD) {
+        uint16_t part;
+        memcpy(&part, data + 2, sizeof part);
+        if (part > bytes - HEAD) part = (uint16_t)(bytes - HEAD);
+        converse(states[data[0] % ROLES], 1u + data[1], data + HEAD, part);
+        data += HEAD + part;
+        bytes -= HEAD + part;
+    }
     return 0;
 }
 
 int afd_fuzz_was_taken(void)
 {
-    return was_taken && messages;
+    return was_taken;
 }
 
 /* ---- one of most messages */
@@ -136,7 +153,41 @@ static uint8_t *add_members(uint8_t *to)
     return add(to, AFD__ENVELOPE__BODY_PEERS, &peers);
 }
 
-uint8_t *afd_fuzz_good_input(size_t *bytes_out)
+static uint8_t *add_challenge(uint8_t *to, Afd__Envelope__BodyCase body)
+{
+    struct afd_channel secretless = {.state = DEAD};
+    uint8_t mac[AFD_HASH_BYTES];
+    Afd__Greeting greeting = AFD__GREETING__INIT;
+    Afd__Challenge challenge = AFD__CHALLENGE__INIT;
+    Afd__Proof proof = AFD__PROOF__INIT;
+    greeting.protocol_version = challenge.protocol_version = AFD_PROTOCOL_VERSION;
+    greeting.nonce = challenge.nonce = (ProtobufCBinaryData){NONCE_BYTES, (uint8_t *)peer_nonce};
+    greeting.who = "attn/3";
+    challenge.mac = proof.mac = (ProtobufCBinaryData){sizeof mac, mac};
+    int is_greeting = body == AFD__ENVELOPE__BODY_GREETING,
+        is_challenge = body == AFD__ENVELOPE__BODY_CHALLENGE;
+    mac_of(&secretless, is_challenge ? "afd-accept" : "afd-connect", own_nonce, peer_nonce, mac);
+    return add(to, body,
+               is_greeting    ? (void *)&greeting
+               : is_challenge ? (void *)&challenge
+                              : (void *)&proof);
+}
+
+static uint8_t *begin(uint8_t *to, uint8_t role, uint8_t most)
+{
+    to[0] = role;
+    to[1] = most;
+    return to + HEAD;
+}
+
+static uint8_t *finish(uint8_t *begun, uint8_t *to)
+{
+    uint16_t bytes = (uint16_t)(to - begun);
+    memcpy(begun - sizeof bytes, &bytes, sizeof bytes);
+    return to;
+}
+
+static uint8_t *add_data_plane(uint8_t *to)
 {
     uint64_t sizes[] = {64, 1 << 20};
     Afd__RegionTable table = AFD__REGION_TABLE__INIT;
@@ -144,8 +195,6 @@ uint8_t *afd_fuzz_good_input(size_t *bytes_out)
     Afd__PairHello hello = AFD__PAIR_HELLO__INIT;
     Afd__PairCounters counters = AFD__PAIR_COUNTERS__INIT, *pairs[] = {&counters};
     Afd__Heartbeat heartbeat = AFD__HEARTBEAT__INIT;
-    uint8_t *data = calloc(1, 8192), *at = data;
-    if (!data) abort();
     table.n_bytes = counters.n_ffn_buckets = 2;
     table.bytes = counters.ffn_buckets = sizes;
     offer.name = "shm";
@@ -153,12 +202,23 @@ uint8_t *afd_fuzz_good_input(size_t *bytes_out)
     hello.paths = offers;
     hello.regions = &table;
     heartbeat.pairs = pairs;
-    *at++ = ROLES - 1;
-    *at++ = 99;
-    at = add_members(at);
-    at = add_requests(at);
-    at = add(at, AFD__ENVELOPE__BODY_HEARTBEAT, &heartbeat);
-    at = add(at, AFD__ENVELOPE__BODY_PAIR_HELLO, &hello);
+    to = add(to, AFD__ENVELOPE__BODY_HEARTBEAT, &heartbeat);
+    return add(to, AFD__ENVELOPE__BODY_PAIR_HELLO, &hello);
+}
+
+uint8_t *afd_fuzz_good_input(size_t *bytes_out)
+{
+    static const Afd__Envelope__BodyCase challenge[] = {
+        AFD__ENVELOPE__BODY_GREETING, AFD__ENVELOPE__BODY_CHALLENGE, AFD__ENVELOPE__BODY_PROOF};
+    uint8_t *data = calloc(1, 8192), *at = data;
+    if (!data) abort();
+    for (uint8_t role = 0; role < ROLES; role++) {
+        uint8_t *begun = begin(at, role, 99);
+        at = role < 3 ? add_challenge(begun, challenge[role]) : begun;
+        if (role)
+            at = add_data_plane(add_requests(add_members(at))); /* behind the challenge, if it is done */
+        at = finish(begun, at);
+    }
     *bytes_out = (size_t)(at - data);
     return data;
 }

@@ -163,6 +163,7 @@ static void take_frame(const uint8_t *data)
     if (!is_refused) {
         uint32_t slot = event.region / SHARDS, shard = event.region % SHARDS;
         assert(h.layer < LAYERS && h.rows == active[h.layer][shard]);
+        assert(event.bytes == sizeof h + h.rows * node->wire.f2a_stride);
         assert(asked[slot][shard].is_owed && asked[slot][shard].answer.step == h.step &&
                asked[slot][shard].answer.sequence == h.sequence && asked[slot][shard].instance == instance);
         asked[slot][shard].is_owed = 0;

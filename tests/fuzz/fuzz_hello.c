@@ -130,6 +130,7 @@ uint8_t *afd_fuzz_good_input(size_t *bytes_out)
     hello.numerics = agreement->numerics;
     hello.regions = accept.regions = &table;
     hello.pair_key = accept.pair_key = 0x1234567890abcdef;
+    hello.pair_index = accept.pair_index = AFD_MAX_PAIRS - 1;
     hello.paths = paths;
     for (uint32_t i = 0; i < transport->backend_count; i++) {
         const struct afd_backend *b = transport->backends[i];
