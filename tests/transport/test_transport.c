@@ -269,6 +269,10 @@ static void test_hostile_headers(void **state)
         print_message("          UCX's emulation of put protects no memory: skipped\n");
         skip();
     }
+    if (kind->needs_rdma) {
+        print_message("          the device refuses before our checks: skipped, test_verbs has it\n");
+        skip();
+    }
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         struct two t;
         two_open(&t, kind, 1 << 17);
