@@ -31,10 +31,11 @@ static enum afd_status verbs_open(struct afd_transport *t, struct afd_error *err
     struct verbs *verbs = calloc(1, sizeof *verbs);
     if (!verbs) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     enum afd_status status = afd_verbs_ports_open(t, verbs, error_out);
-    if (!status && t->config.max_message_bytes / VERBS_PART_BYTES >= VERBS_SEND_SLOTS)
+    /* A put waits until all of its parts fit beside what is in the send queue and not signaled yet. */
+    uint64_t limit = (uint64_t)(VERBS_SEND_SLOTS - VERBS_SIGNAL_EVERY) * VERBS_PART_BYTES;
+    if (!status && t->config.max_message_bytes >= limit)
         status = afd_fail(error_out, AFD_ERR_REFUSED, "messages of %llu bytes: less than %llu",
-                          (unsigned long long)t->config.max_message_bytes,
-                          (unsigned long long)VERBS_SEND_SLOTS * VERBS_PART_BYTES);
+                          (unsigned long long)t->config.max_message_bytes, (unsigned long long)limit);
     if (!status) {
         t->back[AFD_WAY_VERBS] = verbs;
         return AFD_OK;
