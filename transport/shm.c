@@ -13,7 +13,7 @@
  * To fence is to take the segment away from under the regions and to put their own pages back: whatever the
  * peer writes afterwards, however late, it writes into memory that nobody else has. The own pages are moved
  * aside meanwhile rather than dropped, because a network device that registered them holds on to these very
- * pages.
+ * pages. (While the pair lives its regions take their memory twice.)
  *
  * A transport that sleeps shows it in a page that its peers map read-only: the number of this sleep, 0 while
  * it is awake. Who puts something wakes it once a sleep through its eventfd.
@@ -158,6 +158,17 @@ static void *map(int fd, uint64_t bytes, int protection)
 static int move_pages(void *from, uint64_t bytes, int flags, void *to)
 {
     return syscall(SYS_mremap, from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | flags, to) == (long)to;
+}
+
+/* Whether the kernel can move pages and leave the place mapped. */
+static int can_move_pages(void)
+{
+    uint64_t bytes = page_bytes();
+    unsigned char *at = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED) return 0;
+    int can = move_pages(at, bytes, MREMAP_DONTUNMAP, at + bytes);
+    munmap(at, 2 * bytes);
+    return can;
 }
 
 static void put_back(struct path *path)
@@ -336,6 +347,7 @@ static void on_retry(evutil_socket_t fd, short what, void *user)
     struct path *path = user;
     struct afd_error error;
     (void)fd, (void)what;
+    if (path->pair->peer.state >= AFD_PEER_LOST) return;
     enum afd_status status = greet(path, &error);
     if (status) afd_pair_fail(path->pair, status, "%s", error.text);
 }
@@ -457,6 +469,8 @@ static enum afd_status shm_open_way(struct afd_transport *t, struct afd_error *e
     if (!read_host(shm->address.host)) goto fail;
     missing = "memfd with seals";
     if (!open_page(shm)) goto fail;
+    missing = "mremap that leaves a place mapped (Linux 5.7)";
+    if (!can_move_pages()) goto fail;
     missing = "a socket with an abstract name";
     if (!open_socket(t, shm)) goto fail;
     return AFD_OK;
