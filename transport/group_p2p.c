@@ -429,6 +429,22 @@ void afd_group_feed(struct afd_group *g, const struct afd_transport_event *event
     }
 }
 
+_Static_assert(AFD_GROUP_DEPTH == 2, "one older batch and one newer");
+
+/* Batch by batch, also when both are complete at once or the newer one's messages came first. */
+static uint32_t finish_in_order(struct afd_group *g, uint32_t kind, struct afd_group_event *events_out,
+                                uint32_t limit)
+{
+    uint32_t count = 0, older = g->ops[kind][0].batch > g->ops[kind][1].batch;
+    for (uint32_t i = 0; i < AFD_GROUP_DEPTH && count < limit && !g->failed; i++) {
+        struct op *op = &g->ops[kind][(older + i) % AFD_GROUP_DEPTH];
+        if (op->progress != RUNNING) continue;
+        if (!finish(g, op, &events_out[count])) break;
+        count++;
+    }
+    return count;
+}
+
 uint32_t afd_group_poll(struct afd_group *g, struct afd_group_event *events_out, uint32_t limit)
 {
     uint32_t count = 0;
@@ -437,8 +453,8 @@ uint32_t afd_group_poll(struct afd_group *g, struct afd_group_event *events_out,
     for (uint32_t m = 0; m < g->config.members; m++)
         while (count < limit && !g->failed && m != g->config.self && poll_message(g, m, &events_out[count]))
             count++;
-    for (uint32_t i = 0; i < OPS * AFD_GROUP_DEPTH && count < limit && !g->failed; i++)
-        count += finish(g, &g->ops[i / AFD_GROUP_DEPTH][i % AFD_GROUP_DEPTH], &events_out[count]) ? 1 : 0;
+    for (uint32_t kind = 0; kind < OPS; kind++)
+        count += finish_in_order(g, kind, &events_out[count], limit - count);
     if (g->failed && !g->failure_reported && count < limit) {
         g->failure_reported = 1;
         events_out[count++] = (struct afd_group_event){.kind = AFD_GROUP_FAILED, .member = g->failed - 1};

@@ -322,6 +322,10 @@ static void test_lost_member(void **state)
 {
     struct team team;
     (void)state;
+    if (kind->emulates_put) {
+        print_message("          UCX's emulation of put can end a process whose peer dies: skipped\n");
+        skip();
+    }
     team_open(&team, 4);
     for (int i = 0; i < 4; i++) {
         team.members[i].last = 1000000;
