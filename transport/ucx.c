@@ -138,11 +138,13 @@ static void on_sent(void *request, ucs_status_t status, void *user)
     if (path->first) make_ready(path);
 }
 
-/* Sends until the queue is empty or UCX keeps a part; then on_sent goes on. */
+/* Sends until the queue is empty or UCX keeps a part; then on_sent goes on. Notices leave in the order of
+ * their messages, also those of puts that are under way at the same time. */
 static enum afd_status send_queue(struct ucx_path *path)
 {
     while (path->first && !path->is_sending) {
         struct ucx_op *op = path->first;
+        if (op->header.kind == UCX_WRITTEN && !op->is_there) break; /* on_flushed goes on */
         uint32_t left = op->header.kind == UCX_PART ? op->header.bytes - op->header.offset : 0;
         op->part_bytes = left < PART_BYTES ? left : PART_BYTES;
         ucp_request_param_t param = {
@@ -176,7 +178,7 @@ static void on_flushed(void *request, ucs_status_t status, void *user)
     struct ucx_op *op = user;
     struct ucx_path *path = op->path;
     if (!request_ends(path, request, status)) return;
-    enqueue(op);
+    op->is_there = 1;
     make_ready(path);
 }
 
@@ -185,6 +187,7 @@ static enum afd_status put_there(struct ucx_op *op, const struct ucx_mapping *ma
     struct ucx_path *path = op->path;
     const struct ucx_target *target = &path->targets[op->header.region];
     op->header.kind = UCX_WRITTEN;
+    op->is_there = 0;
     ucp_request_param_t param = {
         .op_attr_mask =
             UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA | UCP_OP_ATTR_FIELD_MEMORY_TYPE,
@@ -202,12 +205,11 @@ static enum afd_status put_there(struct ucx_op *op, const struct ucx_mapping *ma
     param.cb.send = on_flushed;
     request = ucp_ep_flush_nbx(path->ep, &param);
     if (UCS_PTR_IS_ERR(request)) return refused(path, request);
-    if (request) {
+    if (request)
         request_begins(path);
-        return AFD_OK;
-    }
-    enqueue(op);
-    return send_queue(path);
+    else
+        op->is_there = 1;
+    return AFD_OK;
 }
 
 static enum afd_status ucx_put(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes,
@@ -232,7 +234,10 @@ static enum afd_status ucx_put(struct afd_pair *pair, uint16_t region, const voi
             mapping && (mapping->memory.is_device || path->runs[path->targets[region].run].is_device);
         if (bytes <= path->ucx->way->eager_bytes && !is_device) mapping = NULL;
     }
-    if (mapping) return put_there(op, mapping);
+    if (mapping) {
+        enum afd_status status = put_there(op, mapping);
+        if (status) return status;
+    }
     enqueue(op);
     return send_queue(path);
 }

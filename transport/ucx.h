@@ -64,6 +64,7 @@ struct ucx_op { /* a message that is being sent */
     struct ucx_header header;
     const unsigned char *from;
     uint32_t part_bytes;
+    int is_there;        /* UCX_WRITTEN: the put was flushed */
     struct ucx_op *next; /* in `free` or in the queue */
 };
 
