@@ -285,12 +285,13 @@ json_t *bt_group_ask(struct bt_group *g, json_t *request, double seconds, struct
 
 /* ---- ending */
 
-afd_ns bt_group_kill(struct bt_group *g, uint32_t index)
+afd_ns bt_group_kill(struct bt_group *g, uint32_t index, afd_ns *gone_out)
 {
     struct bt_process *p = &g->processes[index];
     afd_ns at = afd_now();
     kill(p->pid, SIGKILL);
     waitpid(p->pid, NULL, 0);
+    *gone_out = afd_now();
     p->pid = 0;
     return at;
 }

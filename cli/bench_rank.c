@@ -20,7 +20,9 @@
 #include "transport/transport.h"
 
 enum { ANSWER_SAME, ANSWER_NOTICE, ANSWER_SIZED, ANSWER_STAMPED, ANSWER_SHIFT = 14 };
-enum { EVENTS = 16, PASSES_PER_TURN = 1024, CONNECT_TIMEOUT_MS = 20000, STAMP_BYTES = 64 };
+#define BASE_TURN_NS AFD_MS(1)
+
+enum { EVENTS = 16, PASSES_PER_LOOK = 16, CONNECT_TIMEOUT_MS = 20000, STAMP_BYTES = 64 };
 
 struct message {
     uint32_t bytes;
@@ -56,6 +58,7 @@ struct rank {
     uint64_t source_bytes;
     int sleeps, has_request, is_expired;
     uint32_t passes, sized_bytes;
+    afd_ns turned_at; /* the base */
     struct measurement *measurement;
     char words[600]; /* of the first pair that was lost */
 };
@@ -209,9 +212,12 @@ static void turn(struct rank *r, int sleeps)
     for (uint32_t i = 0; i < count; i++) take(r, &events[i]);
     for (uint32_t i = 0; r->waiting_count && i < r->link_count; i++) put_waiting(r, &r->links[i]);
     int may_sleep = sleeps && !count && afd_transport_arm(r->transport) == AFD_OK;
-    /* The base's turn under traffic too, or the hello sockets starve. */
-    if (may_sleep || ++r->passes % PASSES_PER_TURN == 0)
-        event_base_loop(r->base, may_sleep ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK);
+    /* The base's turn under traffic too, or the hello sockets starve and a lost peer is noticed late. A pass
+       without events is too short to ask for the time each time. */
+    int looks = may_sleep || count || ++r->passes % PASSES_PER_LOOK == 0;
+    if (!looks || (!may_sleep && afd_now() - r->turned_at < BASE_TURN_NS)) return;
+    event_base_loop(r->base, may_sleep ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK);
+    r->turned_at = afd_now();
 }
 
 static void on_wake(evutil_socket_t fd, short what, void *user)

@@ -164,11 +164,12 @@ static void print_exchange(const json_t *x, FILE *to)
     if (!kill) {
         add_times(t, "all pairs", json_object_get(x, "round_trip_us"));
     } else {
-        fprintf(
-            to,
-            "ffn/%.0f was killed: %.0f pairs noticed it after %.2f ms at least, %.2f median, %.2f at most\n",
-            real_of(kill, "rank"), real_of(kill, "pairs_noticed"), real_of(kill, "noticed_ms_min"),
-            real_of(kill, "noticed_ms_median"), real_of(kill, "noticed_ms_max"));
+        fprintf(to,
+                "ffn/%.0f was killed and gone after %.2f ms: %.0f pairs noticed it after %.2f ms at least, "
+                "%.2f median, %.2f at most\n",
+                real_of(kill, "rank"), real_of(kill, "gone_ms"), real_of(kill, "pairs_noticed"),
+                real_of(kill, "noticed_ms_min"), real_of(kill, "noticed_ms_median"),
+                real_of(kill, "noticed_ms_max"));
         add_times(t, "others, before", json_object_get(kill, "others_before_us"));
         add_times(t, "others, 0.5 s after", json_object_get(kill, "others_during_us"));
         add_times(t, "others, later", json_object_get(kill, "others_after_us"));

@@ -330,8 +330,8 @@ struct exchange {
     struct bt_run *run;
     const struct options *o;
     enum bt_wait wait;
-    uint32_t victim;      /* FFN rank */
-    afd_ns killed_at;     /* 0: none was */
+    uint32_t victim; /* FFN rank */
+    afd_ns killed_at, gone_at;
     uint64_t *bytes;      /* by pair that lives, ascending */
     json_t *matrix;       /* the same by attention and FFN rank; null: the victim's */
     uint64_t *noticed_ns; /* by pair of the victim, ascending */
@@ -408,7 +408,7 @@ static enum afd_status run_exchange(struct exchange *x, struct afd_error *error)
     if (bt_group_send(&run->attn, exchange_request(x, kill_at), error)) return AFD_ERR_PEER;
     if (x->o->kill) {
         sleep_until(kill_at);
-        x->killed_at = bt_group_kill(&run->ffn, x->victim);
+        x->killed_at = bt_group_kill(&run->ffn, x->victim, &x->gone_at);
     }
     answers = bt_group_collect(&run->attn, x->o->seconds + BT_ANSWER_SECONDS, error);
     if (!answers) return AFD_ERR_PEER;
@@ -442,9 +442,10 @@ static json_t *exchange_json(const struct exchange *x)
     uint32_t lost = x->lost_count;
     json_object_set_new(
         o, "kill",
-        json_pack("{s:s, s:i, s:i, s:f, s:f, s:f, s:o, s:o, s:o}", "role", "ffn", "rank", (int)x->victim,
-                  "pairs_noticed", (int)lost, "noticed_ms_min", lost ? (double)n[0] * 1e-6 : 0.0,
-                  "noticed_ms_median", lost ? (double)n[lost / 2] * 1e-6 : 0.0, "noticed_ms_max",
+        json_pack("{s:s, s:i, s:f, s:i, s:f, s:f, s:f, s:o, s:o, s:o}", "role", "ffn", "rank", (int)x->victim,
+                  "gone_ms", (double)(x->gone_at - x->killed_at) * 1e-6, "pairs_noticed", (int)lost,
+                  "noticed_ms_min", lost ? (double)n[0] * 1e-6 : 0.0, "noticed_ms_median",
+                  lost ? (double)n[lost / 2] * 1e-6 : 0.0, "noticed_ms_max",
                   lost ? (double)n[lost - 1] * 1e-6 : 0.0, "others_before_us", times_json(&x->times[0]),
                   "others_during_us", times_json(&x->times[1]), "others_after_us", times_json(&x->times[2])));
     return o;

@@ -104,8 +104,9 @@ enum afd_status bt_group_send(struct bt_group *group, json_t *request, struct af
 /* The answers, by rank; null for one that was killed. NULL: one failed, ended or did not answer in time. */
 json_t *bt_group_collect(struct bt_group *group, double seconds, struct afd_error *error_out);
 json_t *bt_group_ask(struct bt_group *group, json_t *request, double seconds, struct afd_error *error_out);
-/* Kills one and waits until it is gone; when the signal was sent. Local groups alone. */
-afd_ns bt_group_kill(struct bt_group *group, uint32_t index);
+/* Kills one and waits until it is gone: when the signal was sent, and when it was gone. Local groups alone.
+ */
+afd_ns bt_group_kill(struct bt_group *group, uint32_t index, afd_ns *gone_out);
 void bt_group_end(struct bt_group *group); /* an empty one is allowed */
 
 /* ---- a group on another host (bench_remote.c) */
