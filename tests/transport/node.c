@@ -24,7 +24,7 @@ const struct test_kind test_kinds[] = {
      .kind = AFD_DATA_UCX,
      .path = AFD_PATH_RDMA,
      .needs_rdma = 1,
-     .network = {.gid_index = 0, .ucx_tls = "rc_v"}},
+     .network = {.device_count = 1, .devices = {"rxe0"}, .gid_index = 0, .ucx_tls = "rc_v"}},
 };
 #ifdef __SANITIZE_THREAD__
 const int test_kind_count = 2; /* UCX is not built for ThreadSanitizer: it would report UCX's own locks */
