@@ -12,8 +12,8 @@
 enum { PROGRESS_ROUNDS = 32 };
 
 /* Over TCP UCX has no put of its own worth using (it makes messages of it), and a rendezvous was slower than
- * eager parts of 248 KiB although it saves a copy: docs/TRANSPORT.md. Over RDMA a message that fits one buffer of
- * UCX is copied; it saves the round trip between data and notice. */
+ * eager parts of 248 KiB although it saves a copy: docs/TRANSPORT.md. Over RDMA a message that fits one
+ * buffer of UCX is copied; it saves the round trip between data and notice. */
 static const struct ucx_way over_tcp = {"tcp", "tcp", UINT32_MAX, 0};
 static const struct ucx_way over_tcp_put = {"tcp put", "tcp", 7680, 0};
 /* "rc" is RC for all data and UD for UCX's own beginnings. Only RC has a put: of one over UD, as over TCP,
