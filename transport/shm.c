@@ -10,10 +10,10 @@
  * (one producer, one consumer). Both sides can write the segment, so nothing in it is believed: entries are
  * checked as every message is, and where regions begin is copied and checked when the segment is mapped.
  *
- * To fence is to take the segment away from under the regions and to put their own pages back: whatever the
- * peer writes afterwards, however late, it writes into memory that nobody else has. The own pages are moved
- * aside meanwhile rather than dropped, because a network device that registered them holds on to these very
- * pages. (While the pair lives its regions take their memory twice.)
+ * To fence is to put memory of our own back where the segment was: whatever the peer writes afterwards,
+ * however late, it writes into memory that nobody else has. Contents stay when a segment comes and when it
+ * goes, and at every moment in between: a message that arrived before its sender died is still to be read, by
+ * a device's threads too, and may still be when the next pair takes the same regions.
  *
  * A transport that sleeps shows it in a page that its peers map read-only: the number of this sleep, 0 while
  * it is awake. Who puts something wakes it once a sleep through its eventfd.
@@ -86,8 +86,8 @@ struct path {
     struct control *own;
     uint64_t own_bytes; /* of the control part */
     uint32_t own_entries, taken;
-    void **parked; /* our own pages, while the segment lies in their place */
-    uint32_t parked_count;
+    void **spare; /* for each run of pages: untouched memory that takes the segment's place */
+    uint32_t spare_count;
 
     /* the peer's */
     struct greeting offered;
@@ -155,51 +155,46 @@ static void *map(int fd, uint64_t bytes, int protection)
 
 /* Not by mremap(): UCX puts a function of its own in its place, which loses the new address (seen with 1.13).
  */
-static int move_pages(void *from, uint64_t bytes, int flags, void *to)
+static int move_pages(void *from, uint64_t bytes, void *to)
 {
-    return syscall(SYS_mremap, from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED | flags, to) == (long)to;
-}
-
-/* Whether the kernel can move pages and leave the place mapped. */
-static int can_move_pages(void)
-{
-    uint64_t bytes = page_bytes();
-    unsigned char *at = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED) return 0;
-    int can = move_pages(at, bytes, MREMAP_DONTUNMAP, at + bytes);
-    munmap(at, 2 * bytes);
-    return can;
+    return syscall(SYS_mremap, from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to) == (long)to;
 }
 
 static void put_back(struct path *path)
 {
     const struct afd_pair *pair = path->pair;
-    while (path->parked_count) {
-        uint32_t i = --path->parked_count;
+    while (path->spare_count) {
+        uint32_t i = --path->spare_count;
         const struct afd_pages *pages = &pair->pages[i];
-        if (move_pages(path->parked[i], pages->bytes, 0, pages->base)) continue;
+        memcpy(path->spare[i], pages->base, pages->bytes);
+        if (move_pages(path->spare[i], pages->bytes, pages->base)) continue;
         /* A peer that may still write to our slab is worse than a rank that ends. */
-        afd_log_error("fencing failed: pages at %p cannot be put back: %s", (void *)pages->base,
+        afd_log_error("fencing failed: pages at %p cannot be replaced: %s", (void *)pages->base,
                       strerror(errno));
         abort();
     }
 }
 
+/* The segment, which has the pages' contents, in their place. */
 static int replace(struct path *path, const struct afd_pages *pages, uint64_t at)
 {
-    uint64_t bytes = pages->bytes;
-    void *aside = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (aside == MAP_FAILED) return 0;
-    /* DONTUNMAP: a hole could be taken by another thread's mmap before ours fills it */
-    if (!move_pages(pages->base, bytes, MREMAP_DONTUNMAP, aside)) {
-        int cause = errno;
-        munmap(aside, bytes);
-        errno = cause;
-        return 0;
-    }
-    path->parked[path->parked_count++] = aside;
-    return mmap(pages->base, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
+    void *spare =
+        mmap(NULL, pages->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (spare == MAP_FAILED) return 0;
+    path->spare[path->spare_count++] = spare;
+    return mmap(pages->base, pages->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_POPULATE,
                 path->segment_fd, (off_t)at) != MAP_FAILED;
+}
+
+static void set_begins(struct path *path, const struct afd_pages *pages, uint64_t at)
+{
+    const struct afd_pair *pair = path->pair;
+    uint64_t *begins = begins_of(path->own, path->own_entries);
+    for (uint32_t r = 0; r < pair->region_count; r++) {
+        const unsigned char *base = pair->regions[r].base;
+        if (pair->regions[r].bytes && base >= pages->base && base < pages->base + pages->bytes)
+            begins[r] = at + (uint64_t)(base - pages->base);
+    }
 }
 
 static enum afd_status make_segment(struct path *path, struct afd_error *error_out)
@@ -218,29 +213,26 @@ static enum afd_status make_segment(struct path *path, struct afd_error *error_o
         .region_count = pair->region_count,
         .bytes = bytes,
     };
-    path->parked = calloc(pair->pages_count + 1u, sizeof *path->parked);
+    path->spare = calloc(pair->pages_count + 1u, sizeof *path->spare);
     path->segment_fd = make_file("afd-pair", bytes);
-    if (path->parked && path->segment_fd >= 0)
-        path->own = map(path->segment_fd, path->own_bytes, PROT_READ | PROT_WRITE);
-    if (!path->own)
+    unsigned char *segment = NULL;
+    if (path->spare && path->segment_fd >= 0) segment = map(path->segment_fd, bytes, PROT_READ | PROT_WRITE);
+    if (!segment)
         return afd_fail(error_out, AFD_ERR_MEMORY, "shm: no segment of %llu bytes: %s",
                         (unsigned long long)bytes, strerror(errno));
-    uint64_t at = path->own_bytes, *begins = begins_of(path->own, entries);
-    for (uint32_t i = 0; i < pair->pages_count; i++) {
+    path->own = (struct control *)segment;
+    uint64_t at = path->own_bytes;
+    for (uint32_t i = 0; i < pair->pages_count; at += pair->pages[i++].bytes) {
         const struct afd_pages *pages = &pair->pages[i];
-        if (!replace(path, pages, at))
-            return afd_fail(error_out, AFD_ERR_MEMORY,
-                            "shm: cannot map %llu bytes over the pages of regions: %s",
-                            (unsigned long long)pages->bytes, strerror(errno));
-        for (uint32_t r = 0; r < pair->region_count; r++) {
-            uint64_t offset = (uint64_t)((unsigned char *)pair->regions[r].base - pages->base);
-            if (pair->regions[r].bytes && (unsigned char *)pair->regions[r].base >= pages->base &&
-                offset < pages->bytes)
-                begins[r] = at + offset;
-        }
-        at += pages->bytes;
+        set_begins(path, pages, at);
+        memcpy(segment + at, pages->base, pages->bytes);
+        if (replace(path, pages, at)) continue;
+        afd_fail(error_out, AFD_ERR_MEMORY, "shm: cannot map %llu bytes over the pages of regions: %s",
+                 (unsigned long long)pages->bytes, strerror(errno));
+        break;
     }
-    return AFD_OK;
+    if (bytes > path->own_bytes) munmap(segment + path->own_bytes, bytes - path->own_bytes);
+    return path->spare_count == pair->pages_count && at == bytes ? AFD_OK : AFD_ERR_MEMORY;
 }
 
 /* ---- the peer's segment */
@@ -469,8 +461,6 @@ static enum afd_status shm_open_way(struct afd_transport *t, struct afd_error *e
     if (!read_host(shm->address.host)) goto fail;
     missing = "memfd with seals";
     if (!open_page(shm)) goto fail;
-    missing = "mremap that leaves a place mapped (Linux 5.7)";
-    if (!can_move_pages()) goto fail;
     missing = "a socket with an abstract name";
     if (!open_socket(t, shm)) goto fail;
     return AFD_OK;
@@ -572,7 +562,7 @@ static void shm_detach(struct afd_pair *pair)
     if (path->own) munmap(path->own, path->own_bytes);
     if (path->remote) munmap(path->remote, path->offered.bytes);
     if (path->sleep) munmap((void *)(uintptr_t)path->sleep, page_bytes());
-    free(path->parked);
+    free(path->spare);
     free(path->places);
     free(path);
 }

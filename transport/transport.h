@@ -28,10 +28,10 @@
  *   loop   threads of one process: the small reference that every test can run; never beside another
  *
  * The pages that a pair's regions touch belong to that pair's regions alone, for as long as the pair lives
- * (AFD_ERR_REQUEST names the other pair): shm puts other memory behind them when the pair opens and takes it
- * away again when it is closed (their contents are lost), which is how a stopped peer that wakes up later
- * still writes into nothing of ours. So a put's source lies on no page of a region, and a device that knows
- * memory by its physical pages (pinned for a GPU) has it registered as device memory. */
+ * (AFD_ERR_REQUEST names the other pair): shm puts other memory behind them when the pair opens, and again
+ * when it is closed, which is how a stopped peer that wakes up later still writes into nothing of ours. Their
+ * contents stay. A put's source lies on no page of a region, and a device that knows memory by its physical
+ * pages (pinned for a GPU) has it registered as device memory. */
 #ifndef AFD_TRANSPORT_TRANSPORT_H
 #define AFD_TRANSPORT_TRANSPORT_H
 

@@ -282,7 +282,7 @@ static void test_hostile_headers(void **state)
         struct node *second = node_open(&t.net, &b, 4096);
         struct afd_pair *other, *pair = node_pair(t.a, t.f, &other);
         struct afd_pair *honest = node_pair(second, t.f, NULL);
-        memset(t.f->slab, 0x55, t.f->slab_bytes); /* pages of regions are new with each pair */
+        memset(t.f->slab, 0x55, t.f->slab_bytes);
         uint64_t lie[2] = {1 << 20, 1 << 20};
         pair->peer_region_count = 2;
         free(pair->peer_regions);
@@ -359,6 +359,33 @@ static void test_fence(void **state)
     net_close(&t.net);
 }
 
+/* Guards: a message that arrived before its sender died is not there any more when it is read, after the pair
+ * was closed, or after the next one was opened in the same regions. */
+static void test_contents_stay(void **state)
+{
+    enum { SIZE = 100001 };
+    struct two t;
+    (void)state;
+    two_open(&t, kind, 3 * SIZE);
+    node_regions(t.f, 0, 2, SIZE);
+    fill(t.a->slab, SIZE, 1);
+    struct afd_pair *other, *pair = node_pair(t.a, t.f, &other);
+    assert_int_equal(put_until_taken(t.a, pair, 1, t.a->slab, SIZE, 1), AFD_OK);
+    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_NOTICE) == 1);
+    assert_true(matches(t.f->slab + SIZE, SIZE, 1));
+    afd_pair_close(pair);
+    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_LOST) == 1);
+    assert_true(matches(t.f->slab + SIZE, SIZE, 1));
+    afd_pair_close(other);
+    assert_true(matches(t.f->slab + SIZE, SIZE, 1));
+    pair = node_pair(t.a, t.f, &other);
+    assert_true(matches(t.f->slab + SIZE, SIZE, 1));
+    assert_int_equal(put_until_taken(t.a, pair, 0, t.a->slab, SIZE, 2), AFD_OK);
+    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_NOTICE) == 2);
+    assert_true(matches(t.f->slab, SIZE, 1) && matches(t.f->slab + SIZE, SIZE, 1));
+    net_close(&t.net);
+}
+
 /* Guards: a message of a pair that ended is reported to the pair that has its place and its regions now; one
  * that is sent twice is lost, or ends the pair: whoever reads it has to know it by its sequence. */
 static void test_late_and_twice(void **state)
@@ -427,12 +454,13 @@ int main(int argc, char **argv)
     if (argc > 2) cmocka_set_test_filter(argv[2]);
     for (int i = 0; i < test_kind_count; i++) {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(test_sizes),          cmocka_unit_test(test_unaligned),
-            cmocka_unit_test(test_sender_bounds),  cmocka_unit_test(test_unregistered_region),
-            cmocka_unit_test(test_many_pairs),     cmocka_unit_test(test_back_pressure),
-            cmocka_unit_test(test_closing_peer),   cmocka_unit_test(test_hostile_headers),
-            cmocka_unit_test(test_flood),          cmocka_unit_test(test_fence),
-            cmocka_unit_test(test_late_and_twice), cmocka_unit_test(test_wakeups),
+            cmocka_unit_test(test_sizes),         cmocka_unit_test(test_unaligned),
+            cmocka_unit_test(test_sender_bounds), cmocka_unit_test(test_unregistered_region),
+            cmocka_unit_test(test_many_pairs),    cmocka_unit_test(test_back_pressure),
+            cmocka_unit_test(test_closing_peer),  cmocka_unit_test(test_hostile_headers),
+            cmocka_unit_test(test_flood),         cmocka_unit_test(test_fence),
+            cmocka_unit_test(test_contents_stay), cmocka_unit_test(test_late_and_twice),
+            cmocka_unit_test(test_wakeups),
         };
         kind = &test_kinds[i];
         if (!test_kind_is_wanted(kind, argc > 1 ? argv[1] : NULL)) continue;
