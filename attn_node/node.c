@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "deploy/agreement.h"
+#include "deploy/nic.h"
 
 enum {
     POLL_LIMIT = 64,
@@ -620,13 +621,14 @@ static enum afd_status open_transport(struct afd_attn_node *n, struct afd_error 
                                                                            : n->wire.f2a_region_bytes;
     struct afd_transport_config config = {
         .base = n->config.base,
-        .kind = t->transport.data == AFD_DATA_AUTO ? AFD_DATA_UCX : t->transport.data,
+        .kind = t->transport.data,
         .path = t->transport.path,
         .host = afd_rank_host(t, AFD_ROLE_ATTN, n->config.rank),
         .self = {.role = AFD_ROLE_ATTN, .rank = n->config.rank, .incarnation = n->incarnation},
         .connect_timeout_ms = CONNECT_TIMEOUT_MS,
         .max_message_bytes = largest};
     memcpy(config.secret, n->config.secret, sizeof config.secret);
+    afd_nic_options(t, AFD_ROLE_ATTN, n->config.rank, &config.network);
     afd_agreement_of(t, n->config.model, n->config.model_hash, afd_device_numerics(n->device),
                      &config.agreement);
     enum afd_status status = afd_transport_open(&config, &n->transport, n->address, error);

@@ -6,8 +6,9 @@ enum afd_status afd_slab_init(struct afd_slab *slab, struct afd_device *device,
 {
     *slab = (struct afd_slab){
         .device = device, .wire = *wire, .slots = slots, .instances = instances, .shards = shards};
-    uint64_t one_instance = wire->a2f_region_bytes + shards * wire->f2a_region_bytes;
-    slab->bytes = (uint64_t)slots * instances * one_instance;
+    slab->sources_bytes = afd_page_align((uint64_t)slots * instances * wire->a2f_region_bytes);
+    slab->instance_bytes = afd_page_align((uint64_t)slots * shards * wire->f2a_region_bytes);
+    slab->bytes = slab->sources_bytes + instances * slab->instance_bytes;
     slab->memory = afd_device_alloc(device, slab->bytes);
     if (slab->memory) return AFD_OK;
     return afd_fail(error_out, AFD_ERR_MEMORY,
@@ -35,8 +36,8 @@ unsigned char *afd_slab_records(const struct afd_slab *slab, uint32_t slot, uint
 struct afd_region afd_slab_region(const struct afd_slab *slab, uint32_t instance, uint32_t slot,
                                   uint32_t shard)
 {
-    uint64_t sources = (uint64_t)slab->slots * slab->instances * slab->wire.a2f_region_bytes;
-    uint64_t index = ((uint64_t)instance * slab->slots + slot) * slab->shards + shard;
-    return (struct afd_region){.base = slab->memory + sources + index * slab->wire.f2a_region_bytes,
+    uint64_t index = (uint64_t)slot * slab->shards + shard;
+    unsigned char *of_instance = slab->memory + slab->sources_bytes + instance * slab->instance_bytes;
+    return (struct afd_region){.base = of_instance + index * slab->wire.f2a_region_bytes,
                                .bytes = slab->wire.f2a_region_bytes};
 }

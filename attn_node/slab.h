@@ -4,6 +4,7 @@
  *   | A2F sources [slots][instances]       | F2A regions [instances][slots][shards]           |
  *   | header, then max_rows records        | header, then max_rows partial sums               |
  *   +--------------------------------------+--------------------------------------------------+
+ * Each instance's regions begin on a page of their own, as transport.h demands of a pair's.
  * Sized for the largest number of FFN instances there may be. Each instance has a source of its own in both
  * dispatch modes: the header, which stands in front of the records, differs from instance to instance.
  * Plain struct; the memory belongs to it until afd_slab_fini; any thread may compute addresses. */
@@ -18,7 +19,7 @@ struct afd_slab {
     struct afd_wire_layout wire;
     uint32_t slots, instances, shards;
     unsigned char *memory;
-    uint64_t bytes;
+    uint64_t bytes, sources_bytes, instance_bytes; /* of all; of the sources; of one instance's regions */
 };
 
 enum afd_status afd_slab_init(struct afd_slab *slab, struct afd_device *device,

@@ -16,8 +16,7 @@ static const struct cli_command commands[] = {
      cli_status},
     {"complete", "PROMPT [--max-tokens N] ...", "stream one completion to the terminal", cli_complete},
     {"chat", "[--state DIR|NAME | --url URL] ...", "talk with the model; /exit leaves", cli_chat},
-    {"bench", "serve [--concurrency N] [--requests N] ...", "load the cluster and measure its latencies",
-     cli_bench},
+    {"bench", "serve | transport ...", "measure the cluster, or the data plane between ranks", cli_bench},
     {"help", "[COMMAND]", "this list, or a command's options", cli_help},
     {"supervise", "--topology FILE --state DIR --lock-fd N --ready-fd N", NULL, cli_supervise},
 };

@@ -5,6 +5,7 @@
 
 #include "cli/cli.h"
 #include "deploy/launcher.h"
+#include "deploy/nic.h"
 #include "deploy/planner.h"
 
 /* ---- the effective topology: every key with the value that is in force */
@@ -43,6 +44,16 @@ static json_t *or_auto(int is_auto, uint32_t value)
     return is_auto ? json_string("auto") : json_integer(value);
 }
 
+static json_t *network_json(const struct afd_network_options *n)
+{
+    json_t *devices = n->device_count ? json_array() : json_string("nearest");
+    for (uint32_t i = 0; i < n->device_count; i++) json_array_append_new(devices, json_string(n->devices[i]));
+    return json_pack("{s:o, s:o, s:o, s:i, s:i, s:s}", "devices", devices, "gid_index",
+                     or_auto(n->gid_index < 0, (uint32_t)n->gid_index), "mtu", or_auto(!n->mtu, n->mtu),
+                     "traffic_class", (int)n->traffic_class, "service_level", (int)n->service_level,
+                     "ucx_tls", n->ucx_tls);
+}
+
 static json_t *topology_json(const struct afd_topology *t, const struct afd_plan *plan)
 {
     json_t *scheduler =
@@ -59,8 +70,9 @@ static json_t *topology_json(const struct afd_topology *t, const struct afd_plan
                   "max_sequences", (int)t->pipeline.max_sequences, "a2f", afd_dtype_name(t->pipeline.a2f),
                   "f2a", afd_dtype_name(t->pipeline.f2a), "dispatch", dispatches[t->pipeline.dispatch],
                   "gather_us", or_auto(t->pipeline.gather_auto, t->pipeline.gather_us));
-    json_t *transport = json_pack("{s:s, s:s, s:s, s:o}", "data", transports[t->transport.data], "path",
-                                  paths[t->transport.path], "group", groups[t->transport.group], "spin_us",
+    json_t *transport = json_pack("{s:s, s:s, s:o, s:s, s:o}", "data", transports[t->transport.data], "path",
+                                  paths[t->transport.path], "network", network_json(&t->transport.network),
+                                  "group", groups[t->transport.group], "spin_us",
                                   or_auto(t->transport.spin_us == UINT32_MAX, t->transport.spin_us));
     return json_pack("{s:s, s:{s:s, s:i}, s:{s:i}, s:o, s:o, s:o, s:{s:o, s:o}, s:{s:s}}", "cluster",
                      t->cluster, "model", "path", t->model_dir, "max_context", (int)plan->max_context, "slo",
@@ -138,27 +150,58 @@ static void describe_share(const struct afd_plan *plan, const struct afd_plan_ra
         snprintf(out + used, bytes - used, ", cut %u of %u", r->tp_index + 1, t->ffn.tp);
 }
 
-static json_t *ranks_json(const struct afd_plan *plan)
+/* The rails of a rank, as far as they can be known from here; without any, `why` says what it uses. */
+static void rails_of(const struct afd_topology *t, const struct afd_plan_rank *r,
+                     struct hwloc_topology *machine, struct afd_nic_rails *out)
+{
+    const struct afd_network_options *network = &t->transport.network;
+    struct afd_nic_rails found = {0};
+    char interface[32];
+    *out = (struct afd_nic_rails){.count = network->device_count, .why = "named in the topology"};
+    memcpy(out->devices, network->devices, sizeof out->devices);
+    if (out->count) return;
+    int is_wanted = afd_nic_is_wanted(t), is_here = afd_nic_interface(r->host, interface);
+    int is_rdma_alone = t->transport.path == AFD_PATH_RDMA || t->transport.data == AFD_DATA_VERBS;
+    if (is_wanted && is_here && machine) afd_nic_of_rank(machine, t, r->role, r->rank, &found);
+    if (found.count)
+        *out = found;
+    else if (t->transport.path == AFD_PATH_SHM || t->transport.data == AFD_DATA_LOOP)
+        snprintf(out->why, sizeof out->why, "none: within one host");
+    else if (!is_here)
+        snprintf(out->why, sizeof out->why, is_wanted ? "found on the host at start" : "none: TCP");
+    else if (is_rdma_alone)
+        snprintf(out->why, sizeof out->why, "none: %.200s", found.why);
+    else
+        snprintf(out->why, sizeof out->why, "none: TCP over %s", interface);
+}
+
+static json_t *ranks_json(const struct afd_plan *plan, struct hwloc_topology *machine)
 {
     json_t *list = json_array();
     for (uint32_t i = 0; i < plan->rank_count; i++) {
         const struct afd_plan_rank *r = &plan->ranks[i];
+        struct afd_nic_rails rails;
+        json_t *nics = json_array();
+        rails_of(plan->topology, r, machine, &rails);
+        for (uint32_t n = 0; n < rails.count; n++) json_array_append_new(nics, json_string(rails.devices[n]));
         json_array_append_new(
-            list, json_pack("{s:s, s:i, s:i, s:s, s:o, s:i, s:I, s:I, s:I, s:I, s:I}", "role",
-                            afd_role_name(r->role), "instance", (int)r->instance, "rank", (int)r->rank,
-                            "host", r->host, "shards", shards_json(r->shards), "tp_index", (int)r->tp_index,
-                            "weight_bytes", (json_int_t)r->weight_bytes, "kv_bytes", (json_int_t)r->kv_bytes,
-                            "buffer_bytes", (json_int_t)r->buffer_bytes, "total_bytes",
-                            (json_int_t)r->total_bytes, "limit_bytes", (json_int_t)r->limit_bytes));
+            list,
+            json_pack("{s:s, s:i, s:i, s:s, s:o, s:i, s:I, s:I, s:I, s:I, s:I, s:o, s:s}", "role",
+                      afd_role_name(r->role), "instance", (int)r->instance, "rank", (int)r->rank, "host",
+                      r->host, "shards", shards_json(r->shards), "tp_index", (int)r->tp_index, "weight_bytes",
+                      (json_int_t)r->weight_bytes, "kv_bytes", (json_int_t)r->kv_bytes, "buffer_bytes",
+                      (json_int_t)r->buffer_bytes, "total_bytes", (json_int_t)r->total_bytes, "limit_bytes",
+                      (json_int_t)r->limit_bytes, "nics", nics, "nic_reason", rails.why));
     }
     return list;
 }
 
-static void print_ranks(const struct afd_plan *plan)
+static void print_ranks(const struct afd_plan *plan, struct hwloc_topology *machine)
 {
-    static const char *const headers[] = {"<rank",    "<host",  ">weights", ">KV cache",
-                                          ">buffers", ">total", ">of",      "<holds"};
-    struct cli_table *table = cli_table_create(8, headers);
+    static const char *const headers[] = {"<rank",  "<host", ">weights", ">KV cache", ">buffers",
+                                          ">total", ">of",   "<NIC",     "<holds"};
+    struct cli_table *table = cli_table_create(9, headers);
+    struct afd_nic_rails rails;
     for (uint32_t i = 0; i < plan->rank_count; i++) {
         const struct afd_plan_rank *r = &plan->ranks[i];
         const uint64_t sizes[] = {r->weight_bytes, r->kv_bytes, r->buffer_bytes, r->total_bytes,
@@ -168,6 +211,11 @@ static void print_ranks(const struct afd_plan *plan)
         cli_table_cell(table, "%s/%u", afd_role_name(r->role), r->rank);
         cli_table_cell(table, "%s", r->host);
         for (int s = 0; s < 5; s++) cli_table_cell(table, "%s", sizes[s] ? cli_bytes(sizes[s], bytes) : "-");
+        rails_of(plan->topology, r, machine, &rails);
+        if (rails.count)
+            cli_table_cell(table, "%s%s%s", rails.devices[0], rails.count > 1 ? ", " : "", rails.devices[1]);
+        else
+            cli_table_cell(table, "%s", rails.why);
         cli_table_cell(table, "%s", holds);
     }
     cli_table_print(table, stdout);
@@ -190,7 +238,8 @@ static json_t *stage_json(const struct afd_plan_stage *stage)
     return json_pack("{s:f, s:f}", "layer_us", stage->layer_us, "step_us", stage->step_us);
 }
 
-static json_t *plan_json(const struct afd_topology *t, const struct afd_model *m, const struct afd_plan *plan)
+static json_t *plan_json(const struct afd_topology *t, const struct afd_model *m, const struct afd_plan *plan,
+                         struct hwloc_topology *machine)
 {
     uint64_t total, active;
     json_t *warnings = json_array(), *time = json_null();
@@ -204,13 +253,14 @@ static json_t *plan_json(const struct afd_topology *t, const struct afd_model *m
                          "network", stage_json(&plan->network), "binding", plan->binding, "tpot_ms",
                          plan->tpot_ms, "tokens_per_s", plan->tokens_per_s, "rows_that_hold",
                          (int)plan->rows_that_hold);
-    json_t *out = json_pack(
-        "{s:s, s:o, s:{s:s, s:s, s:i, s:i, s:I, s:I}, s:o, s:{s:I, s:I, s:I, s:I}}", "file", t->file,
-        "topology", topology_json(t, plan), "model", "name", m->name, "architecture", m->architecture,
-        "layers", (int)m->layer_count, "hidden", (int)m->hidden, "parameters", (json_int_t)total,
-        "active_parameters", (json_int_t)active, "ranks", ranks_json(plan), "kv_cache", "token_layer_bytes",
-        (json_int_t)plan->kv_token_layer_bytes, "block_bytes", (json_int_t)plan->kv_block_bytes, "blocks",
-        (json_int_t)plan->kv_blocks, "tokens", (json_int_t)plan->kv_tokens);
+    json_t *out =
+        json_pack("{s:s, s:o, s:{s:s, s:s, s:i, s:i, s:I, s:I}, s:o, s:{s:I, s:I, s:I, s:I}}", "file",
+                  t->file, "topology", topology_json(t, plan), "model", "name", m->name, "architecture",
+                  m->architecture, "layers", (int)m->layer_count, "hidden", (int)m->hidden, "parameters",
+                  (json_int_t)total, "active_parameters", (json_int_t)active, "ranks",
+                  ranks_json(plan, machine), "kv_cache", "token_layer_bytes",
+                  (json_int_t)plan->kv_token_layer_bytes, "block_bytes", (json_int_t)plan->kv_block_bytes,
+                  "blocks", (json_int_t)plan->kv_blocks, "tokens", (json_int_t)plan->kv_tokens);
     json_object_set_new(
         out, "messages",
         json_pack("{s:I, s:I, s:I, s:I, s:f, s:I, s:I}", "a2f_payload_bytes",
@@ -247,7 +297,8 @@ static void print_time(const struct afd_topology *t, const struct afd_plan *plan
                plan->rows_that_hold, plan->rows_that_hold * afd_pool_ranks(&t->attn));
 }
 
-static void print_plan(const struct afd_topology *t, const struct afd_model *m, const struct afd_plan *plan)
+static void print_plan(const struct afd_topology *t, const struct afd_model *m, const struct afd_plan *plan,
+                       struct hwloc_topology *machine)
 {
     uint64_t total, active;
     char a[32], b[32];
@@ -259,7 +310,7 @@ static void print_plan(const struct afd_topology *t, const struct afd_model *m, 
     print_mapping(effective, 0);
     printf("\nmodel %s: %s, %u layers, hidden %u, %.2f million parameters, %.2f million active\n\n", m->name,
            m->architecture, m->layer_count, m->hidden, (double)total / 1e6, (double)active / 1e6);
-    print_ranks(plan);
+    print_ranks(plan, machine);
     printf("\nKV cache of a rank: %u blocks of %u tokens = %llu tokens (%llu bytes a token and layer)\n",
            plan->kv_blocks, t->attn.kv_block_tokens, (unsigned long long)plan->kv_tokens,
            (unsigned long long)plan->kv_token_layer_bytes);
@@ -307,8 +358,10 @@ int cli_check(const struct cli_command *self, int argc, char **argv)
     if (!status) status = afd_model_load(topology->model_dir, &model, &error);
     if (!status) status = afd_plan_make(topology, model, NULL, &plan_options, &plan, &error);
     int result = status ? cli_fail("%s", error.text) : CLI_OK;
-    if (!status && json) cli_print_json(plan_json(topology, model, plan));
-    if (!status && !json) print_plan(topology, model, plan);
+    struct hwloc_topology *machine = status || !afd_nic_is_wanted(topology) ? NULL : afd_nic_machine_open();
+    if (!status && json) cli_print_json(plan_json(topology, model, plan, machine));
+    if (!status && !json) print_plan(topology, model, plan, machine);
+    afd_nic_machine_close(machine);
     afd_plan_destroy(plan);
     afd_model_destroy(model);
     afd_topology_destroy(topology);

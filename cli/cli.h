@@ -93,6 +93,8 @@ CLI_DECLARE(status);
 CLI_DECLARE(complete);
 CLI_DECLARE(chat);
 CLI_DECLARE(bench);
+CLI_DECLARE(bench_serve);
+CLI_DECLARE(bench_transport);
 CLI_DECLARE(help);
 
 #endif

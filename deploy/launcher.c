@@ -77,7 +77,7 @@ enum afd_status afd_launcher_check(const struct afd_topology *t, struct afd_erro
     if (t->transport.data == AFD_DATA_LOOP)
         return afd_fail(
             error_out, AFD_ERR_CONFIG,
-            "%s: transport.data: loop joins threads of one process, and ranks are processes; expected ucx",
+            "%s: transport.data: loop joins threads of one process, and ranks are processes; expected auto",
             t->file);
     for (int p = 0; p < 2; p++)
         for (uint32_t i = 0; i < pools[p]->host_count; i++)

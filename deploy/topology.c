@@ -8,6 +8,7 @@
 #include "deploy/yaml.h"
 
 _Static_assert((int)AFD_NAME_BYTES == (int)AFD_YAML_ITEM_BYTES, "a host is one item of a list");
+_Static_assert(sizeof((struct afd_network_options *)0)->gid_index == sizeof(uint32_t), "`auto` is -1");
 
 /* What a value means before it is resolved. The file's `auto` of an enum is one past its last value. */
 enum { AUTO_DTYPE = AFD_DTYPE_COUNT };
@@ -17,6 +18,7 @@ struct file_values {
     struct afd_topology topology;
     uint32_t launch_by;      /* one value in this version: checked, not kept */
     uint64_t max_body_bytes; /* the reader's sizes are 64 bits wide */
+    char devices[AFD_MAX_RAILS][AFD_YAML_ITEM_BYTES];
 };
 
 /* ---- the keys: name, kind, place, range; defaults are in set_defaults and resolve */
@@ -70,6 +72,8 @@ static const struct afd_yaml_word path_words[] = {{"auto", AFD_PATH_AUTO},
                                                   {"tcp", AFD_PATH_TCP},
                                                   {"rdma", AFD_PATH_RDMA},
                                                   {NULL, 0}};
+static const struct afd_yaml_word mtu_words[] = {{"auto", 0},    {"256", 256},   {"512", 512}, {"1024", 1024},
+                                                 {"2048", 2048}, {"4096", 4096}, {NULL, 0}};
 static const struct afd_yaml_word group_words[] = {
     {"p2p", AFD_GROUP_P2P}, {"nccl", AFD_GROUP_NCCL}, {NULL, 0}};
 static const struct afd_yaml_word device_words[] = {
@@ -102,9 +106,21 @@ static const struct afd_yaml_key pipeline_keys[] = {
     WORD("dispatch", pipeline.dispatch, dispatch_words),
     COUNT_OR("gather_us", pipeline.gather_us, 0, 1000000, auto_word),
     END};
+static const struct afd_yaml_key network_keys[] = {
+    {"devices", AFD_YAML_LIST, SCRATCH(devices), 1, AFD_MAX_RAILS, NULL, NULL,
+     AT(transport.network.device_count)},
+    COUNT_OR("gid_index", transport.network.gid_index, 0, 255, auto_word), /* auto: -1 */
+    WORD("mtu", transport.network.mtu, mtu_words),
+    COUNT("traffic_class", transport.network.traffic_class, 0, 255),
+    COUNT("service_level", transport.network.service_level, 0, 15),
+    TEXT("ucx_tls", transport.network.ucx_tls, sizeof((struct afd_network_options *)0)->ucx_tls),
+    END};
 static const struct afd_yaml_key transport_keys[] = {
-    WORD("data", transport.data, data_words), WORD("path", transport.path, path_words),
-    WORD("group", transport.group, group_words), COUNT_OR("spin_us", transport.spin_us, 0, 100000, auto_word),
+    WORD("data", transport.data, data_words),
+    WORD("path", transport.path, path_words),
+    MAP("network", network_keys),
+    WORD("group", transport.group, group_words),
+    COUNT_OR("spin_us", transport.spin_us, 0, 100000, auto_word),
     END};
 
 #define DEVICE_KEYS(pool)                                                                                    \
@@ -178,6 +194,7 @@ static void set_defaults(struct file_values *v)
     t->pipeline.f2a = AFD_BF16;
     t->pipeline.gather_us = UINT32_MAX;
     t->transport.spin_us = UINT32_MAX;
+    t->transport.network.gid_index = -1;
     t->attn.kv_dtype = (enum afd_dtype)AUTO_DTYPE;
     t->attn.kv_block_tokens = 64;
     t->attn.kv_memory_bytes = 256 << 20;
@@ -207,7 +224,6 @@ static void resolve(struct file_values *v)
     if (t->pipeline.a2f == (enum afd_dtype)AUTO_DTYPE) t->pipeline.a2f = cuda ? AFD_FP8 : AFD_BF16;
     if (t->attn.kv_dtype == (enum afd_dtype)AUTO_DTYPE)
         t->attn.kv_dtype = t->attn.device == AFD_DEVICE_CUDA ? AFD_FP8 : AFD_BF16;
-    if (t->transport.data == AFD_DATA_AUTO) t->transport.data = AFD_DATA_UCX;
     t->pipeline.gather_auto = t->pipeline.gather_us == UINT32_MAX;
     if (t->pipeline.gather_auto) t->pipeline.gather_us = 0;
     t->scheduler.max_body_bytes = (uint32_t)v->max_body_bytes;
@@ -372,27 +388,117 @@ static int one_host(const struct afd_topology *t)
     return 1;
 }
 
-static enum afd_status check_transport(const struct afd_yaml *d, const struct afd_topology *t,
-                                       uint32_t launch_by, struct afd_error *error)
+/* "mlx5_0" or "mlx5_0:1": a name of /sys/class/infiniband and a port. */
+static int rail_is_valid(const char *device)
 {
-    if (t->transport.data == AFD_DATA_VERBS)
+    size_t name = strspn(device, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.");
+    const char *port = device + name;
+    if (!name || *device == '.' || *device == '-' ||
+        strlen(device) >= sizeof((struct afd_network_options *)0)->devices[0])
+        return 0;
+    if (!*port) return 1;
+    size_t digits = strspn(port + 1, "0123456789");
+    return *port == ':' && digits > 0 && digits <= 3 && !port[1 + digits] && port[1] != '0' &&
+           atoi(port + 1) <= 255;
+}
+
+/* Of a valid name; a name alone is its port 1. */
+static int port_of(const char *device)
+{
+    const char *colon = strchr(device, ':');
+    return colon ? atoi(colon + 1) : 1;
+}
+
+/* Takes the names over. Two rails are two ports. */
+static enum afd_status take_devices(const struct afd_yaml *d, const struct file_values *v,
+                                    struct afd_network_options *out, struct afd_error *error)
+{
+    for (uint32_t i = 0; i < out->device_count; i++) {
+        if (!rail_is_valid(v->devices[i]))
+            return afd_yaml_fail(
+                d, "transport.network.devices", error,
+                "transport.network.devices has \"%s\"; expected RDMA devices as `rdma link` "
+                "names them, at most %zu bytes, mlx5_0, or with a port from 1 to 255, \"mlx5_0:1\"",
+                v->devices[i], sizeof out->devices[0] - 1);
+        strcpy(out->devices[i], v->devices[i]);
+    }
+    const char *a = out->devices[0], *b = out->devices[1];
+    size_t name = strcspn(a, ":");
+    if (out->device_count == 2 && name == strcspn(b, ":") && !strncmp(a, b, name) && port_of(a) == port_of(b))
         return afd_yaml_fail(
-            d, "transport.data", error,
-            "transport.data: verbs is not in this version; expected ucx (which uses RDMA where there "
-            "is any) or auto");
-    if (t->transport.path == AFD_PATH_SHM && !one_host(t))
+            d, "transport.network.devices", error,
+            "transport.network.devices has %s and %s, which share a port; expected one of them, "
+            "or two different ports",
+            a, b);
+    return AFD_OK;
+}
+
+/* Keys of `network` that are about what the other keys leave out. */
+static enum afd_status check_network(const struct afd_yaml *d, const struct afd_topology *t,
+                                     struct afd_error *error)
+{
+    static const char *const rdma[] = {"devices", "gid_index", "mtu", "traffic_class", "service_level"};
+    const char *tls = t->transport.network.ucx_tls;
+    const char *neither = t->transport.data == AFD_DATA_LOOP  ? "data: loop"
+                          : t->transport.path == AFD_PATH_SHM ? "path: shm"
+                                                              : NULL;
+    const char *no_rdma = !neither && t->transport.path == AFD_PATH_TCP ? "path: tcp" : neither;
+    const char *no_ucx = !neither && t->transport.data == AFD_DATA_VERBS ? "data: verbs" : neither;
+    char at[64];
+    for (size_t i = 0; no_rdma && i < sizeof rdma / sizeof *rdma; i++) {
+        snprintf(at, sizeof at, "transport.network.%s", rdma[i]);
+        if (!afd_yaml_has(d, at)) continue;
+        return afd_yaml_fail(
+            d, at, error,
+            "%s is about RDMA, which %s leaves out; expected no such key, or path: rdma or auto", at,
+            no_rdma);
+    }
+    snprintf(at, sizeof at, "transport.network.ucx_tls");
+    if (no_ucx && *tls)
+        return afd_yaml_fail(
+            d, at, error,
+            "%s is about UCX, which %s leaves out; expected no such key, or data: ucx with path: "
+            "rdma, tcp or auto",
+            at, no_ucx);
+    if (strspn(tls, "abcdefghijklmnopqrstuvwxyz0123456789_,^") != strlen(tls))
+        return afd_yaml_fail(
+            d, at, error,
+            "%s is \"%s\"; expected transports as `ucx_info -d` names them, like \"rc_mlx5,self\"", at, tls);
+    return AFD_OK;
+}
+
+static enum afd_status check_transport(const struct afd_yaml *d, const struct file_values *v,
+                                       struct afd_error *error)
+{
+    const struct afd_topology *t = &v->topology;
+    enum afd_data_path path = t->transport.path;
+    if (path == AFD_PATH_SHM && !one_host(t))
         return afd_yaml_fail(
             d, "transport.path", error,
             "transport.path is shm, but the pools are on more than one host; expected tcp, rdma or "
             "auto");
+    if (t->transport.data == AFD_DATA_VERBS && (path == AFD_PATH_TCP || path == AFD_PATH_SHM))
+        return afd_yaml_fail(
+            d, "transport.path", error,
+            "transport.path is %s with data: verbs, which is RDMA; expected path: rdma or auto, or "
+            "data: %s",
+            path_words[path].name, path == AFD_PATH_TCP ? "ucx" : "auto");
+    if (t->transport.data == AFD_DATA_LOOP && path != AFD_PATH_AUTO)
+        return afd_yaml_fail(
+            d, "transport.path", error,
+            "transport.path is %s with data: loop, which joins threads of one process; expected "
+            "path: auto",
+            path_words[path].name);
+    enum afd_status status = check_network(d, t, error);
+    if (status) return status;
     if (t->transport.group == AFD_GROUP_NCCL && t->ffn.device != AFD_DEVICE_CUDA)
         return afd_yaml_fail(
             d, "transport.group", error,
             "transport.group is nccl, which joins CUDA devices; expected p2p with this device type");
-    if (launch_by != LAUNCH_LOCAL)
+    if (v->launch_by != LAUNCH_LOCAL)
         return afd_yaml_fail(d, "launch.by", error,
                              "launch.by: %s: this version launches by local only; expected local",
-                             launch_words[launch_by].name);
+                             launch_words[v->launch_by].name);
     return AFD_OK;
 }
 
@@ -416,7 +522,7 @@ static enum afd_status check(const struct afd_yaml *d, const struct file_values 
     if ((status = check_parallel(d, t, error))) return status;
     if ((status = check_pipeline(d, t, error))) return status;
     if ((status = check_scheduler(d, t, error))) return status;
-    return check_transport(d, t, v->launch_by, error);
+    return check_transport(d, v, error);
 }
 
 /* ---- loading */
@@ -484,6 +590,7 @@ enum afd_status afd_topology_load(const char *path, struct afd_topology **out, s
     set_defaults(v);
     if ((status = afd_yaml_read(document, top_keys, v, error_out))) goto out;
     resolve(v);
+    if ((status = take_devices(document, v, &v->topology.transport.network, error_out))) goto out;
     if ((status = check(document, v, error_out))) goto out;
     if ((status = resolve_paths(document, path, &v->topology, error_out))) goto out;
     *out = malloc(sizeof **out);
@@ -524,6 +631,16 @@ const char *afd_rank_host(const struct afd_topology *topology, enum afd_role rol
 {
     const struct afd_pool *pool = pool_of(topology, role);
     return pool->hosts[rank / pool->ranks_per_instance % pool->host_count];
+}
+
+uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role, uint32_t rank)
+{
+    const char *host = afd_rank_host(topology, role, rank);
+    uint32_t before = 0;
+    for (uint32_t i = 0; i < rank; i++) before += !strcmp(afd_rank_host(topology, role, i), host);
+    for (uint32_t i = 0; role == AFD_ROLE_FFN && i < afd_pool_ranks(&topology->attn); i++)
+        before += !strcmp(afd_rank_host(topology, AFD_ROLE_ATTN, i), host);
+    return before;
 }
 
 /* Compute threads of both pools on `host`. */

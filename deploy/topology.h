@@ -23,13 +23,21 @@ enum afd_role { AFD_ROLE_ATTN, AFD_ROLE_FFN, AFD_ROLE_COUNT };
 enum afd_device_type { AFD_DEVICE_CPU, AFD_DEVICE_REF, AFD_DEVICE_CUDA };
 enum afd_dispatch { AFD_DISPATCH_BROADCAST, AFD_DISPATCH_ROUTED };
 enum afd_data_transport { AFD_DATA_AUTO, AFD_DATA_LOOP, AFD_DATA_UCX, AFD_DATA_VERBS };
-enum afd_data_path {
-    AFD_PATH_AUTO,
-    AFD_PATH_SHM,
-    AFD_PATH_TCP,
-    AFD_PATH_RDMA
-}; /* which of UCX's transports */
+enum afd_data_path { AFD_PATH_AUTO, AFD_PATH_SHM, AFD_PATH_TCP, AFD_PATH_RDMA };
 enum afd_group_kind { AFD_GROUP_P2P, AFD_GROUP_NCCL };
+
+enum { AFD_MAX_RAILS = 2 };
+
+/* How a rank uses its network: what it does not say is found by looking. */
+struct afd_network_options {
+    uint32_t device_count;           /* 0: the one nearest to the rank's device (deploy/nic.h) */
+    char devices[AFD_MAX_RAILS][32]; /* RDMA devices, "mlx5_0:2" or "mlx5_0" (port 1): rails of one rank */
+    int32_t gid_index;      /* -1: RoCE v2 with an IPv4 address before other RoCE v2, before RoCE v1 */
+    uint32_t mtu;           /* bytes, 256 to 4096; 0: the port's active one */
+    uint32_t traffic_class; /* RoCE: DSCP in its upper 6 bits */
+    uint32_t service_level; /* InfiniBand: 0 to 15 */
+    char ucx_tls[64];       /* UCX's transport list; "": ours */
+};
 
 struct afd_pool {
     uint32_t instances, ranks_per_instance;
@@ -78,8 +86,9 @@ struct afd_topology {
     } pipeline;
 
     struct {
-        enum afd_data_transport data;
-        enum afd_data_path path;
+        enum afd_data_transport data; /* library of the network path; auto: chosen when a rank starts */
+        enum afd_data_path path;      /* auto: shared memory on one host, else the network */
+        struct afd_network_options network;
         enum afd_group_kind group;
         uint32_t spin_us; /* polling before sleeping; 0: never; `auto` is UINT32_MAX: where there
                              are more cores than threads of this host's ranks, 20, else 0 */
@@ -96,6 +105,9 @@ void afd_topology_destroy(struct afd_topology *topology); /* NULL is allowed */
 uint32_t afd_pool_ranks(const struct afd_pool *pool); /* instances * ranks_per_instance */
 const char *afd_role_name(enum afd_role role);        /* "attn", "ffn" */
 const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
+/* How many ranks of its host come before it, attention ranks first: the number of its device there, and what
+ * spreads ranks over equal adapters. */
+uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
 /* Spin time of a rank on this machine, microseconds: resolves spin_us `auto`. */
 uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t cores_online);
 /* The cores rank `rank` of `role` is pinned to: count 0 when it is not. */

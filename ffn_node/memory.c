@@ -62,12 +62,13 @@ static enum afd_status create_device(struct afd_ffn_node *node, struct afd_error
 
 static enum afd_status create_slab(struct afd_ffn_node *node, struct afd_error *error)
 {
-    uint64_t places = (uint64_t)node->source_count * node->slots, page = 4095;
-    uint64_t a2f_bytes = places * node->wire.a2f_region_bytes;
+    uint64_t places = (uint64_t)node->source_count * node->slots;
+    node->source_bytes = afd_page_align(node->slots * node->wire.a2f_region_bytes); /* a pair's pages */
+    uint64_t a2f_bytes = node->source_count * node->source_bytes;
     uint64_t f2a_bytes = places * node->held_count * node->wire.f2a_region_bytes;
-    uint64_t group_at = (a2f_bytes + f2a_bytes + page) & ~page;
+    uint64_t group_at = afd_page_align(a2f_bytes + f2a_bytes);
     uint64_t group_bytes = node->tp > 1 ? afd_group_bytes(&node->group_config) : 0;
-    node->slab_bytes = group_at + group_bytes;
+    node->slab_bytes = group_at + afd_page_align(group_bytes);
     node->slab = afd_device_alloc(node->device, node->slab_bytes);
     if (!node->slab)
         return afd_fail(error, AFD_ERR_DEVICE_MEMORY, "no %llu MiB for the regions of %u attention ranks",

@@ -7,6 +7,7 @@
 
 #include "base/crypto.h"
 #include "base/thread.h"
+#include "deploy/nic.h"
 #include "ffn_node/shell.h"
 
 enum { SIGNAL_EVENTS = 2, EVENTS = 32, PASSES_PER_LOOK = 16, BATCH_ROWS = 2048 };
@@ -118,6 +119,7 @@ static enum afd_status open_transport(struct afd_ffn_node *node, struct afd_erro
         .max_message_bytes = largest_message(node),
     };
     memcpy(config.secret, node->config.secret, sizeof config.secret);
+    afd_nic_options(t, AFD_ROLE_FFN, node->config.rank, &config.network);
     afd_agreement_of(t, node->model, node->config.model_hash, afd_agreement_numerics(t->ffn.device),
                      &config.agreement);
     enum afd_status status = afd_transport_open(&config, &node->transport, node->address, error);

@@ -7,7 +7,7 @@
  *   serve.c    messages in, batches over the device and the group, answers out
  *
  * The slab, registered with the transport as one piece:
- *   A2F receive regions [own attention ranks][slots]
+ *   A2F receive regions [own attention ranks][slots]; each rank's begin on a page of their own
  *   F2A source buffers  [own attention ranks][slots][held shards]
  *   the group's memory (tp > 1) */
 #ifndef AFD_FFN_NODE_SHELL_H
@@ -123,8 +123,8 @@ struct afd_ffn_node {
     struct afd_arena *arena;
     struct afd_ffn_group *core;
     unsigned char *slab, *f2a, *group_memory;
-    uint64_t slab_bytes, resident_bytes;
-    struct ffn_source *sources; /* [source_count], rank i * tp + self */
+    uint64_t slab_bytes, source_bytes, resident_bytes; /* source: of the pages of a pair's A2F regions */
+    struct ffn_source *sources;                        /* [source_count], rank i * tp + self */
     uint32_t source_count;
     uint64_t **expert_rows; /* [layers] -> [experts]; NULL: a dense layer */
 
@@ -186,7 +186,7 @@ static inline struct ffn_source *ffn_own_source(struct afd_ffn_node *node, uint3
 
 static inline unsigned char *ffn_a2f_region(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot)
 {
-    return node->slab + ((uint64_t)(rank / node->tp) * node->slots + slot) * node->wire.a2f_region_bytes;
+    return node->slab + rank / node->tp * node->source_bytes + slot * node->wire.a2f_region_bytes;
 }
 
 static inline unsigned char *ffn_f2a_buffer(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot,

@@ -9,6 +9,9 @@ SANITIZE=${SANITIZE-address,undefined}
 
 . deploy/packages.sh
 install_packages $AFD_PACKAGES libcmocka-dev libcurl4-openssl-dev python3 python3-venv procps
+# For a virtual machine with RDMA (tests/rdma). Without them that one test is skipped by name.
+install_packages qemu-system-x86 busybox-static cpio iproute2 ibverbs-providers perftest ucx-utils ||
+    echo "tests/run.sh: no virtual machine: test rdma will be skipped" >&2
 
 # The OpenAI client that the tests talk with lives in a virtual environment of its own. Without it that one test is
 # skipped by name.

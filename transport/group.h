@@ -35,8 +35,8 @@ struct afd_group_event {
     uint32_t message_bytes;
 };
 
-/* The bytes of memory that a group needs; `memory` of that size, 64-byte aligned, must be registered with the
- * transport, whose max_message_bytes covers max_rows records and max_rows rows of partial sums. */
+/* The bytes of memory that a group needs; `memory` of that size, from a page's beginning, must be registered
+ * with the transport, whose max_message_bytes covers max_rows records and max_rows rows of partial sums. */
 uint64_t afd_group_bytes(const struct afd_group_config *config);
 struct afd_group *afd_group_create(const struct afd_group_config *config, void *memory,
                                    struct afd_error *error_out);

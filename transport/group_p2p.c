@@ -72,7 +72,8 @@ static uint64_t align_up(uint64_t n)
     return (n + 63) / 64 * 64;
 }
 
-/* Lays the group's memory out from `at`; with at 0 the result is its size. */
+/* Lays the group's memory out from `at`, which begins a page; with at 0 the result is its size. What a member
+ * writes to has pages of its own. */
 static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, unsigned char *memory)
 {
     uint64_t records = align_up((uint64_t)c->max_rows * c->record_bytes);
@@ -89,6 +90,9 @@ static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, u
         PLACE(g->partials[p], sums);
         PLACE(g->reduced[p], sums);
     }
+    for (uint32_t m = 0; m < c->members; m++)
+        if (m != c->self) PLACE(g->members[m].messages_out, messages);
+    at = afd_page_align(at);
     for (uint32_t m = 0; m < c->members; m++) {
         if (m == c->self) continue;
         for (uint32_t p = 0; p < AFD_GROUP_DEPTH; p++) {
@@ -96,7 +100,7 @@ static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, u
             PLACE(g->members[m].in[REDUCE][p], sums);
         }
         PLACE(g->members[m].messages_in, messages);
-        PLACE(g->members[m].messages_out, messages);
+        at = afd_page_align(at);
     }
 #undef PLACE
     return at ? at : 64;
@@ -425,6 +429,22 @@ void afd_group_feed(struct afd_group *g, const struct afd_transport_event *event
     }
 }
 
+_Static_assert(AFD_GROUP_DEPTH == 2, "one older batch and one newer");
+
+/* Batch by batch, also when both are complete at once or the newer one's messages came first. */
+static uint32_t finish_in_order(struct afd_group *g, uint32_t kind, struct afd_group_event *events_out,
+                                uint32_t limit)
+{
+    uint32_t count = 0, older = g->ops[kind][0].batch > g->ops[kind][1].batch;
+    for (uint32_t i = 0; i < AFD_GROUP_DEPTH && count < limit && !g->failed; i++) {
+        struct op *op = &g->ops[kind][(older + i) % AFD_GROUP_DEPTH];
+        if (op->progress != RUNNING) continue;
+        if (!finish(g, op, &events_out[count])) break;
+        count++;
+    }
+    return count;
+}
+
 uint32_t afd_group_poll(struct afd_group *g, struct afd_group_event *events_out, uint32_t limit)
 {
     uint32_t count = 0;
@@ -433,8 +453,8 @@ uint32_t afd_group_poll(struct afd_group *g, struct afd_group_event *events_out,
     for (uint32_t m = 0; m < g->config.members; m++)
         while (count < limit && !g->failed && m != g->config.self && poll_message(g, m, &events_out[count]))
             count++;
-    for (uint32_t i = 0; i < OPS * AFD_GROUP_DEPTH && count < limit && !g->failed; i++)
-        count += finish(g, &g->ops[i / AFD_GROUP_DEPTH][i % AFD_GROUP_DEPTH], &events_out[count]) ? 1 : 0;
+    for (uint32_t kind = 0; kind < OPS; kind++)
+        count += finish_in_order(g, kind, &events_out[count], limit - count);
     if (g->failed && !g->failure_reported && count < limit) {
         g->failure_reported = 1;
         events_out[count++] = (struct afd_group_event){.kind = AFD_GROUP_FAILED, .member = g->failed - 1};

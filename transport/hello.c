@@ -16,11 +16,14 @@ static enum afd_status fill_table(const struct afd_pair *pair, Afd__RegionTable 
     return AFD_OK;
 }
 
-static ProtobufCBinaryData path_address(const struct afd_pair *pair)
+static Afd__PathOffer offer_of(const struct afd_pair *pair, const struct afd_backend *backend)
 {
-    uint32_t bytes;
-    const void *address = pair->transport->backend->address(pair, &bytes);
-    return (ProtobufCBinaryData){bytes, (uint8_t *)address};
+    Afd__PathOffer offer = AFD__PATH_OFFER__INIT;
+    uint32_t bytes = 0;
+    const void *address = pair->path[backend->way] ? backend->address(pair, &bytes) : NULL;
+    offer.name = (char *)backend->name;
+    offer.address = (ProtobufCBinaryData){address ? bytes : 0, (uint8_t *)address};
+    return offer;
 }
 
 enum afd_status afd_hello_send(struct afd_pair *pair)
@@ -43,11 +46,15 @@ enum afd_status afd_hello_send(struct afd_pair *pair)
     hello.dtypes = agreement->dtypes;
     hello.layout = agreement->layout;
     hello.numerics = agreement->numerics;
-    hello.transport = (char *)t->backend->name;
     hello.regions = &table;
     hello.pair_index = pair->index;
     hello.pair_key = pair->key;
-    hello.transport_address = path_address(pair);
+    Afd__PathOffer offers[AFD_WAYS], *paths[AFD_WAYS];
+    hello.paths = paths;
+    for (uint32_t i = 0; i < t->backend_count; i++) {
+        offers[i] = offer_of(pair, t->backends[i]);
+        if (offers[i].address.data) paths[hello.n_paths++] = &offers[i];
+    }
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     e.body_case = AFD__ENVELOPE__BODY_PAIR_HELLO;
     e.pair_hello = &hello;
@@ -65,7 +72,9 @@ enum afd_status afd_hello_send_accept(struct afd_pair *pair)
     accept.regions = &table;
     accept.pair_index = pair->index;
     accept.pair_key = pair->key;
-    accept.transport_address = path_address(pair);
+    Afd__PathOffer path = offer_of(pair, pair->backend);
+    path.why = pair->path_why;
+    accept.path = &path;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     e.body_case = AFD__ENVELOPE__BODY_PAIR_ACCEPT;
     e.pair_accept = &accept;
@@ -75,24 +84,17 @@ enum afd_status afd_hello_send_accept(struct afd_pair *pair)
 }
 
 static enum afd_status read_peer(struct afd_pair *pair, const Afd__RegionTable *table, uint32_t index,
-                                 uint64_t key, ProtobufCBinaryData address, struct afd_error *error_out)
+                                 uint64_t key, struct afd_error *error_out)
 {
     uint32_t count = table ? (uint32_t)table->n_bytes : 0;
     if ((table && table->n_bytes > AFD_MAX_REGIONS) || index >= AFD_MAX_PAIRS)
         return afd_fail(error_out, AFD_ERR_PROTOCOL,
                         "a hello with %zu regions and pair index %u: at most %d and %d",
                         table ? table->n_bytes : 0, index, AFD_MAX_REGIONS, AFD_MAX_PAIRS);
-    if (address.len == 0 || address.len > AFD_PATH_ADDRESS_BYTES)
-        return afd_fail(error_out, AFD_ERR_PROTOCOL, "a hello with a data path address of %zu bytes: 1 to %d",
-                        address.len, AFD_PATH_ADDRESS_BYTES);
     pair->peer_regions = calloc(count + 1u, sizeof *pair->peer_regions);
-    pair->peer_address = malloc(address.len);
-    if (!pair->peer_regions || !pair->peer_address)
-        return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
+    if (!pair->peer_regions) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     if (count) memcpy(pair->peer_regions, table->bytes, count * sizeof *pair->peer_regions);
     pair->peer_region_count = count;
-    memcpy(pair->peer_address, address.data, address.len);
-    pair->peer_address_bytes = (uint32_t)address.len;
     pair->peer_index = index;
     pair->peer_key = key;
     return AFD_OK;
@@ -112,9 +114,6 @@ static enum afd_status compare(const struct afd_pair *pair, const Afd__PairHello
     char self[24], other[24], their_hash[2 * AFD_HASH_BYTES + 1], our_hash[2 * AFD_HASH_BYTES + 1];
     afd_identity_text(&pair->peer.self, self);
     afd_identity_text(&pair->peer.other, other);
-    if (strcmp(hello->transport, pair->transport->backend->name))
-        return differ(error_out, "data transports differ", other, hello->transport, self,
-                      pair->transport->backend->name);
     if (memcmp(hello->model_hash.data, ours->model_hash, AFD_HASH_BYTES)) {
         afd_hex(hello->model_hash.data, AFD_HASH_BYTES, their_hash);
         afd_hex(ours->model_hash, AFD_HASH_BYTES, our_hash);
@@ -155,13 +154,14 @@ enum afd_status afd_hello_read(struct afd_pair *pair, const Afd__PairHello *hell
     if (!status)
         status = afd_peer_book_check(&pair->transport->book, &pair->peer.other, hello->generation, error_out);
     if (status) return status;
-    return read_peer(pair, hello->regions, hello->pair_index, hello->pair_key, hello->transport_address,
-                     error_out);
+    status = read_peer(pair, hello->regions, hello->pair_index, hello->pair_key, error_out);
+    return status ? status : afd_paths_choose(pair, hello->paths, hello->n_paths, error_out);
 }
 
 enum afd_status afd_hello_read_accept(struct afd_pair *pair, const Afd__PairAccept *accept,
                                       struct afd_error *error_out)
 {
-    return read_peer(pair, accept->regions, accept->pair_index, accept->pair_key, accept->transport_address,
-                     error_out);
+    enum afd_status status =
+        read_peer(pair, accept->regions, accept->pair_index, accept->pair_key, error_out);
+    return status ? status : afd_paths_chosen(pair, accept->path, error_out);
 }

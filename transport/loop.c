@@ -94,13 +94,13 @@ static enum afd_status loop_open(struct afd_transport *t, struct afd_error *erro
     registry = box;
     pthread_mutex_unlock(&registry_lock);
     loop->own = box;
-    t->back = loop;
-    return afd_transport_watch(t, box->event_fd, NULL);
+    t->back[AFD_WAY_LOOP] = loop;
+    return afd_transport_watch(t, box->event_fd);
 }
 
 static void loop_close(struct afd_transport *t)
 {
-    struct loop *loop = t->back;
+    struct loop *loop = t->back[AFD_WAY_LOOP];
     pthread_mutex_lock(&registry_lock);
     struct mailbox **at = &registry;
     while (*at != loop->own) at = &(*at)->next;
@@ -110,10 +110,12 @@ static void loop_close(struct afd_transport *t)
     free(loop);
 }
 
-static enum afd_status loop_add_memory(struct afd_transport *t, void *base, uint64_t bytes)
+static enum afd_status loop_add_memory(struct afd_transport *t, const struct afd_memory *memory,
+                                       struct afd_error *error_out)
 {
-    (void)t, (void)base, (void)bytes;
-    return AFD_OK;
+    (void)t;
+    if (!memory->is_device) return AFD_OK;
+    return afd_fail(error_out, AFD_ERR_REQUEST, "transport loop copies with the CPU");
 }
 
 static void loop_remove_memory(struct afd_transport *t, void *base)
@@ -127,9 +129,18 @@ static const void *loop_address(const struct afd_pair *pair, uint32_t *bytes_out
     return pair->transport->address;
 }
 
-static enum afd_status loop_prepare(struct afd_pair *pair)
+static int loop_reaches(struct afd_transport *t, const void *address, uint32_t bytes, char why_out[96])
 {
-    struct mailbox *own = ((struct loop *)pair->transport->back)->own;
+    (void)t;
+    struct mailbox *box = mailbox_get(address, bytes);
+    if (box) mailbox_put(box);
+    snprintf(why_out, 96, box ? "same process" : "not in this process");
+    return box != NULL;
+}
+
+static enum afd_status loop_prepare(struct afd_pair *pair, struct afd_error *error_out)
+{
+    struct mailbox *own = ((struct loop *)pair->transport->back[AFD_WAY_LOOP])->own;
     enum afd_status status = AFD_OK;
     pthread_mutex_lock(&own->lock);
     if (pair->index >= own->slot_limit) {
@@ -140,11 +151,12 @@ static enum afd_status loop_prepare(struct afd_pair *pair)
             own->slots = slots;
             own->slot_limit = limit;
         } else {
-            status = AFD_ERR_MEMORY;
+            status = afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
         }
     }
     if (!status) own->slots[pair->index] = (struct slot){pair->key, pair->regions, pair->region_count, 1};
     pthread_mutex_unlock(&own->lock);
+    if (!status) pair->path[AFD_WAY_LOOP] = mailbox_get(own->address, strlen(own->address)); /* until attach */
     return status;
 }
 
@@ -183,8 +195,8 @@ static enum afd_status loop_attach(struct afd_pair *pair, const void *address, u
     if (!to)
         return afd_fail(error_out, AFD_ERR_REFUSED, "transport loop: %.*s is not in this process", (int)bytes,
                         (const char *)address);
-    pair->path = to;
-    snprintf(pair->path_name, sizeof pair->path_name, "loop");
+    mailbox_put(pair->path[AFD_WAY_LOOP]);
+    pair->path[AFD_WAY_LOOP] = to;
     enum afd_status status = deliver(to, &open, NULL);
     if (status) return afd_fail(error_out, AFD_ERR_PEER, "the other side closed the pair or reads nothing");
     return AFD_OK;
@@ -194,20 +206,20 @@ static enum afd_status loop_put(struct afd_pair *pair, uint16_t region, const vo
                                 uint16_t sequence)
 {
     struct message message = {pair->peer_index, pair->peer_key, region, bytes, sequence, 0};
-    enum afd_status status = deliver(pair->path, &message, from);
-    if (status == AFD_AGAIN) ((struct loop *)pair->transport->back)->was_refused = 1;
+    enum afd_status status = deliver(pair->path[AFD_WAY_LOOP], &message, from);
+    if (status == AFD_AGAIN) ((struct loop *)pair->transport->back[AFD_WAY_LOOP])->was_refused = 1;
     return status;
 }
 
 static void loop_detach(struct afd_pair *pair)
 {
-    struct loop *loop = pair->transport->back;
+    struct loop *loop = pair->transport->back[AFD_WAY_LOOP];
     pthread_mutex_lock(&loop->own->lock);
     struct slot *slot = pair->index < loop->own->slot_limit ? &loop->own->slots[pair->index] : NULL;
     if (slot && slot->key == pair->key) slot->is_used = 0;
     pthread_mutex_unlock(&loop->own->lock);
-    if (pair->path) mailbox_put(pair->path);
-    pair->path = NULL;
+    if (pair->path[AFD_WAY_LOOP]) mailbox_put(pair->path[AFD_WAY_LOOP]);
+    pair->path[AFD_WAY_LOOP] = NULL;
 }
 
 static int take(struct mailbox *own, struct message *message_out)
@@ -225,7 +237,7 @@ static int take(struct mailbox *own, struct message *message_out)
 
 static void loop_progress(struct afd_transport *t)
 {
-    struct loop *loop = t->back;
+    struct loop *loop = t->back[AFD_WAY_LOOP];
     struct mailbox *own = loop->own;
     struct message m;
     pthread_mutex_lock(&own->lock);
@@ -246,7 +258,7 @@ static void loop_progress(struct afd_transport *t)
 
 static enum afd_status loop_arm(struct afd_transport *t)
 {
-    struct loop *loop = t->back;
+    struct loop *loop = t->back[AFD_WAY_LOOP];
     pthread_mutex_lock(&loop->own->lock);
     int is_busy = loop->own->count > 0 || loop->own->is_signalled || loop->was_refused;
     loop->own->is_armed = !is_busy;
@@ -257,12 +269,14 @@ static enum afd_status loop_arm(struct afd_transport *t)
 
 const struct afd_backend afd_backend_loop = {
     .name = "loop",
+    .way = AFD_WAY_LOOP,
     .open = loop_open,
     .close = loop_close,
     .add_memory = loop_add_memory,
     .remove_memory = loop_remove_memory,
     .address = loop_address,
     .prepare = loop_prepare,
+    .reaches = loop_reaches,
     .attach = loop_attach,
     .put = loop_put,
     .detach = loop_detach,

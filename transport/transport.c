@@ -91,6 +91,7 @@ static void pair_free(struct afd_pair *pair)
 {
     if (pair->deadline) event_free(pair->deadline);
     free(pair->regions);
+    free(pair->pages);
     free(pair->peer_regions);
     free(pair->peer_address);
     free(pair->notices);
@@ -119,7 +120,7 @@ void afd_pair_close(struct afd_pair *pair)
     assert(!pair->is_closed);
     struct afd_transport *t = pair->transport;
     afd_peer_on(&pair->peer, AFD_PEER_CLOSE);
-    t->backend->detach(pair);
+    afd_paths_detach(pair);
     afd_channel_close(pair->channel);
     pair->channel = NULL;
     event_del(pair->deadline);
@@ -173,34 +174,6 @@ static struct afd_pair *pair_create(struct afd_transport *t, int is_connector)
 fail:
     free(pair);
     return NULL;
-}
-
-static int is_registered(const struct afd_transport *t, const struct afd_region *region)
-{
-    const unsigned char *base = region->base;
-    for (uint32_t i = 0; i < t->memory_count; i++) {
-        const struct afd_memory *m = &t->memory[i];
-        if (base >= m->base && (uint64_t)(base - m->base) <= m->bytes &&
-            region->bytes <= m->bytes - (uint64_t)(base - m->base))
-            return 1;
-    }
-    return 0;
-}
-
-static enum afd_status set_regions(struct afd_pair *pair, const struct afd_region *regions, uint32_t count,
-                                   struct afd_error *error_out)
-{
-    if (count > AFD_MAX_REGIONS)
-        return afd_fail(error_out, AFD_ERR_REQUEST, "%u regions: at most %d", count, AFD_MAX_REGIONS);
-    for (uint32_t i = 0; i < count; i++)
-        if (!is_registered(pair->transport, &regions[i]))
-            return afd_fail(error_out, AFD_ERR_REQUEST, "region %u does not lie in registered memory", i);
-    pair->regions = calloc(count + 1u, sizeof *pair->regions);
-    pair->notices = calloc(count + 1u, sizeof *pair->notices);
-    if (!pair->regions || !pair->notices) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
-    if (count) memcpy(pair->regions, regions, count * sizeof *regions);
-    pair->region_count = count;
-    return AFD_OK;
 }
 
 /* ---- the end of a pair */
@@ -268,7 +241,6 @@ static void report_open(struct afd_pair *pair)
 
 static void act(struct afd_pair *pair, enum afd_peer_action action)
 {
-    struct afd_transport *t = pair->transport;
     struct afd_error error;
     enum afd_status status = AFD_OK;
     switch (action) {
@@ -283,7 +255,7 @@ static void act(struct afd_pair *pair, enum afd_peer_action action)
         return;
     case AFD_PEER_ATTACH:
     case AFD_PEER_ATTACH_OPEN:
-        status = t->backend->attach(pair, pair->peer_address, pair->peer_address_bytes, &error);
+        status = pair->backend->attach(pair, pair->peer_address, pair->peer_address_bytes, &error);
         free(pair->peer_address);
         pair->peer_address = NULL;
         if (status)
@@ -387,11 +359,8 @@ struct afd_pair *afd_pair_connect(struct afd_transport *t, const char *address,
     pair->peer.epoch = epoch;
     pair->user = user;
     struct afd_channel_config config = channel_config(pair);
-    if (set_regions(pair, regions, region_count, error_out)) goto fail;
-    if (t->backend->prepare(pair)) {
-        afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
-        goto fail;
-    }
+    if (afd_regions_set(pair, regions, region_count, error_out)) goto fail;
+    if (afd_paths_prepare(pair, error_out)) goto fail;
     pair->channel = afd_channel_connect(&config, address, error_out);
     if (pair->channel) return pair;
 fail:
@@ -409,8 +378,7 @@ enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *
     pair->user = user;
     if (pair->peer.state == AFD_PEER_LOST) return AFD_ERR_PEER;
     status = afd_peer_book_check(&t->book, &pair->peer.other, pair->peer.generation, &error);
-    if (!status) status = set_regions(pair, regions, region_count, &error);
-    if (!status && t->backend->prepare(pair)) status = afd_fail(&error, AFD_ERR_MEMORY, "out of memory");
+    if (!status) status = afd_regions_set(pair, regions, region_count, &error);
     if (status) {
         afd_pair_fail(pair, status, "%s", error.text);
         return status;
@@ -419,7 +387,12 @@ enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *
     if (old) {
         struct afd_pair *replaced = t->pairs[old - 1];
         afd_pair_fail(replaced, AFD_ERR_PEER, "replaced by generation %u", pair->peer.generation);
-        t->backend->detach(replaced);
+        afd_paths_detach(replaced); /* before the new one is prepared: it may be given the same regions */
+    }
+    status = afd_paths_prepare(pair, &error);
+    if (status) {
+        afd_pair_fail(pair, status, "%s", error.text);
+        return status;
     }
     status = afd_hello_send_accept(pair);
     if (status) {
@@ -497,7 +470,7 @@ enum afd_status afd_pair_put(struct afd_pair *pair, uint16_t region, const void 
     if (region >= pair->peer_region_count || bytes > pair->peer_regions[region] ||
         bytes > pair->transport->config.max_message_bytes)
         return AFD_ERR_REQUEST;
-    return pair->transport->backend->put(pair, region, from, bytes, sequence);
+    return pair->backend->put(pair, region, from, bytes, sequence);
 }
 
 uint32_t afd_transport_poll(struct afd_transport *t, struct afd_transport_event *events_out, uint32_t limit)
@@ -510,7 +483,7 @@ uint32_t afd_transport_poll(struct afd_transport *t, struct afd_transport_event 
         t->is_woken = 0;
     }
     t->is_polling = 1;
-    t->backend->progress(t);
+    for (uint32_t i = 0; i < t->backend_count; i++) t->backends[i]->progress(t);
     t->is_polling = 0;
     while (count < limit && t->ready_first) {
         struct afd_pair *pair = t->ready_first;
@@ -533,51 +506,60 @@ int afd_transport_event_fd(const struct afd_transport *t)
 
 enum afd_status afd_transport_arm(struct afd_transport *t)
 {
-    return t->ready_first ? AFD_AGAIN : t->backend->arm(t);
+    if (t->ready_first) return AFD_AGAIN;
+    for (uint32_t i = 0; i < t->backend_count; i++)
+        if (t->backends[i]->arm(t)) return AFD_AGAIN;
+    return AFD_OK;
 }
 
 /* ---- the transport */
 
-enum afd_status afd_transport_register(struct afd_transport *t, void *base, uint64_t bytes)
+static enum afd_status add_memory(struct afd_transport *t, const struct afd_memory *added)
 {
+    struct afd_error error = {""};
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    if ((uintptr_t)added->base % page || added->bytes % page || !added->bytes) return AFD_ERR_REQUEST;
     struct afd_memory *memory = realloc(t->memory, (t->memory_count + 1) * sizeof *memory);
     if (!memory) return AFD_ERR_MEMORY;
     t->memory = memory;
-    enum afd_status status = t->backend->add_memory(t, base, bytes);
-    if (!status) memory[t->memory_count++] = (struct afd_memory){base, bytes};
+    enum afd_status status = afd_paths_add_memory(t, added, &error);
+    if (!status)
+        memory[t->memory_count++] = *added;
+    else
+        afd_log_error("memory cannot be registered: %s", error.text);
     return status;
+}
+
+enum afd_status afd_transport_register(struct afd_transport *t, void *base, uint64_t bytes)
+{
+    return add_memory(t, &(struct afd_memory){.base = base, .bytes = bytes, .dmabuf_fd = -1});
+}
+
+enum afd_status afd_transport_register_device(struct afd_transport *t, void *base, uint64_t bytes,
+                                              int dmabuf_fd, uint64_t offset)
+{
+    return add_memory(t, &(struct afd_memory){base, bytes, 1, dmabuf_fd, offset});
 }
 
 void afd_transport_deregister(struct afd_transport *t, void *base)
 {
     for (uint32_t i = 0; i < t->memory_count; i++)
         if (t->memory[i].base == (unsigned char *)base) {
-            t->backend->remove_memory(t, base);
+            afd_paths_remove_memory(t, base);
             t->memory[i] = t->memory[--t->memory_count];
             return;
         }
 }
 
-static enum afd_status choose_backend(struct afd_transport *t, struct afd_error *error_out)
+enum afd_status afd_transport_watch(struct afd_transport *t, int fd)
 {
-    switch (t->config.kind) {
-    case AFD_DATA_LOOP:
-        t->backend = &afd_backend_loop;
-        return AFD_OK;
-    case AFD_DATA_AUTO:
-    case AFD_DATA_UCX:
-        t->backend = &afd_backend_ucx;
-        return AFD_OK;
-    case AFD_DATA_VERBS:
-        break;
-    }
-    return afd_fail(error_out, AFD_ERR_CONFIG, "transport: this build has loop and ucx alone");
+    struct epoll_event on = {.events = EPOLLIN};
+    return epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, fd, &on) ? AFD_ERR_IO : AFD_OK;
 }
 
-enum afd_status afd_transport_watch(struct afd_transport *t, int fd, void *pointer)
+void afd_transport_unwatch(struct afd_transport *t, int fd)
 {
-    struct epoll_event on = {.events = EPOLLIN, .data.ptr = pointer};
-    return epoll_ctl(t->epoll_fd, EPOLL_CTL_ADD, fd, &on) ? AFD_ERR_IO : AFD_OK;
+    epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
 }
 
 enum afd_status afd_transport_open(const struct afd_transport_config *config, struct afd_transport **out,
@@ -592,9 +574,7 @@ enum afd_status afd_transport_open(const struct afd_transport_config *config, st
     t->listen_fd = t->epoll_fd = t->wake_fd = -1;
     if (!t->config.connect_timeout_ms) t->config.connect_timeout_ms = DEFAULT_TIMEOUT_MS;
     afd_identity_text(&config->self, t->name);
-    assert(config->path <= (enum afd_data_path)AFD_PATH_TCP_RENDEZVOUS);
-    status = choose_backend(t, error_out);
-    if (status) goto fail;
+    assert(config->path <= (enum afd_data_path)AFD_PATH_TCP_PUT);
     status = AFD_ERR_IO;
     snprintf(at, sizeof at, "%s:0", config->host);
     t->listen_fd = afd_listen(at, &port, error_out);
@@ -605,8 +585,8 @@ enum afd_status afd_transport_open(const struct afd_transport_config *config, st
     t->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     t->listener = event_new(config->base, t->listen_fd, EV_READ | EV_PERSIST, on_connection, t);
     if (t->epoll_fd < 0 || t->wake_fd < 0 || !t->listener) goto fail;
-    if (afd_transport_watch(t, t->wake_fd, NULL)) goto fail;
-    status = t->backend->open(t, error_out);
+    if (afd_transport_watch(t, t->wake_fd)) goto fail;
+    status = afd_paths_open(t, error_out);
     if (status) goto fail;
     status = AFD_ERR_IO;
     if (event_add(t->listener, NULL)) goto fail;
@@ -625,7 +605,7 @@ void afd_transport_close(struct afd_transport *t)
         if (t->pairs[i]) afd_pair_close(t->pairs[i]);
     free_closed(t);
     while (t->memory_count) afd_transport_deregister(t, t->memory[0].base);
-    if (t->back) t->backend->close(t);
+    afd_paths_close(t);
     if (t->listener) event_free(t->listener);
     if (t->listen_fd >= 0) close(t->listen_fd);
     if (t->epoll_fd >= 0) close(t->epoll_fd);
@@ -650,4 +630,8 @@ uint64_t afd_pair_epoch(const struct afd_pair *pair)
 void *afd_pair_user(const struct afd_pair *pair)
 {
     return pair->user;
+}
+const char *afd_pair_path(const struct afd_pair *pair)
+{
+    return pair->path_name;
 }

@@ -18,7 +18,20 @@
  * connection, which stays open: its end is the peer's death. A mismatch is refused with words on both sides.
  * A failure poisons its pair alone: one LOST event, after which the pair only waits for afd_pair_close.
  *
- * Implementations: loop (threads of one process; the small reference), ucx (shared memory, TCP, RDMA). */
+ * A transport may have several data paths open, and each pair uses one of them: the connector offers what it
+ * has, the acceptor takes the first of its own that reaches the other side, in this order:
+ *
+ *   shm    both ranks on one host (one kernel and network namespace): the peer's regions are mapped, a put is
+ *          one copy
+ *   verbs  RDMA through libibverbs: RC queue pairs, WRITE_WITH_IMM
+ *   ucx    RDMA or TCP through UCX
+ *   loop   threads of one process: the small reference that every test can run; never beside another
+ *
+ * The pages that a pair's regions touch belong to that pair's regions alone, for as long as the pair lives
+ * (AFD_ERR_REQUEST names the other pair): shm puts other memory behind them when the pair opens, and again
+ * when it is closed, which is how a stopped peer that wakes up later still writes into nothing of ours. Their
+ * contents stay. A put's source lies on no page of a region, and a device that knows memory by its physical
+ * pages (pinned for a GPU) has it registered as device memory. */
 #ifndef AFD_TRANSPORT_TRANSPORT_H
 #define AFD_TRANSPORT_TRANSPORT_H
 
@@ -56,9 +69,11 @@ struct afd_identity {
 
 struct afd_transport_config {
     struct event_base *base;      /* drives the hello sockets; the data path is driven by poll */
-    enum afd_data_transport kind; /* AFD_DATA_LOOP or AFD_DATA_UCX */
-    enum afd_data_path path;      /* ucx: shared memory, TCP, RDMA; auto lets UCX choose */
-    const char *host;             /* address to listen on for hello: "127.0.0.1", port is chosen */
+    enum afd_data_transport kind; /* the network's library; auto: verbs where there is a port, else UCX */
+    enum afd_data_path path;      /* auto: shared memory on one host, else the network; shm, tcp, rdma: that
+                                     alone, on one host too */
+    struct afd_network_options network;
+    const char *host; /* address to listen on for hello: "127.0.0.1", port is chosen */
     uint8_t secret[AFD_SECRET_BYTES];
     struct afd_identity self;
     struct afd_agreement agreement;
@@ -87,8 +102,17 @@ enum afd_status afd_transport_open(const struct afd_transport_config *config, st
                                    char address_out[AFD_ADDRESS_BYTES], struct afd_error *error_out);
 void afd_transport_close(struct afd_transport *transport); /* closes its pairs; NULL is allowed */
 
-/* Memory that put reads from and that regions lie in must be registered, once, at start. */
+/* Rounded up to whole pages: where the next pair's regions may begin. */
+uint64_t afd_page_align(uint64_t bytes);
+
+/* Memory that put reads from and that regions lie in must be registered, once, at start: whole pages, at a
+ * page's boundary (AFD_ERR_REQUEST). */
 enum afd_status afd_transport_register(struct afd_transport *transport, void *base, uint64_t bytes);
+/* The same for a device's memory, which no CPU may touch: `dmabuf_fd` (borrowed during the call) and the
+ * offset in it where `base` is; -1: the RDMA driver finds it by address (peer memory). AFD_ERR_REQUEST: no
+ * open data path can. */
+enum afd_status afd_transport_register_device(struct afd_transport *transport, void *base, uint64_t bytes,
+                                              int dmabuf_fd, uint64_t offset);
 void afd_transport_deregister(struct afd_transport *transport, void *base);
 
 /* Begins a pair; OPEN or LOST follows. `generation` is the pair's own: it grows with each attempt between the
@@ -100,8 +124,8 @@ struct afd_pair *afd_pair_connect(struct afd_transport *transport, const char *a
                                   struct afd_error *error_out);
 /* Answer a REQUEST. After accept an OPEN follows, or LOST. Accepting fences an older pair of the same rank
  * (its LOST follows), so that the new one may be given the same regions. AFD_ERR_PEER, AFD_ERR_REFUSED: it
- * ended, or a newer generation was accepted meanwhile; AFD_ERR_REQUEST: a region is not in registered memory.
- * The pair then waits for afd_pair_close. */
+ * ended, or a newer generation was accepted meanwhile; AFD_ERR_REQUEST: a region is not in registered memory,
+ * or on a page of another live pair. The pair then waits for afd_pair_close. */
 enum afd_status afd_pair_accept(struct afd_pair *pair, const struct afd_region *regions,
                                 uint32_t region_count, void *user);
 void afd_pair_refuse(struct afd_pair *pair, int later, const char *words); /* the pair is gone afterwards */
@@ -120,6 +144,7 @@ const struct afd_identity *afd_pair_peer(const struct afd_pair *pair);
 uint32_t afd_pair_generation(const struct afd_pair *pair);
 uint64_t afd_pair_epoch(const struct afd_pair *pair);
 void *afd_pair_user(const struct afd_pair *pair);
+const char *afd_pair_path(const struct afd_pair *pair); /* "shm (same host)"; "" until it is chosen */
 
 /* Progress; at most `limit` events. Fair between pairs. A pair's notices come in the order of their
  * completion, its LOST comes last. */

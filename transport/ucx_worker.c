@@ -1,30 +1,51 @@
-#include "transport/ucx_worker.h"
-
+/* ucx_worker.c: the UCP context and the one worker of a transport. */
+#include <dirent.h>
 #include <ifaddrs.h>
 #include <netinet/in.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/socket.h>
 
-enum { PROGRESS_ROUNDS = 32, FIRED = 32, BOOT_ID_BYTES = 36 };
-#define SHM_SEGMENT "17K" /* a part, our header and UCX's; at most 64K, as lengths there have 16 bits */
-#define TCP_SEGMENT "256K"
+#include "transport/ucx.h"
 
-static const struct ucx_way ways[] = {
-    [AFD_PATH_AUTO] = {"ucx auto", "posix,tcp,self", "inf", 0, UCX_USES_SHM | UCX_USES_TCP},
-    [AFD_PATH_SHM] = {"ucx shm", "posix,self", "inf", UCX_SHM_PART_BYTES, UCX_USES_SHM},
-    [AFD_PATH_TCP] = {"ucx tcp", "tcp,self", "inf", UCX_TCP_PART_BYTES, UCX_USES_TCP},
-    [AFD_PATH_RDMA] = {"ucx rdma", "ib,self", "auto", UINT32_MAX, 0},
-    [AFD_PATH_TCP_RENDEZVOUS] = {"ucx tcp rendezvous", "tcp,self", "16K", UINT32_MAX, UCX_USES_TCP},
-};
+enum { PROGRESS_ROUNDS = 32 };
 
-const struct ucx_way *afd_ucx_way(const struct afd_transport *t)
+/* Over TCP UCX has no put of its own worth using (it makes messages of it), and a rendezvous was slower than
+ * eager parts of 248 KiB although it saves a copy: docs/TRANSPORT.md. Over RDMA a message that fits one
+ * buffer of UCX is copied; it saves the round trip between data and notice. */
+static const struct ucx_way over_tcp = {"tcp", "tcp", UINT32_MAX, 0};
+static const struct ucx_way over_tcp_put = {"tcp put", "tcp", 7680, 0};
+/* "rc" is RC for all data and UD for UCX's own beginnings. Only RC has a put: of one over UD, as over TCP,
+ * UCX makes messages, and nothing protects memory from those. */
+#ifdef AFD_UCX_CUDA
+static const struct ucx_way over_rdma = {"rdma", "rc,cuda", 7680, 1};
+#else
+static const struct ucx_way over_rdma = {"rdma", "rc", 7680, 1};
+#endif
+
+static int has_rdma_device(void)
 {
-    return &ways[t->config.path];
+    DIR *devices = opendir("/sys/class/infiniband");
+    int count = 0;
+    if (!devices) return 0;
+    for (struct dirent *d; (d = readdir(devices));) count += d->d_name[0] != '.';
+    closedir(devices);
+    return count > 0;
 }
+
+/* Beside verbs, which has the RDMA devices, UCX is what reaches those that have none. */
+const struct ucx_way *afd_ucx_choose(const struct afd_transport *t)
+{
+    enum afd_data_path path = t->config.path;
+    if (path == (enum afd_data_path)AFD_PATH_TCP_PUT) return &over_tcp_put;
+    if (path == AFD_PATH_RDMA) return &over_rdma;
+    if (path == AFD_PATH_TCP || t->config.kind != AFD_DATA_UCX) return &over_tcp;
+    const char *tls = t->config.network.ucx_tls;
+    return (tls[0] ? !strstr(tls, "tcp") : has_rdma_device()) ? &over_rdma : &over_tcp;
+}
+
+/* ---- options */
 
 /* The interface that our hello address is on: UCX would take all, and open a second lane over another. */
 static void net_device(const struct afd_transport *t, char *name_out, size_t limit)
@@ -47,78 +68,98 @@ static void net_device(const struct afd_transport *t, char *name_out, size_t lim
     freeifaddrs(list);
 }
 
-static ucs_status_t configure(const struct afd_transport *t, ucp_config_t *config)
+/* "mlx5_0:1,mlx5_1:1": UCX takes no device without its port. */
+static void rdma_devices(const struct afd_network_options *o, char *names_out, size_t limit)
 {
-    const struct ucx_way *way = afd_ucx_way(t);
-    char device[64];
-    net_device(t, device, sizeof device);
-    const struct {
-        const char *name, *value;
-        int is_for; /* 0: every path */
-    } all[] = {
-        {"TLS", way->tls, 0},
-        {"RNDV_THRESH", way->rendezvous_from, 0},
-        {"NET_DEVICES", way->uses & UCX_USES_TCP ? device : "all", 0},
-        /* Options of a transport are named as in its own table, UCX_POSIX_FIFO_SIZE as MM_FIFO_SIZE; one that
-           no transport in use knows is warned about. Shared memory refuses the PEER error mode, without which
-           an endpoint cannot be closed by force, unless it is told otherwise. */
-        {"MM_ERROR_HANDLING", "y", UCX_USES_SHM},
-        {"MM_SEG_SIZE", SHM_SEGMENT, UCX_USES_SHM},
-        {"MM_FIFO_SIZE", "32", UCX_USES_SHM},
-        {"MM_RX_BUFS_GROW", "8", UCX_USES_SHM},
-        {"TX_SEG_SIZE", TCP_SEGMENT, UCX_USES_TCP},
-        {"RX_SEG_SIZE", TCP_SEGMENT, UCX_USES_TCP},
-        {"CONN_NB", "y", UCX_USES_TCP},
-        {"PUT_ENABLE", "n", UCX_USES_TCP},
-    };
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-        if (all[i].is_for && !(all[i].is_for & way->uses)) continue;
-        ucs_status_t status = ucp_config_modify(config, all[i].name, all[i].value);
-        if (status != UCS_OK) return status;
-    }
-    return UCS_OK;
+    size_t used = 0;
+    snprintf(names_out, limit, "all");
+    for (uint32_t i = 0; i < o->device_count && used < limit; i++)
+        used += (size_t)snprintf(names_out + used, limit - used, "%s%s%s", i ? "," : "", o->devices[i],
+                                 strchr(o->devices[i], ':') ? "" : ":1");
 }
 
-ucs_status_t afd_ucx_context_open(struct afd_transport *t, ucp_context_h *context_out)
+struct option {
+    const char *name, *value;
+};
+
+static ucs_status_t set_options(ucp_config_t *config, const struct option *options, size_t count)
+{
+    ucs_status_t status = UCS_OK;
+    for (size_t i = 0; i < count && status == UCS_OK; i++)
+        status = ucp_config_modify(config, options[i].name, options[i].value);
+    return status;
+}
+
+/* Options of a transport are named as in its own table, UCX_TCP_TX_SEG_SIZE as TX_SEG_SIZE; one that no
+ * transport in use knows is warned about. */
+static ucs_status_t configure_tcp(const struct afd_transport *t, ucp_config_t *config)
+{
+    char device[64];
+    net_device(t, device, sizeof device);
+    const struct option options[] = {
+        {"NET_DEVICES", device},
+        {"TX_SEG_SIZE", "256K"},
+        {"RX_SEG_SIZE", "256K"},
+        {"CONN_NB", "y"},
+        {"PUT_ENABLE", "n"},
+        /* A host that is gone without a word; as on the hello socket. One that is only slow still answers. */
+        {"KEEPIDLE", "5s"},
+        {"KEEPINTVL", "2s"},
+        {"KEEPCNT", "3"},
+    };
+    return set_options(config, options, sizeof options / sizeof *options);
+}
+
+static ucs_status_t configure_rdma(const struct afd_transport *t, ucp_config_t *config)
+{
+    const struct afd_network_options *o = &t->config.network;
+    char devices[80], gid[16], class[16], level[16], mtu[16];
+    rdma_devices(o, devices, sizeof devices);
+    snprintf(gid, sizeof gid, "%d", o->gid_index);
+    snprintf(class, sizeof class, "%u", o->traffic_class);
+    snprintf(level, sizeof level, "%u", o->service_level);
+    snprintf(mtu, sizeof mtu, "%u", o->mtu);
+    struct option options[8] = {
+        {"NET_DEVICES", devices},
+        /* What is deregistered is out of reach at once: a cached registration would stay valid. */
+        {"RCACHE_ENABLE", "n"},
+        {"REG_METHODS", "direct"},
+    };
+    size_t count = 3;
+    if (o->gid_index >= 0) options[count++] = (struct option){"GID_INDEX", gid};
+    if (o->traffic_class) options[count++] = (struct option){"IB_TRAFFIC_CLASS", class};
+    if (o->service_level) options[count++] = (struct option){"IB_SL", level};
+    if (o->mtu) options[count++] = (struct option){"IB_PATH_MTU", mtu};
+    return set_options(config, options, count);
+}
+
+static ucs_status_t open_context(struct afd_transport *t, struct ucx *ucx)
 {
     ucp_config_t *config;
-    ucs_status_t status = ucp_config_read(NULL, NULL, &config);
-    if (status != UCS_OK) return status;
-    status = configure(t, config);
+    const struct option options[] = {
+        {"TLS", t->config.network.ucx_tls[0] ? t->config.network.ucx_tls : ucx->way->tls},
+        {"RNDV_THRESH", "inf"},
+        {"KEEPALIVE_INTERVAL", "5s"},
+    };
     ucp_params_t params = {
         .field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
         .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP,
         .estimated_num_eps = 1,
     };
-    if (status == UCS_OK) status = ucp_init(&params, config, context_out);
+    if (ucx->way->eager_bytes != UINT32_MAX) params.features |= UCP_FEATURE_RMA;
+    ucs_status_t status = ucp_config_read(NULL, NULL, &config);
+    if (status != UCS_OK) return status;
+    status = set_options(config, options, sizeof options / sizeof *options);
+    if (status == UCS_OK) status = ucx->way->is_rdma ? configure_rdma(t, config) : configure_tcp(t, config);
+    if (status == UCS_OK) status = ucp_init(&params, config, &ucx->context);
     ucp_config_release(config);
     return status;
 }
 
-static ucs_status_t make_address(struct ucx_worker *w)
-{
-    ucp_address_t *address;
-    size_t bytes;
-    ucs_status_t status = ucp_worker_get_address(w->handle, &address, &bytes);
-    if (status != UCS_OK) return status;
-    w->address_bytes = (uint32_t)bytes + UCX_HOST_BYTES;
-    w->address = calloc(1, w->address_bytes);
-    if (w->address) {
-        FILE *file = fopen("/proc/sys/kernel/random/boot_id", "r");
-        /* without it everybody seems to be on this host, which costs speed over TCP alone */
-        if (file && fread(w->address, 1, BOOT_ID_BYTES, file) != BOOT_ID_BYTES)
-            memset(w->address, 0, UCX_HOST_BYTES);
-        if (file) fclose(file);
-        memcpy(w->address + UCX_HOST_BYTES, address, bytes);
-    }
-    ucp_worker_release_address(w->handle, address);
-    if (!w->address) return UCS_ERR_NO_MEMORY;
-    return w->address_bytes > AFD_PATH_ADDRESS_BYTES ? UCS_ERR_EXCEEDS_LIMIT : UCS_OK;
-}
+/* ---- the worker */
 
-static ucs_status_t set_up(struct afd_transport *t, struct ucx_worker *w, ucp_am_recv_callback_t on_message)
+static ucs_status_t open_worker(struct afd_transport *t, struct ucx *ucx, ucp_am_recv_callback_t on_message)
 {
-    struct ucx *ucx = t->back;
     ucp_worker_params_t params = {
         .field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
         .thread_mode = UCS_THREAD_MODE_SINGLE,
@@ -131,75 +172,53 @@ static ucs_status_t set_up(struct afd_transport *t, struct ucx_worker *w, ucp_am
         .cb = on_message,
         .arg = t,
     };
-    ucs_status_t status = ucp_worker_create(ucx->context, &params, &w->handle);
-    if (status == UCS_OK) status = ucp_worker_set_am_recv_handler(w->handle, &handler);
-    if (status == UCS_OK) status = ucp_worker_get_efd(w->handle, &w->event_fd);
-    if (status == UCS_OK) status = make_address(w);
-    if (status == UCS_OK && afd_transport_watch(t, w->event_fd, w)) status = UCS_ERR_IO_ERROR;
-    return status;
+    int event_fd;
+    ucs_status_t status = ucp_worker_create(ucx->context, &params, &ucx->worker);
+    if (status == UCS_OK) status = ucp_worker_set_am_recv_handler(ucx->worker, &handler);
+    if (status == UCS_OK) status = ucp_worker_get_address(ucx->worker, &ucx->address, &ucx->address_bytes);
+    if (status == UCS_OK) status = ucp_worker_get_efd(ucx->worker, &event_fd);
+    if (status != UCS_OK) return status;
+    if (afd_transport_watch(t, event_fd)) return UCS_ERR_IO_ERROR;
+    ucx->event_fd = event_fd;
+    return UCS_OK;
 }
 
-ucs_status_t afd_ucx_worker_create(struct afd_transport *t, ucp_am_recv_callback_t on_message,
-                                   struct ucx_worker **out)
+enum afd_status afd_ucx_worker_open(struct afd_transport *t, ucp_am_recv_callback_t on_message,
+                                    struct afd_error *error_out)
 {
-    struct ucx *ucx = t->back;
-    struct ucx_worker *w = calloc(1, sizeof *w);
-    if (!w) return UCS_ERR_NO_MEMORY;
-    w->event_fd = -1;
-    w->next = ucx->workers;
-    ucx->workers = w;
-    ucs_status_t status = set_up(t, w, on_message);
-    if (status == UCS_OK)
-        *out = w;
-    else
-        afd_ucx_worker_destroy(t, w);
-    return status;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
+    if (ucx->way->is_rdma && !has_rdma_device())
+        return afd_fail(error_out, AFD_ERR_REFUSED, "no RDMA device in /sys/class/infiniband");
+    ucs_status_t status = open_context(t, ucx);
+    if (status == UCS_OK) status = open_worker(t, ucx, on_message);
+    if (status == UCS_OK) return AFD_OK;
+    return afd_fail(error_out, status == UCS_ERR_NO_DEVICE ? AFD_ERR_REFUSED : AFD_ERR_IO,
+                    "UCX over %s (transports %s): %s", ucx->way->name,
+                    t->config.network.ucx_tls[0] ? t->config.network.ucx_tls : ucx->way->tls,
+                    ucs_status_string(status));
 }
 
-void afd_ucx_worker_destroy(struct afd_transport *t, struct ucx_worker *w)
+void afd_ucx_worker_close(struct afd_transport *t)
 {
-    struct ucx *ucx = t->back;
-    struct ucx_worker **at = &ucx->workers;
-    if (!w) return;
-    while (*at != w) at = &(*at)->next;
-    *at = w->next;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
     /* before UCX closes it: the number may be another file's at once */
-    if (w->event_fd >= 0) epoll_ctl(t->epoll_fd, EPOLL_CTL_DEL, w->event_fd, NULL);
-    if (w->handle) ucp_worker_destroy(w->handle);
-    free(w->address);
-    free(w);
+    if (ucx->event_fd >= 0) afd_transport_unwatch(t, ucx->event_fd);
+    if (ucx->address) ucp_worker_release_address(ucx->worker, ucx->address);
+    if (ucx->worker) ucp_worker_destroy(ucx->worker);
+    if (ucx->context) ucp_cleanup(ucx->context);
 }
 
-void afd_ucx_workers_progress(struct afd_transport *t)
+void afd_ucx_worker_progress(struct afd_transport *t)
 {
-    struct ucx *ucx = t->back;
-    struct epoll_event fired[FIRED];
-    int count = 0, is_any_armed = 0;
-    for (struct ucx_worker *w = ucx->workers; w; w = w->next) is_any_armed |= w->is_armed;
-    if (is_any_armed)
-        count = epoll_wait(t->epoll_fd, fired, FIRED, 0); /* those over 32 stay ready for next time */
-    for (int i = 0; i < count; i++)
-        if (fired[i].data.ptr) ((struct ucx_worker *)fired[i].data.ptr)->is_armed = 0;
-    for (struct ucx_worker *w = ucx->workers; w; w = w->next) {
-        if (w->is_armed) continue;
-        for (int i = 0; i < PROGRESS_ROUNDS && ucp_worker_progress(w->handle); i++) {
-        }
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
+    /* A look at the sockets costs a system call: not one more before the owner may answer. */
+    for (int i = 0; i < PROGRESS_ROUNDS && ucp_worker_progress(ucx->worker) && !t->ready_first; i++) {
     }
 }
 
-enum afd_status afd_ucx_workers_arm(struct afd_transport *t)
+enum afd_status afd_ucx_worker_arm(struct afd_transport *t)
 {
-    struct ucx *ucx = t->back;
-    if (ucx->resume) return AFD_AGAIN;
-    for (struct ucx_worker *w = ucx->workers; w; w = w->next) {
-        if (w->is_armed) continue;
-        w->is_armed = ucp_worker_arm(w->handle) == UCS_OK;
-        if (w->is_armed) continue;
-        /* A full FIFO of the receiver has no event: UCX wants to be polled. On a machine with more ranks than
-           cores the receiver may wait for the very core that we poll on; a message of 1 MiB then took 9 ms
-           instead of 0.4. */
-        if (w->sends) sched_yield();
-        return AFD_AGAIN;
-    }
-    return AFD_OK;
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
+    if (ucx->ready_first) return AFD_AGAIN;
+    return ucp_worker_arm(ucx->worker) == UCS_OK ? AFD_OK : AFD_AGAIN;
 }

@@ -41,7 +41,7 @@ static struct afd_region a2f_region(const struct world_ffn *f, uint32_t slot)
 static unsigned char *f2a_source(const struct world_ffn *f, uint32_t slot, uint32_t shard)
 {
     const struct machine *m = &f->world->machine;
-    return f->memory + SLOTS * m->wire.a2f_region_bytes +
+    return f->memory + afd_page_align(SLOTS * m->wire.a2f_region_bytes) +
            (slot * m->config.ep + shard) * m->wire.f2a_region_bytes;
 }
 
@@ -130,7 +130,8 @@ static void open_ffn(struct world *w, uint32_t instance)
     struct world_ffn *f = &w->ffn[instance];
     struct machine *m = &w->machine;
     struct afd_error error;
-    uint64_t bytes = SLOTS * (m->wire.a2f_region_bytes + m->config.ep * m->wire.f2a_region_bytes);
+    uint64_t bytes = afd_page_align(SLOTS * m->wire.a2f_region_bytes) +
+                     afd_page_align(SLOTS * m->config.ep * m->wire.f2a_region_bytes);
     f->world = w;
     f->instance = instance;
     f->incarnation = 1000 + instance;

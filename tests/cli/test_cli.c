@@ -141,6 +141,37 @@ static void check_prints_facts(void **state)
     json_decref(plan);
     expect(0, run("$afd check deploy/topologies/2a2f-local.yaml"));
     expect_words("shard 1 (experts 4-7)");
+    expect_words("none: within one host");
+}
+
+/* A rank's adapter: as the topology says, as this machine has it, or not known before the rank starts there.
+ */
+static void check_prints_the_adapters(void **state)
+{
+    (void)state;
+    static const char *const head = "printf 'model: { path: %%s/model/nano }\\ntransport: { %s }\\npools: { "
+                                    "attn: { hosts: [elsewhere] } }\\n' "
+                                    "\"$PWD\" >%s/nic.yaml; $afd check --json %s/nic.yaml";
+    static const struct {
+        const char *transport, *nic, *attn, *ffn;
+    } rows[] = {
+        {"network: { devices: [mlx5_0, \"mlx5_1:2\"] }", "mlx5_1:2", "named in the topology",
+         "named in the topology"},
+        {"path: tcp", NULL, "none: TCP", "none: TCP over lo"},
+        {"data: auto", NULL, "found on the host at start", NULL},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        expect(0, run(head, rows[i].transport, home, home));
+        json_t *plan = parse_output(), *ranks = json_object_get(plan, "ranks");
+        json_t *attn = json_array_get(ranks, 0), *ffn = json_array_get(ranks, 1);
+        json_t *nics = json_object_get(attn, "nics");
+        assert_int_equal(json_array_size(nics), rows[i].nic ? 2 : 0);
+        if (rows[i].nic) assert_string_equal(json_string_value(json_array_get(nics, 1)), rows[i].nic);
+        assert_string_equal(json_string_value(json_object_get(attn, "nic_reason")), rows[i].attn);
+        if (rows[i].ffn)
+            assert_string_equal(json_string_value(json_object_get(ffn, "nic_reason")), rows[i].ffn);
+        json_decref(plan);
+    }
 }
 
 static void without_a_cluster_commands_say_so(void **state)
@@ -296,6 +327,7 @@ int main(void)
         cmocka_unit_test(the_table_is_the_help),
         cmocka_unit_test(a_bad_topology_is_told_with_its_place),
         cmocka_unit_test(check_prints_facts),
+        cmocka_unit_test(check_prints_the_adapters),
         cmocka_unit_test(without_a_cluster_commands_say_so),
         cmocka_unit_test_teardown(a_cluster_from_up_to_down, stop),
         cmocka_unit_test_teardown(text_streams_to_the_terminal, stop),

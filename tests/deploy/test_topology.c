@@ -153,8 +153,57 @@ static const struct mistake mistakes[] = {
      "class names a GPU; expected none"},
     {MODEL "transport: { group: nccl }\n", "2:21",
      "transport.group is nccl, which joins CUDA devices; expected p2p"},
-    {MODEL "transport: { data: verbs }\n", "2:20",
-     "transport.data: verbs is not in this version; expected ucx"},
+    {MODEL "transport: { data: verbs, path: tcp }\n", "2:33",
+     "transport.path is tcp with data: verbs, which is RDMA; expected path: rdma or auto, or data: ucx"},
+    {MODEL "transport: { data: verbs, path: shm }\n", "2:33",
+     "transport.path is shm with data: verbs, which is RDMA; expected path: rdma or auto, or data: auto"},
+    {MODEL "transport: { data: loop, path: shm }\n", "2:32",
+     "transport.path is shm with data: loop, which joins threads of one process; expected path: auto"},
+    {MODEL "transport: { path: tcp, network: { devices: [mlx5_0] } }\n", "2:45",
+     "transport.network.devices is about RDMA, which path: tcp leaves out; expected no such key"},
+    {MODEL "transport: { path: shm, network: { mtu: 4096 } }\n", "2:41",
+     "transport.network.mtu is about RDMA, which path: shm leaves out"},
+    {MODEL "transport: { data: loop, network: { gid_index: auto } }\n", "2:48",
+     "transport.network.gid_index is about RDMA, which data: loop leaves out"},
+    {MODEL "transport: { path: tcp, network: { traffic_class: 106 } }\n", "2:51",
+     "transport.network.traffic_class is about RDMA, which path: tcp leaves out"},
+    {MODEL "transport: { path: tcp, network: { service_level: 3 } }\n", "2:51",
+     "transport.network.service_level is about RDMA, which path: tcp leaves out"},
+    {MODEL "transport: { data: verbs, network: { ucx_tls: \"rc,self\" } }\n", "2:47",
+     "transport.network.ucx_tls is about UCX, which data: verbs leaves out; expected no such key, or data: "
+     "ucx"},
+    {MODEL "transport: { path: shm, network: { ucx_tls: tcp } }\n", "2:45",
+     "transport.network.ucx_tls is about UCX, which path: shm leaves out"},
+    {MODEL "transport: { network: { ucx_tls: \"tcp;self\" } }\n", "2:34",
+     "transport.network.ucx_tls is \"tcp;self\"; expected transports"},
+    {MODEL "transport: { network: { devices: [] } }\n", "2:34",
+     "transport.network.devices is a list; expected a list of 1 to 2 names"},
+    {MODEL "transport: { network: { devices: [a, b, c] } }\n", "2:34",
+     "transport.network.devices is a list; expected a list of 1 to 2 names"},
+    {MODEL "transport: { network: { devices: mlx5_0 } }\n", "2:34",
+     "transport.network.devices is \"mlx5_0\"; expected a list of 1 to 2 names"},
+    {MODEL "transport: { network: { devices: [\"mlx5_0:0\"] } }\n", "2:34",
+     "transport.network.devices has \"mlx5_0:0\"; expected RDMA devices"},
+    {MODEL "transport: { network: { devices: [\"mlx5_0:256\"] } }\n", "2:34",
+     "transport.network.devices has \"mlx5_0:256\"; expected RDMA devices"},
+    {MODEL "transport: { network: { devices: [mlx5_0, \"mlx5_1:\"] } }\n", "2:34",
+     "transport.network.devices has \"mlx5_1:\"; expected RDMA devices"},
+    {MODEL "transport: { network: { devices: [../mlx5_0] } }\n", "2:34",
+     "transport.network.devices has \"../mlx5_0\"; expected RDMA devices"},
+    {MODEL "transport: { network: { devices: [a123456789a123456789a123456789ab] } }\n", "2:34",
+     "expected RDMA devices as `rdma link` names them, at most 31 bytes"},
+    {MODEL "transport: { network: { devices: [mlx5_0, mlx5_0] } }\n", "2:34",
+     "transport.network.devices has mlx5_0 and mlx5_0, which share a port; expected one of them"},
+    {MODEL "transport: { network: { devices: [mlx5_0, \"mlx5_0:1\"] } }\n", "2:34", "which share a port"},
+    {MODEL "transport: { network: { devices: [\"mlx5_0:2\", \"mlx5_0:2\"] } }\n", "2:34",
+     "which share a port"},
+    {MODEL "transport: { network: { gid_index: -1 } }\n", "2:36",
+     "transport.network.gid_index is \"-1\"; expected a number from 0 to 255 or auto"},
+    {MODEL "transport: { network: { gid_index: 256 } }\n", "2:36", "expected a number from 0 to 255 or auto"},
+    {MODEL "transport: { network: { mtu: 1500 } }\n", "2:30",
+     "transport.network.mtu is \"1500\"; expected one of: auto, 256, 512, 1024, 2048, 4096"},
+    {MODEL "transport: { network: { traffic_class: 256 } }\n", "2:40", "expected a number from 0 to 255"},
+    {MODEL "transport: { network: { service_level: 16 } }\n", "2:40", "expected a number from 0 to 15"},
     {MODEL "transport: { path: shm }\npools: { attn: { hosts: [a, b] } }\n", "2:20",
      "the pools are on more than one host; expected tcp, rdma or auto"},
     {MODEL "launch: { by: ssh }\n", "2:15", "launch.by: ssh: this version launches by local only"},
@@ -223,7 +272,12 @@ static void every_key_but_the_model_has_a_default(void **state)
     assert_int_equal(t->pipeline.a2f, AFD_BF16);
     assert_int_equal(t->pipeline.f2a, AFD_BF16);
     assert_true(t->pipeline.gather_auto);
-    assert_int_equal(t->transport.data, AFD_DATA_UCX);
+    assert_int_equal(t->transport.data, AFD_DATA_AUTO);
+    assert_int_equal(t->transport.path, AFD_PATH_AUTO);
+    assert_int_equal(t->transport.network.device_count, 0);
+    assert_int_equal(t->transport.network.gid_index, -1);
+    assert_int_equal(t->transport.network.mtu, 0);
+    assert_string_equal(t->transport.network.ucx_tls, "");
     assert_int_equal(t->transport.spin_us, UINT32_MAX);
     assert_int_equal(t->attn.instances, 1);
     assert_int_equal(t->attn.max_instances, 1);
@@ -249,6 +303,49 @@ static void auto_follows_the_devices(void **state)
     assert_false(t->pipeline.gather_auto);
     assert_int_equal(t->pipeline.gather_us, 0);
     assert_int_equal(afd_topology_spin_us(t, 1), 7);
+    afd_topology_destroy(t);
+}
+
+/* A key that is read into the wrong field would steer traffic without a word. */
+static void the_network_is_taken_as_written(void **state)
+{
+    (void)state;
+    struct afd_topology *t =
+        load_good(MODEL "transport: { data: verbs, path: rdma, network: { devices: [mlx5_0, \"mlx5_1:2\"], "
+                        "gid_index: 3, mtu: 2048, traffic_class: 106, service_level: 5 } }\n");
+    const struct afd_network_options *n = &t->transport.network;
+    assert_int_equal(t->transport.data, AFD_DATA_VERBS);
+    assert_int_equal(t->transport.path, AFD_PATH_RDMA);
+    assert_int_equal(n->device_count, 2);
+    assert_string_equal(n->devices[0], "mlx5_0");
+    assert_string_equal(n->devices[1], "mlx5_1:2");
+    assert_int_equal(n->gid_index, 3);
+    assert_int_equal(n->mtu, 2048);
+    assert_int_equal(n->traffic_class, 106);
+    assert_int_equal(n->service_level, 5);
+    afd_topology_destroy(t);
+    t = load_good(MODEL
+                  "transport: { network: { devices: [mlx4_0, \"mlx4_0:2\"], gid_index: auto, mtu: auto, "
+                  "ucx_tls: \"rc_mlx5,self\" } }\n");
+    n = &t->transport.network;
+    assert_int_equal(n->device_count, 2);
+    assert_string_equal(n->devices[1], "mlx4_0:2");
+    assert_int_equal(n->gid_index, -1);
+    assert_int_equal(n->mtu, 0);
+    assert_string_equal(n->ucx_tls, "rc_mlx5,self");
+    afd_topology_destroy(t);
+}
+
+/* Two ranks of one host that took the same number would share a GPU or an adapter. */
+static void ranks_of_a_host_are_counted(void **state)
+{
+    (void)state;
+    struct afd_topology *t =
+        load_good(MODEL "pools: { attn: { instances: 3, ranks_per_instance: 2, hosts: [a, b] }, "
+                        "ffn: { instances: 2, ranks_per_instance: 2, hosts: [b, c] } }\n");
+    static const uint32_t attn[] = {0, 1, 0, 1, 2, 3}, ffn[] = {2, 3, 0, 1};
+    for (uint32_t i = 0; i < 6; i++) assert_int_equal(afd_rank_local(t, AFD_ROLE_ATTN, i), attn[i]);
+    for (uint32_t i = 0; i < 4; i++) assert_int_equal(afd_rank_local(t, AFD_ROLE_FFN, i), ffn[i]);
     afd_topology_destroy(t);
 }
 
@@ -409,6 +506,8 @@ int main(void)
         cmocka_unit_test(a_missing_file_is_named),
         cmocka_unit_test(every_key_but_the_model_has_a_default),
         cmocka_unit_test(auto_follows_the_devices),
+        cmocka_unit_test(the_network_is_taken_as_written),
+        cmocka_unit_test(ranks_of_a_host_are_counted),
         cmocka_unit_test(the_hash_is_of_the_bytes),
         cmocka_unit_test(spinning_needs_more_cores_than_threads),
         cmocka_unit_test(ranks_are_pinned_in_turn),

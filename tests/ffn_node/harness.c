@@ -247,9 +247,9 @@ static void attn_open(struct harness *h, uint32_t rank)
     afd_agreement_of(h->topology, h->model, h->model_hash, afd_agreement_numerics(AFD_DEVICE_REF),
                      &config.agreement);
     if (afd_transport_open(&config, &a->transport, address, &error)) fail_msg("%s", error.text);
-    uint64_t a2f_bytes = h->slots * h->wire.a2f_region_bytes,
-             f2a_bytes = h->slots * h->ep * h->wire.f2a_region_bytes;
-    a->memory = aligned_alloc(4096, (a2f_bytes + f2a_bytes + 4095) / 4096 * 4096);
+    uint64_t a2f_bytes = afd_page_align(h->slots * h->wire.a2f_region_bytes),
+             f2a_bytes = afd_page_align(h->slots * h->ep * h->wire.f2a_region_bytes);
+    a->memory = aligned_alloc(4096, a2f_bytes + f2a_bytes);
     a->a2f = a->memory;
     a->f2a = a->memory + a2f_bytes;
     assert_int_equal(afd_transport_register(a->transport, a->memory, a2f_bytes + f2a_bytes), AFD_OK);

@@ -9,6 +9,8 @@
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_file.h"
 
+static int was_taken;
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     struct afd_model *model;
@@ -16,7 +18,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     uint64_t total, active;
     char path[64];
     int fd = memory_file(data, bytes, path);
-    if (!afd_model_load(path, &model, &error)) {
+    was_taken = !afd_model_load(path, &model, &error);
+    if (was_taken) {
         struct afd_share share = {.ffn = 1, .shards = 5, .ep = 3, .tp = 2};
         afd_model_parameters(model, &total, &active);
         assert(active <= total);
@@ -26,6 +29,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
         assert(*error.text);
     memory_file_close(fd);
     return 0;
+}
+
+int afd_fuzz_was_taken(void)
+{
+    return was_taken;
 }
 
 uint8_t *afd_fuzz_good_input(size_t *bytes_out)

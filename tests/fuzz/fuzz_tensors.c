@@ -8,6 +8,8 @@
 #include "model/tensors.h"
 #include "tests/fuzz/fuzz.h"
 
+static int was_taken;
+
 /* Touches every byte of what was accepted. */
 static void use(const struct afd_checkpoint *c)
 {
@@ -30,7 +32,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f)) abort();
-    if (!afd_checkpoint_open(dir, &c, &error)) {
+    was_taken = !afd_checkpoint_open(dir, &c, &error);
+    if (was_taken) {
         use(c);
         afd_checkpoint_close(c);
     } else
@@ -38,6 +41,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     unlink(path);
     rmdir(dir);
     return 0;
+}
+
+int afd_fuzz_was_taken(void)
+{
+    return was_taken;
 }
 
 uint8_t *afd_fuzz_good_input(size_t *bytes_out)

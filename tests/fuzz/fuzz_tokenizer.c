@@ -8,6 +8,8 @@
 #include "tests/fuzz/fuzz.h"
 #include "tests/fuzz/memory_file.h"
 
+static int was_taken;
+
 static void use(const struct afd_tokenizer *t)
 {
     static const char text[] = "It's  12345 <|EOT|>\n\n日本語 é\u0301 aaaaaaaa <|endoftext|>";
@@ -32,13 +34,19 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     struct afd_error error;
     char path[64];
     int fd = memory_file(data, bytes, path);
-    if (!afd_tokenizer_load(path, &t, &error)) {
+    was_taken = !afd_tokenizer_load(path, &t, &error);
+    if (was_taken) {
         use(t);
         afd_tokenizer_destroy(t);
     } else
         assert(*error.text);
     memory_file_close(fd);
     return 0;
+}
+
+int afd_fuzz_was_taken(void)
+{
+    return was_taken;
 }
 
 /* Every byte, three merges, two added tokens, a Split before ByteLevel. */

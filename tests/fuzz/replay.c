@@ -56,29 +56,50 @@ static int replay_file(const char *path)
     return bad;
 }
 
-int main(int argc, char **argv)
+/* One input of mutation `m`, in a block of its own size, so that the sanitizer sees a read past the end. */
+static void mutate(const uint8_t *good, size_t good_bytes, uint64_t seed, uint64_t m)
 {
-    int bad = 0;
-    for (int i = 1; i < argc; i++) bad |= replay_file(argv[i]);
-    if (argc > 1) return bad;
+    uint8_t *data = malloc(good_bytes + GROWTH_BYTES);
+    if (!data) abort();
+    memcpy(data, good, good_bytes);
+    size_t bytes = good_bytes;
+    uint64_t edits = 1 + afd_random(seed, m, UINT64_MAX) % EDITS;
+    for (uint64_t e = 0; e < edits; e++) bytes = edit(data, bytes, afd_random(seed, m, e));
+    uint8_t *exact = malloc(bytes + !bytes);
+    if (!exact) abort();
+    memcpy(exact, data, bytes);
+    LLVMFuzzerTestOneInput(exact, bytes);
+    free(exact);
+    free(data);
+}
+
+static int replay_mutations(uint64_t count, uint64_t seed)
+{
     size_t good_bytes;
     uint8_t *good = afd_fuzz_good_input(&good_bytes);
+    uint64_t taken = 0;
     LLVMFuzzerTestOneInput(good, good_bytes);
-    for (uint64_t m = 0; m < MUTATIONS; m++) {
-        /* A block of its own size, so that the sanitizer sees a read past the end. */
-        uint8_t *data = malloc(good_bytes + GROWTH_BYTES);
-        if (!data) abort();
-        memcpy(data, good, good_bytes);
-        size_t bytes = good_bytes;
-        uint64_t edits = 1 + afd_random(m, 0, 1) % EDITS;
-        for (uint64_t e = 0; e < edits; e++) bytes = edit(data, bytes, afd_random(m, e, 2));
-        uint8_t *exact = malloc(bytes + !bytes);
-        if (!exact) abort();
-        memcpy(exact, data, bytes);
-        LLVMFuzzerTestOneInput(exact, bytes);
-        free(exact);
-        free(data);
+    if (!afd_fuzz_was_taken()) {
+        fprintf(stderr, "the good input is refused\n");
+        free(good);
+        return 1;
     }
+    for (uint64_t m = 0; m < count; m++) {
+        mutate(good, good_bytes, seed, m);
+        taken += (uint64_t)afd_fuzz_was_taken();
+    }
+    printf("%llu mutations, %llu taken\n", (unsigned long long)count, (unsigned long long)taken);
     free(good);
     return 0;
+}
+
+int main(int argc, char **argv)
+{
+    uint64_t count = MUTATIONS, seed = 0;
+    int bad = 0, i = 1;
+    for (; i + 1 < argc && !strncmp(argv[i], "--", 2); i += 2)
+        *(strcmp(argv[i], "--seed") ? &count : &seed) = strtoull(argv[i + 1], NULL, 10);
+    if (i == argc) return replay_mutations(count, seed);
+    for (; i < argc; i++) bad |= replay_file(argv[i]);
+    return bad;
 }

@@ -438,7 +438,7 @@ static const struct {
     {http_request, "a frame is longer than its limit"},
     {garbage, "a frame is not a message of this protocol"},
     {empty_frame, "a frame is not a message of this protocol"},
-    {other_version, "protocol version 2 is not 1: run the same build of afd everywhere"},
+    {other_version, "run the same build of afd everywhere"},
     {short_nonce, "a nonce of 32 bytes was expected"},
     {wrong_proof, "the connecting side does not hold this cluster's secret"},
     {greeting_twice, "a message came before the challenge was done"},

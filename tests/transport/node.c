@@ -6,17 +6,39 @@
 #include "transport/backend.h"
 
 const struct test_kind test_kinds[] = {
-    {"loop", AFD_DATA_LOOP, AFD_PATH_AUTO},
-    {"ucx shm", AFD_DATA_UCX, AFD_PATH_SHM},
-    {"ucx tcp", AFD_DATA_UCX, AFD_PATH_TCP},
-    {"ucx auto", AFD_DATA_UCX, AFD_PATH_AUTO},
-    {"ucx rendezvous", AFD_DATA_UCX, (enum afd_data_path)AFD_PATH_TCP_RENDEZVOUS},
+    {.name = "loop", .kind = AFD_DATA_LOOP, .path = AFD_PATH_AUTO},
+    {.name = "shm", .kind = AFD_DATA_AUTO, .path = AFD_PATH_SHM},
+    {.name = "ucx tcp", .kind = AFD_DATA_UCX, .path = AFD_PATH_TCP},
+    {.name = "ucx tcp put",
+     .kind = AFD_DATA_UCX,
+     .path = (enum afd_data_path)AFD_PATH_TCP_PUT,
+     .emulates_put = 1},
+    {.name = "verbs",
+     .kind = AFD_DATA_VERBS,
+     .path = AFD_PATH_RDMA,
+     .needs_rdma = 1,
+     .network = {.gid_index = -1}},
+    /* soft-RoCE: with the GID of an IPv4 address UCX's ud_verbs, which sets up its rc_verbs, gets no answer
+     */
+    {.name = "ucx rdma",
+     .kind = AFD_DATA_UCX,
+     .path = AFD_PATH_RDMA,
+     .needs_rdma = 1,
+     .network = {.device_count = 1, .devices = {"rxe0"}, .gid_index = 0, .ucx_tls = "rc_v"}},
 };
 #ifdef __SANITIZE_THREAD__
-const int test_kind_count = 1; /* UCX is not built for ThreadSanitizer: it would report UCX's own locks */
+const int test_kind_count = 2; /* UCX is not built for ThreadSanitizer: it would report UCX's own locks */
 #else
 const int test_kind_count = sizeof test_kinds / sizeof *test_kinds;
 #endif
+
+int test_kind_is_wanted(const struct test_kind *kind, const char *name)
+{
+    if (name) return !strcmp(kind->name, name);
+    if (kind->needs_rdma)
+        print_message("%s: skipped: it needs an RDMA device (tests/rdma/run.sh makes one)\n", kind->name);
+    return !kind->needs_rdma;
+}
 
 static void on_watchdog(evutil_socket_t fd, short what, void *user)
 {
@@ -27,10 +49,15 @@ static void on_watchdog(evutil_socket_t fd, short what, void *user)
 
 void net_open(struct test_net *net)
 {
-    struct timeval limit = {.tv_sec = 30};
     memset(net, 0, sizeof *net);
     net->base = event_base_new();
     net->watchdog = evtimer_new(net->base, on_watchdog, net);
+    net_more_time(net);
+}
+
+void net_more_time(struct test_net *net)
+{
+    struct timeval limit = {.tv_sec = 30};
     evtimer_add(net->watchdog, &limit);
 }
 
@@ -44,6 +71,17 @@ void net_close(struct test_net *net)
     event_base_free(net->base);
 }
 
+void node_accept(struct node *node, struct afd_pair *pair)
+{
+    struct afd_region regions[AFD_MAX_REGIONS];
+    uint64_t shift = afd_pair_peer(pair)->rank * node->rank_stride;
+    for (uint32_t i = 0; i < node->region_count; i++) {
+        regions[i] = node->regions[i];
+        regions[i].base = (unsigned char *)regions[i].base + shift;
+    }
+    assert_int_equal(afd_pair_accept(pair, regions, node->region_count, node), AFD_OK);
+}
+
 static void take(struct node *node, const struct afd_transport_event *event)
 {
     assert_true(node->log_count < MAX_LOG);
@@ -51,8 +89,7 @@ static void take(struct node *node, const struct afd_transport_event *event)
     if (event->kind == AFD_EVENT_LOST) snprintf(node->words, sizeof node->words, "%s", event->words);
     if (event->kind == AFD_EVENT_REQUEST) {
         node->requested = event->pair;
-        if (node->accepts)
-            assert_int_equal(afd_pair_accept(event->pair, node->regions, node->region_count, node), AFD_OK);
+        if (node->accepts) node_accept(node, event->pair);
     }
     if (node->on_event) node->on_event(node, event);
 }
@@ -65,11 +102,16 @@ static int poll_node(struct node *node)
     return (int)count;
 }
 
-void pump(struct test_net *net)
+static int poll_nodes(struct test_net *net)
 {
     int count = 0;
     for (int i = 0; i < net->node_count; i++) count += poll_node(net->nodes[i]);
-    int may_sleep = count == 0;
+    return count;
+}
+
+void pump(struct test_net *net)
+{
+    int may_sleep = poll_nodes(net) == 0;
     for (int i = 0; i < net->node_count && may_sleep; i++)
         may_sleep = afd_transport_arm(net->nodes[i]->transport) == AFD_OK;
     net->sleeps += may_sleep;
@@ -78,11 +120,18 @@ void pump(struct test_net *net)
     event_base_loop(net->base, may_sleep ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK);
 }
 
+void pump_awake(struct test_net *net)
+{
+    poll_nodes(net);
+    event_base_loop(net->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
+}
+
 struct afd_transport_config node_config(const struct test_kind *kind, enum afd_role role, uint32_t rank)
 {
     struct afd_transport_config config = {
         .kind = kind->kind,
         .path = kind->path,
+        .network = kind->network,
         .host = "127.0.0.1",
         .secret = {1, 2, 3},
         .self = {role, rank, 1000 + rank + 100000 * (uint64_t)role},
@@ -176,6 +225,23 @@ struct afd_pair *node_pair(struct node *from, struct node *to, struct afd_pair *
              node_count_of(from, AFD_EVENT_OPEN) > opened && node_count_of(to, AFD_EVENT_OPEN) > accepted);
     if (other_out) *other_out = node_last(to, AFD_EVENT_OPEN)->pair;
     return pair;
+}
+
+void two_open(struct two *two, const struct test_kind *kind, uint64_t slab_bytes)
+{
+    net_open(&two->net);
+    struct afd_transport_config a = node_config(kind, AFD_ROLE_ATTN, 3),
+                                f = node_config(kind, AFD_ROLE_FFN, 1);
+    two->a = node_open(&two->net, &a, slab_bytes);
+    two->f = node_open(&two->net, &f, slab_bytes);
+}
+
+enum afd_status put_until_taken(struct node *node, struct afd_pair *pair, uint16_t region, const void *from,
+                                uint32_t bytes, uint16_t sequence)
+{
+    enum afd_status status;
+    while ((status = afd_pair_put(pair, region, from, bytes, sequence)) == AFD_AGAIN) pump(node->net);
+    return status;
 }
 
 static unsigned char byte_of(uint64_t i, uint32_t seed)

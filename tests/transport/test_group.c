@@ -322,6 +322,10 @@ static void test_lost_member(void **state)
 {
     struct team team;
     (void)state;
+    if (kind->emulates_put) {
+        print_message("          UCX's emulation of put can end a process whose peer dies: skipped\n");
+        skip();
+    }
     team_open(&team, 4);
     for (int i = 0; i < 4; i++) {
         team.members[i].last = 1000000;
@@ -348,7 +352,7 @@ int main(int argc, char **argv)
             cmocka_unit_test(test_unread_messages),   cmocka_unit_test(test_lost_member),
         };
         kind = &test_kinds[i];
-        if (argc > 1 && strcmp(argv[1], kind->name)) continue;
+        if (!test_kind_is_wanted(kind, argc > 1 ? argv[1] : NULL)) continue;
         failed += cmocka_run_group_tests_name(kind->name, tests, NULL, NULL);
     }
     return failed;
