@@ -18,6 +18,8 @@ static const struct cli_command commands[] = {
     {"chat", "[--state DIR|NAME | --url URL] ...", "talk with the model; /exit leaves", cli_chat},
     {"bench", "serve [--concurrency N] [--requests N] ...", "load the cluster and measure its latencies",
      cli_bench},
+    {"sim", "FILE [--faults all] [--seeds N | --seed S] ...", "the virtual cluster: predict it, or break it",
+     cli_sim},
     {"help", "[COMMAND]", "this list, or a command's options", cli_help},
     {"supervise", "--topology FILE --state DIR --lock-fd N --ready-fd N", NULL, cli_supervise},
 };

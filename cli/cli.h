@@ -93,6 +93,7 @@ CLI_DECLARE(status);
 CLI_DECLARE(complete);
 CLI_DECLARE(chat);
 CLI_DECLARE(bench);
+CLI_DECLARE(sim);
 CLI_DECLARE(help);
 
 #endif
