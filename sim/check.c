@@ -81,13 +81,7 @@ void sim_check_journaled(struct sim_world *w, const uint8_t *bytes, size_t size)
         sim_fail(w, "the scheduler writes a record that cannot be read");
     if (record.kind == AFD_JOURNAL_TOKENS) take_tokens(w, &record);
     if (record.kind != AFD_JOURNAL_ADMIT) return;
-    uint64_t id = little(record.payload, 8);
-    for (uint32_t i = 0; i < w->config.clients; i++) /* the one that is submitting */
-        if (!w->clients[i].id || w->clients[i].id == id) {
-            if (w->checks->written[i].id && w->clients[i].id) continue;
-            w->checks->written[i] = (struct sim_written){id, 0};
-            return;
-        }
+    w->checks->written[w->submits->index] = (struct sim_written){little(record.payload, 8), 0};
 }
 
 void sim_check_delivery(struct sim_world *w, uint64_t id, uint32_t count)

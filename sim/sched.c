@@ -418,6 +418,7 @@ enum afd_status sim_sched_submit(struct sim_world *w, struct sim_client *client,
     if (status) return status;
     size_t bytes = afd_journal_encode_admit(afd_requests_get(s->requests, *id_out), s->record, RECORD_BYTES);
     if (!bytes) sim_fail(w, "the scheduler: an admission does not fit");
+    w->submits = client;
     if (!append(s, s->record, bytes)) {
         afd_requests_cancel(s->requests, *id_out);
         sim_count(w, AFD_SIM_TURNED_AWAY);

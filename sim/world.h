@@ -150,7 +150,7 @@ struct sim_world {
     uint64_t bug_count;
 
     struct sim_disk disk;
-    struct sim_client *clients;
+    struct sim_client *clients, *submits; /* submits: who is being admitted */
     uint32_t live_requests;
     afd_ns gap_sum; /* between tokens, added up */
     uint64_t gap_count, half_tokens;
