@@ -324,6 +324,7 @@ static void end_step(struct sim_attn *n, uint32_t slot)
 static void end_compute(struct sim_attn *n, uint32_t slot, uint32_t layer)
 {
     sim_steps_compute(n, slot, layer);
+    n->slot[slot].computed = n->w->now;
     afd_pipeline_computed(n->pipeline, slot, n->slot[slot].active);
     if (layer == n->layers) end_step(n, slot);
 }
@@ -383,6 +384,7 @@ static void put_message(struct sim_attn *n, const struct afd_pipeline_action *a)
     uint32_t bytes = (uint32_t)sizeof header + count * n->w->wire.a2f_stride;
     int copies = a->bare || !sim_bug(n->w, AFD_SIM_BUG_TWO_WRITERS, 200) ? 1 : 2;
     if (a->instance != a->buffer) sim_count(n->w, AFD_SIM_RESENT);
+    if (n->w->now - n->slot[a->slot].computed > AFD_MS(5)) sim_count(n->w, AFD_SIM_WAITED);
     for (; copies; copies--) {
         sim_rows_hold(rows);
         enum afd_status status =
@@ -430,7 +432,11 @@ static void attn_told(struct sim_world *w, struct sim_node *node, struct sim_con
         submit(n, m);
         break;
     case SIM_CANCEL:
-        if (!afd_batch_cancel(n->batch, m->request, m->assignment)) n->batch_changed = 1;
+        if (!m->request)
+            afd_batch_cancel_all(n->batch);
+        else
+            afd_batch_cancel(n->batch, m->request, m->assignment);
+        n->batch_changed = 1;
         break;
     default:
         sim_fail(w, "attn/%u was sent a message of kind %d", node->rank, m->kind);
