@@ -8,7 +8,7 @@
 #include "sim/sim.h"
 
 struct request {
-    const char *faults, *duration, *prompt, *output;
+    const char *faults, *duration, *every, *prompt, *output;
     uint64_t seeds, seed, clients, context;
     double attn_us, attn_row_us, ffn_us, ffn_row_us;
     int trace, json;
@@ -70,6 +70,8 @@ static int configure(const struct request *q, struct afd_sim_config *c)
     if (!c->faults) set_measurement(c);
     if (!(c->duration = read_time(q->duration)))
         return cli_fail("sim: --duration %s: expected a time, as 2s or 500ms", q->duration);
+    if (q->every && !(c->fault_every = read_time(q->every)))
+        return cli_fail("sim: --every %s: expected a time, as 150ms", q->every);
     if (q->clients) c->clients = q->clients > 1 << 20 ? 1 << 20 : (uint32_t)q->clients;
     if (q->prompt && !read_range(q->prompt, &c->prompt_min, &c->prompt_max))
         return cli_fail("sim: --prompt %s: expected tokens, as 16 or 16-64", q->prompt);
@@ -233,6 +235,7 @@ int cli_sim(const struct cli_command *self, int argc, char **argv)
         {"--seed", 0, CLI_COUNT, &q.seed, "the first or only one (default 1)"},
         {"--trace", 0, CLI_FLAG, &q.trace, "print every event"},
         {"--duration", 0, CLI_TEXT, &q.duration, "of clients and faults, virtual: 2s, 500ms (default 2s)"},
+        {"--every", 0, CLI_TEXT, &q.every, "a fault, on average (default 150ms)"},
         {"--clients", 'c', CLI_COUNT, &q.clients, "that ask, one request at a time each"},
         {"--prompt", 0, CLI_TEXT, &q.prompt, "tokens of a prompt: 16 or 16-64"},
         {"--output", 0, CLI_TEXT, &q.output, "tokens of an answer, at most"},

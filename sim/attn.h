@@ -16,6 +16,7 @@ struct sim_segment {
 
 struct sim_slot {
     uint32_t rows, segment_count;
+    afd_ns computed;              /* when its layer was */
     uint64_t context;             /* tokens of its sequences together */
     struct sim_segment *segments; /* [max_rows] */
     uint32_t *blocks, blocks_room, blocks_count;

@@ -64,11 +64,13 @@ enum afd_status afd_sim_faults_read(const char *text, uint64_t *out, struct afd_
     return AFD_OK;
 }
 
-uint64_t afd_sim_faults_possible(const struct afd_topology *t)
+uint64_t afd_sim_paths_possible(const struct afd_topology *t)
 {
-    uint64_t faults = AFD_SIM_ALL_FAULTS;
-    (void)t;
-    return faults;
+    uint64_t paths = bit(AFD_SIM_PATH_COUNT) - 1;
+    if (t->ffn.tp == 1) paths &= ~(bit(AFD_SIM_GROUP_FAILED) | bit(AFD_SIM_GROUP_FORMED));
+    if (t->ffn.copies == 1) paths &= ~bit(AFD_SIM_RESENT);
+    if (!t->pipeline.gather_auto && !t->pipeline.gather_us) paths &= ~bit(AFD_SIM_HELD_BACK);
+    return paths;
 }
 
 /* ---- one of each kind */

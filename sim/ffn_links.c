@@ -33,7 +33,8 @@ static int may_accept(struct sim_ffn *n, const struct afd_identity *peer)
         return 0;
     struct sim_source *source = sim_source_of(n, peer->rank);
     if (!source->is_listed || source->incarnation != peer->incarnation) return 0;
-    drop_source(n, source); /* replaced */
+    if (source->pair) sim_count(n->w, AFD_SIM_REPLACED);
+    drop_source(n, source);
     return afd_ffn_group_is_quiet(n->core, (uint16_t)peer->rank);
 }
 

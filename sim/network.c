@@ -284,11 +284,7 @@ enum afd_status sim_accept(struct sim_world *w, struct sim_pair *pair, void *use
         return AFD_ERR_REFUSED;
     }
     uint32_t old = afd_peer_book_accept(node->book, &peer->other, peer->generation, pair->id);
-    if (old) {
-        struct sim_pair *replaced = w->pairs[old - 1];
-        sim_count(w, AFD_SIM_REPLACED);
-        end_pair(w, replaced, 1);
-    }
+    if (old) end_pair(w, w->pairs[old - 1], 1);
     say(w, pair, 1, on_accepted);
     act(w, pair, 1, afd_peer_on(peer, AFD_PEER_ACCEPTED));
     return AFD_OK;
@@ -411,7 +407,7 @@ static void launch(struct sim_world *w, struct sim_message *m)
     struct sim_node *from = pair->node[!m->to], *to = pair->node[m->to];
     uint64_t duplicate = 0;
     afd_ns blocked = sim_blocked(w, from, to), at;
-    int is_lost = blocked > AFD_MS(RETRY_MS);
+    int is_lost = blocked > AFD_MS(RETRY_MS) || pair->is_broken[!m->to];
     w->result->messages++;
     w->result->bytes += m->bytes;
     if (!m->is_path && w->drops && !is_lost) {
@@ -421,7 +417,8 @@ static void launch(struct sim_world *w, struct sim_message *m)
     }
     if (is_lost) {
         sim_trace(w, from, "a message over pair %llu is lost", pair->id);
-        sim_at(w, w->now + AFD_MS(RETRY_MS), from, on_broken, pair, 0);
+        if (!pair->is_broken[!m->to]) sim_at(w, w->now + AFD_MS(RETRY_MS), from, on_broken, pair, 0);
+        pair->is_broken[!m->to] = 1; /* nothing passes what a queue pair tries again and again */
         sim_message_free(w, m);
         return;
     }

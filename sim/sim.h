@@ -39,7 +39,7 @@ enum afd_sim_path {
     AFD_SIM_WAITED,         /* a message waited for a pair to open */
     AFD_SIM_FENCED,         /* a write came for a pair that was closed: it reached nothing */
     AFD_SIM_POISONED,       /* a pair was closed because of what came over it */
-    AFD_SIM_REPLACED,       /* a newer generation took a pair's place */
+    AFD_SIM_REPLACED,       /* a rank connects again before its old pair was known to be gone */
     AFD_SIM_REFUSED,        /* a hello was refused for now */
     AFD_SIM_EXPIRED,        /* a pair was not open in time */
     AFD_SIM_LEASE,          /* a silent rank was removed */
@@ -132,8 +132,7 @@ const char *afd_sim_bug_name(enum afd_sim_bug bug);
 /* "all", "none" or names separated by commas. */
 enum afd_status afd_sim_faults_read(const char *text, uint64_t *faults_out, struct afd_error *error_out);
 
-/* Faults and paths that a cluster of this kind can meet at all: without a tp group none fails. */
-uint64_t afd_sim_faults_possible(const struct afd_topology *topology);
-uint64_t afd_sim_paths_possible(const struct afd_topology *topology, uint64_t faults);
+/* Paths that a cluster of this kind can take at all: without tp groups none fails. */
+uint64_t afd_sim_paths_possible(const struct afd_topology *topology);
 
 #endif

@@ -262,6 +262,7 @@ struct sim_pair {
     struct sim_pair *next[2]; /* of the node's list */
     struct afd_peer peer[2];
     int is_closed[2], is_mute[2]; /* fenced by its owner; the socket is closed */
+    int is_broken[2];             /* what this end sends reaches nobody any more */
     int was_asked;                /* the acceptor's owner heard of it */
     afd_ns hello_at[2], tell_at[2], data_at[2];
     void *user[2];
