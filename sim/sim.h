@@ -35,7 +35,7 @@ enum afd_sim_fault {
 };
 
 enum afd_sim_path {
-    AFD_SIM_RESENT,         /* to another instance than the first one */
+    AFD_SIM_RESENT,         /* to another instance than it was meant for */
     AFD_SIM_WAITED,         /* a message waited for a pair to open */
     AFD_SIM_FENCED,         /* a write came for a pair that was closed: it reached nothing */
     AFD_SIM_POISONED,       /* a pair was closed because of what came over it */
