@@ -534,7 +534,6 @@ static void create_slots(struct sim_attn *n, uint32_t max_rows)
         s->tokens = sim_zero(w, max_rows, sizeof *s->tokens);
         s->buffers = sim_zero(w, n->instances, sizeof *s->buffers);
     }
-    n->sums = sim_zero(w, max_rows, sizeof *n->sums);
     n->regions = sim_zero(w, (size_t)n->instances * n->slots * n->shards, sizeof *n->regions);
     n->links = sim_zero(w, n->instances, sizeof *n->links);
     for (uint32_t i = 0; i < n->instances; i++)

@@ -50,7 +50,6 @@ struct sim_attn {
     struct sim_link *links;     /* [instances] */
     uint64_t *entries, *ends;   /* the KV cache: A and B of token.h, [blocks * block_tokens] */
     uint64_t *owners;           /* [blocks]: who wrote it last from its start */
-    uint64_t *sums;             /* [max_rows] */
     uint32_t block_tokens;
     afd_ns device_free;
     struct sim_control *kept_first, **kept_last; /* tokens that wait for the scheduler */
