@@ -430,7 +430,8 @@ static void on_heartbeat(struct sim_world *w, struct sim_node *node, void *p, ui
     struct sim_ffn *n = sim_ffn_of(node);
     (void)p, (void)a;
     sim_at(w, w->now + AFD_MS(w->t->scheduler.heartbeat_ms), node, on_heartbeat, NULL, 0);
-    if (sim_is_connected(node) && n->core) sim_control_send(w, node, sim_control_make(w, SIM_HEARTBEAT));
+    if (sim_is_connected(node) && (n->core || n->is_ready))
+        sim_control_send(w, node, sim_control_make(w, SIM_HEARTBEAT));
 }
 
 static void create_places(struct sim_ffn *n)
@@ -475,13 +476,19 @@ static void on_loaded(struct sim_world *w, struct sim_node *node, void *p, uint6
 
 static void on_assign(struct sim_ffn *n, const struct sim_control *m)
 {
-    if (!m->shards || (n->is_assigned && m->shards != n->held)) {
+    if (n->is_assigned && m->shards != n->held) {
         sim_exit(n->w, n->node, 1);
         return;
     }
     n->epoch = m->epoch;
     if (n->is_ready) send_ready(n);
     if (n->is_assigned) return;
+    if (!m->shards) { /* a spare */
+        if (n->is_ready) return;
+        sim_ffn_set_ready(n);
+        on_heartbeat(n->w, n->node, NULL, 0);
+        return;
+    }
     n->is_assigned = 1;
     n->held = m->shards;
     for (uint64_t left = m->shards; left; left &= left - 1)
@@ -541,7 +548,8 @@ static void ffn_drain(struct sim_world *w, struct sim_node *node)
 int sim_ffn_is_idle(const struct sim_node *node)
 {
     const struct sim_ffn *n = sim_ffn_of(node);
-    if (!n->core || n->group_state != SIM_GROUP_UP || n->device_ops || n->outbox_count) return 0;
+    if (!n->core) return n->is_ready; /* a spare */
+    if (n->group_state != SIM_GROUP_UP || n->device_ops || n->outbox_count) return 0;
     return !afd_ffn_group_queued(n->core);
 }
 
