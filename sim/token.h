@@ -35,7 +35,8 @@ static inline uint64_t sim_chain(uint64_t before, uint32_t token, uint32_t posit
 /* The earlier position whose entry a row's attention reads in a layer; its own without any. */
 static inline uint32_t sim_looks_at(uint32_t position, uint32_t layer)
 {
-    return position ? (uint32_t)(((position * 0x9e3779b1u) ^ (layer * 0x85ebca6bu)) % position) : 0;
+    uint64_t x = (uint32_t)(position * 0x9e3779b1u ^ layer * 0x85ebca6bu);
+    return (uint32_t)(x * position >> 32);
 }
 
 static inline uint64_t sim_attend(uint64_t h, uint64_t entry, uint32_t layer)
