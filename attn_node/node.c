@@ -367,9 +367,12 @@ static void on_message(const Afd__Envelope *message, void *user)
         n->batch_changed = 1;
         break;
     case AFD__ENVELOPE__BODY_CANCEL:
-        /* Not here any more: it finished while the message was under way. */
-        if (!afd_batch_cancel(n->batch, message->cancel->request, message->cancel->assignment))
-            n->batch_changed = 1;
+        /* It may not be here any more: it finished while the message was under way. */
+        if (!message->cancel->request)
+            afd_batch_cancel_all(n->batch);
+        else
+            afd_batch_cancel(n->batch, message->cancel->request, message->cancel->assignment);
+        n->batch_changed = 1;
         break;
     case AFD__ENVELOPE__BODY_DRAIN:
         n->drains = 1;

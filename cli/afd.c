@@ -17,6 +17,8 @@ static const struct cli_command commands[] = {
     {"complete", "PROMPT [--max-tokens N] ...", "stream one completion to the terminal", cli_complete},
     {"chat", "[--state DIR|NAME | --url URL] ...", "talk with the model; /exit leaves", cli_chat},
     {"bench", "serve | transport ...", "measure the cluster, or the data plane between ranks", cli_bench},
+    {"sim", "FILE [--faults all] [--seeds N | --seed S] ...", "the virtual cluster: predict it, or break it",
+     cli_sim},
     {"help", "[COMMAND]", "this list, or a command's options", cli_help},
     {"supervise", "--topology FILE --state DIR --lock-fd N --ready-fd N", NULL, cli_supervise},
 };

@@ -95,6 +95,7 @@ CLI_DECLARE(chat);
 CLI_DECLARE(bench);
 CLI_DECLARE(bench_serve);
 CLI_DECLARE(bench_transport);
+CLI_DECLARE(sim);
 CLI_DECLARE(help);
 
 #endif

@@ -171,11 +171,9 @@ static double flops_of(const struct afd_hardware *h, int fp8)
     return fp8 && h->fp8_flops > 0 ? h->fp8_flops : h->bf16_flops;
 }
 
-/* One layer of attention for `rows` rows of a rank: the scores read the KV cache, the projections their
- * weights. */
-static double attn_layer_us(const struct afd_plan *plan, const struct afd_layer *layer, double rows)
+double afd_plan_attn_us(const struct afd_plan *plan, uint32_t l, double rows, double tokens)
 {
-    const struct afd_attn_desc *a = &layer->attn;
+    const struct afd_attn_desc *a = &plan->model->layers[l].attn;
     const struct afd_hardware *h = afd_hardware_find(plan->topology->attn.device_class);
     double heads = (double)a->heads * a->head_dim, kv = 2.0 * a->kv_heads * a->head_dim,
            hidden = plan->model->hidden;
@@ -183,31 +181,27 @@ static double attn_layer_us(const struct afd_plan *plan, const struct afd_layer 
     double weights = query + hidden * kv + heads * hidden;
     double element_bytes = plan->element_bits / 8.0;
     double kv_bytes = kv * afd_dtype_bytes(plan->topology->attn.kv_dtype);
-    double scores =
-        larger(rows * 4 * heads * plan->context / flops_of(h, plan->topology->attn.kv_dtype == AFD_FP8),
-               rows * kv_bytes * plan->context / h->memory_bytes_per_s);
+    double scores = larger(tokens * 4 * heads / flops_of(h, plan->topology->attn.kv_dtype == AFD_FP8),
+                           tokens * kv_bytes / h->memory_bytes_per_s);
     double linears = larger(rows * 2 * weights / flops_of(h, plan->element_bits == 8),
                             weights * element_bytes / h->memory_bytes_per_s);
     return (scores + linears) * 1e6;
 }
 
-/* One layer on the busiest FFN rank, for a micro-batch of `rows` rows of every attention rank. `load` is the
- * share-weighted number of shards that rank serves (a shard with two copies counts half on each). */
-static double ffn_layer_us(const struct afd_plan *plan, const struct afd_layer *layer, double load,
-                           double held, double rows)
+double afd_plan_ffn_us(const struct afd_plan *plan, uint32_t l, double rows, double load, double held)
 {
-    const struct afd_ffn_desc *f = &layer->ffn;
+    const struct afd_ffn_desc *f = &plan->model->layers[l].ffn;
     const struct afd_topology *t = plan->topology;
     const struct afd_hardware *h = afd_hardware_find(t->ffn.device_class);
-    double all = rows * afd_pool_ranks(&t->attn), hidden = plan->model->hidden, ep = t->ffn.ep;
+    double hidden = plan->model->hidden, ep = t->ffn.ep;
     double work, weights; /* multiply-adds of the batch; elements read */
     if (f->kind == AFD_FFN_DENSE) {
         double one = 3.0 * hidden * f->intermediate;
-        work = all / ep * load * one;
+        work = rows / ep * load * one;
         weights = one;
     } else {
         double one = 3.0 * hidden * f->intermediate, shared = 3.0 * hidden * f->shared_intermediate;
-        work = all / ep * load * (f->top_k * one + shared);
+        work = rows / ep * load * (f->top_k * one + shared);
         weights = held * largest_shard(f->experts, t->ffn.ep) * one + shared;
     }
     return larger(2 * work / t->ffn.tp / flops_of(h, plan->element_bits == 8),
@@ -264,8 +258,9 @@ static double rate(const struct afd_plan *plan, double load, double held, double
     memset(stages, 0, STAGES * sizeof *stages);
     for (uint32_t l = 0; l < plan->model->layer_count; l++) {
         const struct afd_layer *layer = &plan->model->layers[l];
-        add_layer(&stages[ATTENTION], attn_layer_us(plan, layer, rows));
-        add_layer(&stages[FFN], ffn_layer_us(plan, layer, load, held, rows));
+        add_layer(&stages[ATTENTION], afd_plan_attn_us(plan, l, rows, rows * plan->context));
+        add_layer(&stages[FFN],
+                  afd_plan_ffn_us(plan, l, rows * afd_pool_ranks(&plan->topology->attn), load, held));
         add_layer(&stages[NETWORK], network_layer_us(plan, layer, load, rows));
     }
     for (int i = 0; i < STAGES; i++) {

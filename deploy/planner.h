@@ -94,6 +94,14 @@ enum afd_status afd_plan_make(const struct afd_topology *topology, const struct 
                               struct afd_plan **out, struct afd_error *error_out);
 void afd_plan_destroy(struct afd_plan *plan); /* NULL is allowed */
 
+/* One layer at the peak rates of the pool's device class, which must be in the table, microseconds.
+ * Attention: `rows` rows of a rank, whose sequences hold `tokens` tokens together: the scores read the KV
+ * cache, the projections their weights. */
+double afd_plan_attn_us(const struct afd_plan *plan, uint32_t layer, double rows, double tokens);
+/* A batch of `rows` rows on each rank of an FFN instance. `load`: the share-weighted number of shards that
+ * are computed there (of a shard with two copies half, on average); `held`: those whose weights are read. */
+double afd_plan_ffn_us(const struct afd_plan *plan, uint32_t layer, double rows, double load, double held);
+
 /* The most shards that one of `instances` holds with one copy. An instance more adds throughput only if this
  * falls. */
 uint32_t afd_plan_shards_of_fullest(uint32_t ep, uint32_t instances);

@@ -59,7 +59,8 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
     (void)fd, (void)what;
     afd_ns now = afd_now();
     report_stalls(node, now);
-    if (!afd_member_is_connected(node->member) || !node->core) return;
+    int is_spare = node->is_ready && !node->core;
+    if (!afd_member_is_connected(node->member) || (!node->core && !is_spare)) return;
     ffn_account(node, now);
     afd_stages_enter(&node->stages, node->stages.now, now); /* up to this moment */
 
@@ -67,7 +68,7 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
     Afd__StageSeconds stages = AFD__STAGE_SECONDS__INIT;
     Afd__Heartbeat heartbeat = AFD__HEARTBEAT__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
-    for (uint32_t l = 0; l < node->model->layer_count; l++) {
+    for (uint32_t l = 0; node->expert_rows && l < node->model->layer_count; l++) {
         if (!node->expert_rows[l]) continue;
         Afd__ExpertRows *r = &rows[heartbeat.n_experts];
         afd__expert_rows__init(r);
@@ -108,9 +109,10 @@ static void on_assign(struct afd_ffn_node *node, const Afd__Assign *assign)
         }
         shards |= 1ull << assign->shards[i];
     }
-    if (!shards || (node->is_assigned && shards != node->held)) {
-        afd_log_error("the scheduler assigns %s: this process ends, and another one loads them",
-                      shards ? "other shards than are loaded" : "no shards");
+    if (node->is_assigned && shards != node->held) {
+        afd_log_error(
+            "the scheduler assigns other shards than are loaded: this process ends, and another one "
+            "loads them");
         ffn_exit(node, 1);
         return;
     }
@@ -120,6 +122,10 @@ static void on_assign(struct afd_ffn_node *node, const Afd__Assign *assign)
     beat_every(node, node->heartbeat_ms);
     if (node->is_ready) send_ready(node); /* it was connected before */
     if (node->is_assigned) return;
+    if (!shards) { /* a spare, with nothing to load: ready at once */
+        if (!node->is_ready) ffn_set_ready(node);
+        return;
+    }
     node->is_assigned = 1; /* the loop loads them */
     node->held = shards;
     for (; shards; shards &= shards - 1) {

@@ -41,6 +41,7 @@ struct place {
     afd_ns arrived;
     uint8_t waits; /* arrived, and in no batch yet */
     uint8_t away;  /* answered, and to come again */
+    uint8_t heard; /* `message` is its last one */
 };
 
 /* One attention rank of this member. */
@@ -157,7 +158,7 @@ enum afd_status afd_ffn_group_arrive(struct afd_ffn_group *g, const struct afd_g
         g->sources[m->source].leaving)
         return AFD_ERR_PROTOCOL;
     struct place *p = place_of(g, m->source, m->slot);
-    if (p->waits) return AFD_ERR_PROTOCOL;
+    if (p->waits || (p->heard && p->message.sequence == m->sequence)) return AFD_ERR_PROTOCOL;
     if (g->gather) {
         enum afd_status status = afd_gather_arrive(g->gather, m, now);
         if (status) return status;
@@ -170,6 +171,7 @@ enum afd_status afd_ffn_group_arrive(struct afd_ffn_group *g, const struct afd_g
     }
     set_away(g, p, !m->rows && !(m->flags & AFD_A2F_LAST));
     p->message = *m;
+    p->heard = 1;
     p->arrived = now;
     p->waits = m->rows != 0;
     g->waiting += p->waits;
@@ -181,7 +183,7 @@ static void forget_waiting(struct afd_ffn_group *g, uint16_t source)
     for (uint16_t slot = 0; slot < g->config.gather.slots; slot++) {
         struct place *p = place_of(g, source, slot);
         g->waiting -= p->waits;
-        p->waits = 0;
+        p->waits = p->heard = 0;
         set_away(g, p, 0);
     }
 }

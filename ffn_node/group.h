@@ -58,7 +58,8 @@ struct afd_ffn_group *afd_ffn_group_create(const struct afd_ffn_group_config *co
                                            struct afd_arena *arena);
 
 void afd_ffn_group_ready(struct afd_ffn_group *group); /* every pair of this member is open */
-/* A message of an attention rank of this member. AFD_ERR_PROTOCOL: out of range, or its slot is taken. */
+/* A message of an attention rank of this member. AFD_ERR_PROTOCOL: out of range, its slot is taken, or it is
+ * the slot's last one again: its region may be written to any moment. */
 enum afd_status afd_ffn_group_arrive(struct afd_ffn_group *group, const struct afd_gather_message *message,
                                      afd_ns now);
 void afd_ffn_group_lost(struct afd_ffn_group *group, uint16_t source);

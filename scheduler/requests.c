@@ -237,6 +237,7 @@ void afd_requests_rank_up(struct afd_requests *r, uint32_t rank)
 {
     assert(rank < r->config.ranks);
     r->ranks[rank].takes = 1;
+    push_cancel(r, rank, 0, 0);
 }
 
 void afd_requests_rank_draining(struct afd_requests *r, uint32_t rank)

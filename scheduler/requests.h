@@ -66,7 +66,7 @@ struct afd_requests_counters {
 
 enum afd_requests_action_kind {
     AFD_REQUESTS_SUBMIT, /* to `rank`: afd_requests_get(id) */
-    AFD_REQUESTS_CANCEL, /* to `rank`: (id, assignment) */
+    AFD_REQUESTS_CANCEL, /* to `rank`: (id, assignment); id 0: all that it has */
     AFD_REQUESTS_ENDED,  /* `owner`'s request ended without a token: `status`, `words` */
 };
 
@@ -108,6 +108,8 @@ enum afd_status afd_requests_admit(struct afd_requests *requests, void *owner, u
 /* Unknown ids are ignored. An end that was not taken as an action yet is not reported any more. */
 void afd_requests_cancel(struct afd_requests *requests, uint64_t id);
 
+/* What it may still have, of an earlier scheduler or of the time before it was lost, is not wanted: it would
+ * take the room of what is. */
 void afd_requests_rank_up(struct afd_requests *requests, uint32_t rank);
 void afd_requests_rank_draining(struct afd_requests *requests, uint32_t rank); /* keeps what it has */
 void afd_requests_rank_down(struct afd_requests *requests, uint32_t rank);

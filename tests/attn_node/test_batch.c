@@ -300,6 +300,31 @@ static void test_limits_are_refused_with_words(void **state)
     afd_batch_destroy(batch);
 }
 
+/* Guards: sequences that nobody wants any more keep the room of those that come: those that wait never report
+ * anything by which they would be found. */
+static void test_all_are_dropped(void **state)
+{
+    (void)state;
+    struct afd_batch *batch = batch_of(1, 32, 32);
+    enum afd_finish finish;
+    uint32_t tokens[64] = {0};
+    const struct afd_batch_result *results;
+    for (uint64_t r = 0; r < 128; r++) assert_int_equal(give(batch, r, 1, 2, 0, 5, &finish), AFD_OK);
+    uint32_t out = afd_batch_form(batch, 0)->segment_count;
+    assert_true(out > 0 && out < 128);
+    afd_batch_cancel_all(batch);
+    assert_true(afd_batch_is_consistent(batch));
+    assert_int_equal(afd_batch_counts(batch).waiting, 0);
+    assert_int_equal(afd_batch_counts(batch).running, out); /* until their step is over */
+    for (uint64_t r = 0; r < 128 - out; r++)
+        assert_int_equal(give(batch, 1000 + r, 1, 2, 0, 5, &finish), AFD_OK);
+    assert_int_equal(afd_batch_finish(batch, 0, tokens, &results), out);
+    for (uint32_t i = 0; i < out; i++) assert_int_equal(results[i].finish, AFD_FINISH_CANCELLED);
+    assert_int_equal(afd_batch_counts(batch).running, 0);
+    assert_true(afd_batch_is_consistent(batch));
+    afd_batch_destroy(batch);
+}
+
 static void test_last_step_is_announced(void **state)
 {
     (void)state;
@@ -326,6 +351,7 @@ int main(void)
         cmocka_unit_test(test_random_runs_end_right),
         cmocka_unit_test(test_decode_rows_spread_over_slots),
         cmocka_unit_test(test_limits_are_refused_with_words),
+        cmocka_unit_test(test_all_are_dropped),
         cmocka_unit_test(test_last_step_is_announced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -368,6 +368,31 @@ static void test_own_arrivals_checked(void **state)
     world_free(w);
 }
 
+/* Guards: a notice that is raised twice makes a second batch of the message, which reads its region after the
+ * answer, when the attention rank writes into it. */
+static void test_sent_twice(void **state)
+{
+    (void)state;
+    struct world *w = world_of(1, 1);
+    struct afd_gather_message m = {.shards = 1, .rows = 1, .source = 1, .sequence = 7};
+    afd_ffn_group_ready(w->group[0]);
+    for (int life = 0; life < 2; life++) {
+        assert_int_equal(afd_ffn_group_arrive(w->group[0], &m, 0), AFD_OK);
+        const struct afd_ffn_batch *b = afd_ffn_group_next(w->group[0], 0);
+        assert_non_null(b);
+        afd_ffn_group_done(w->group[0], b->number, 1, 1);
+        assert_int_equal(afd_ffn_group_arrive(w->group[0], &m, 2), AFD_ERR_PROTOCOL);
+        assert_null(afd_ffn_group_next(w->group[0], 2));
+        afd_ffn_group_lost(w->group[0], 1); /* of the next pair it is the first */
+    }
+    m.rows = 0; /* the same for bare notices */
+    assert_int_equal(afd_ffn_group_arrive(w->group[0], &m, 3), AFD_OK);
+    assert_int_equal(afd_ffn_group_arrive(w->group[0], &m, 3), AFD_ERR_PROTOCOL);
+    m.sequence++;
+    assert_int_equal(afd_ffn_group_arrive(w->group[0], &m, 3), AFD_OK);
+    world_free(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -376,6 +401,7 @@ int main(void)
         cmocka_unit_test(test_abort),
         cmocka_unit_test(test_hostile),
         cmocka_unit_test(test_own_arrivals_checked),
+        cmocka_unit_test(test_sent_twice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

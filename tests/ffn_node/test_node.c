@@ -306,12 +306,31 @@ static void test_lost_member(void **state)
     }
 }
 
+static int has_reported(struct harness *h, void *user)
+{
+    (void)user;
+    return h->ranks[0].stage_ns && h->ranks[1].stage_ns;
+}
+
+/* Guards: a cluster that never comes up because an instance holds no shard: it is a spare, and is ready. */
+static void test_spare(void **state)
+{
+    (void)state;
+    struct harness *h = h_start(2, 1, 2, "f32", "auto");
+    h->assign_shards = 0;
+    h_wait_ready(h);
+    h_wait(h, has_reported, NULL); /* its lease is kept */
+    h_drain(h);
+    for (uint32_t i = 0; i < 2; i++) assert_int_equal(h->ranks[i].exit_status, 0);
+    h_stop(h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_rank),    cmocka_unit_test(test_members),
         cmocka_unit_test(test_violations),  cmocka_unit_test(test_lost_pairs),
-        cmocka_unit_test(test_lost_member),
+        cmocka_unit_test(test_lost_member), cmocka_unit_test(test_spare),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,7 +25,7 @@ static void open_transport(void)
     memset(config.agreement.model_hash, 9, sizeof config.agreement.model_hash);
     strcpy(config.agreement.dtypes, "a2f=bf16 f2a=bf16");
     strcpy(config.agreement.layout, "hidden=64");
-    strcpy(config.agreement.numerics, "portable/1");
+    strcpy(config.agreement.numerics, "portable/2");
     if (!config.base || afd_transport_open(&config, &transport, address, &error)) abort();
 }
 

@@ -166,10 +166,10 @@ static void on_message(const Afd__Envelope *m, void *user)
     } else if (m->body_case == AFD__ENVELOPE__BODY_SUBMIT) {
         take_submit(r, m->submit);
     } else if (m->body_case == AFD__ENVELOPE__BODY_CANCEL) {
-        r->cancels++;
+        r->cancels += m->cancel->request != 0;
         for (uint32_t i = 0; i < FAKE_SEQUENCES; i++)
-            if (r->sequences[i].request == m->cancel->request &&
-                r->sequences[i].assignment == m->cancel->assignment)
+            if (!m->cancel->request || (r->sequences[i].request == m->cancel->request &&
+                                        r->sequences[i].assignment == m->cancel->assignment))
                 r->sequences[i].used = 0;
     }
 }

@@ -44,6 +44,15 @@ static struct afd_requests_action next_is(struct afd_requests *r, enum afd_reque
     return a;
 }
 
+/* A rank comes up: first of all it drops what it may still have. */
+static void rank_up(struct afd_requests *r, uint32_t rank)
+{
+    afd_requests_rank_up(r, rank);
+    struct afd_requests_action a = next_is(r, AFD_REQUESTS_CANCEL);
+    assert_int_equal(a.rank, rank);
+    assert_int_equal(a.id, 0);
+}
+
 static void nothing_to_do(struct afd_requests *r)
 {
     struct afd_requests_action a;
@@ -72,8 +81,8 @@ static void test_goes_to_the_least_loaded(void **state)
     struct afd_sampling s = sampling(4);
     uint32_t tokens[8][8] = {{1}};
     uint64_t ids[8];
-    afd_requests_rank_up(r, 0);
-    afd_requests_rank_up(r, 2);
+    rank_up(r, 0);
+    rank_up(r, 2);
     for (int i = 0; i < 5; i++)
         assert_int_equal(afd_requests_admit(r, NULL, tokens[i], 1, &s, 0, &ids[i]), AFD_OK);
     const uint32_t expected[4] = {0, 2, 0, 2};
@@ -98,7 +107,7 @@ static void test_queue_is_bounded(void **state)
     struct afd_sampling s = sampling(4);
     uint32_t tokens[8] = {1};
     uint64_t id;
-    afd_requests_rank_up(r, 0);
+    rank_up(r, 0);
     for (int i = 0; i < 5; i++) assert_int_equal(afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id), AFD_OK);
     assert_int_equal(afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id), AFD_ERR_LIMIT);
     next_is(r, AFD_REQUESTS_SUBMIT);
@@ -118,8 +127,8 @@ static void test_only_the_next_token_of_the_assignment(void **state)
     struct afd_sampling s = sampling(4);
     uint32_t tokens[8] = {1, 2};
     uint64_t id;
-    afd_requests_rank_up(r, 0);
-    afd_requests_rank_up(r, 1);
+    rank_up(r, 0);
+    rank_up(r, 1);
     assert_int_equal(afd_requests_admit(r, tokens, tokens, 2, &s, 0, &id), AFD_OK);
     next_is(r, AFD_REQUESTS_SUBMIT);
     const struct afd_request *q = say(r, 0, id, 1, 0, 7, AFD_UNFINISHED).request;
@@ -152,7 +161,7 @@ static void test_nonsense_ends_the_request_alone(void **state)
     struct afd_sampling s = sampling(1);
     uint32_t tokens[3][8] = {{1}, {1}, {1}}, two[2] = {1, 2};
     uint64_t id[3];
-    afd_requests_rank_up(r, 0);
+    rank_up(r, 0);
     for (int i = 0; i < 3; i++) {
         afd_requests_admit(r, NULL, tokens[i], 1, &s, 0, &id[i]);
         next_is(r, AFD_REQUESTS_SUBMIT);
@@ -176,8 +185,8 @@ static void test_failed_and_draining(void **state)
     struct afd_sampling s = sampling(4);
     uint32_t tokens[8] = {1};
     uint64_t id;
-    afd_requests_rank_up(r, 0);
-    afd_requests_rank_up(r, 1);
+    rank_up(r, 0);
+    rank_up(r, 1);
     afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id);
     next_is(r, AFD_REQUESTS_SUBMIT);
     struct afd_requests_report report = {
@@ -204,7 +213,7 @@ static void test_waits_while_not_serving_then_deadline(void **state)
     struct afd_sampling s = sampling(4);
     uint32_t tokens[8] = {1};
     uint64_t id, second;
-    afd_requests_rank_up(r, 0);
+    rank_up(r, 0);
     afd_requests_set_serving(r, 0);
     afd_requests_admit(r, NULL, tokens, 1, &s, AFD_SECONDS(1), &id);
     nothing_to_do(r);
@@ -250,8 +259,8 @@ static void test_prompt_logprobs_once(void **state)
     s.logprobs = 1;
     uint32_t tokens[16] = {1, 2, 3, 4, 5};
     uint64_t id;
-    afd_requests_rank_up(r, 0);
-    afd_requests_rank_up(r, 1);
+    rank_up(r, 0);
+    rank_up(r, 1);
     afd_requests_admit(r, NULL, tokens, 5, &s, 0, &id);
     next_is(r, AFD_REQUESTS_SUBMIT);
     struct afd_requests_report report = {.id = id, .assignment = 1, .prompt_logprobs = 3, .words = ""};
@@ -281,7 +290,7 @@ static void test_poison_is_not_replayed_for_ever(void **state)
     uint64_t id;
     afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id);
     for (int i = 0; i <= AFD_REQUESTS_MAX_LOSSES; i++) {
-        afd_requests_rank_up(r, 0);
+        rank_up(r, 0);
         assert_int_equal(next_is(r, AFD_REQUESTS_SUBMIT).assignment, i + 1);
         afd_requests_rank_down(r, 0);
     }
@@ -292,7 +301,7 @@ static void test_poison_is_not_replayed_for_ever(void **state)
 
 /* ---- property: ranks that die, come back, repeat themselves and answer late never disturb a stream */
 
-enum { STREAMS = 40, RANKS = 4, MAX = 30, HELD = 400 };
+enum { STREAMS = 40, RANKS = 4, MAX = 30, ROOM = 8, HELD = 400 };
 
 struct stream {
     uint64_t id;
@@ -337,10 +346,13 @@ static void carry_out(struct world *w)
             uint32_t i = 0;
             while (w->held[i].used) assert_true(++i < HELD);
             w->held[i] = (struct held){1, a.id, a.assignment, a.rank, q->generated, q->owner};
+            uint32_t holds = 0;
+            for (i = 0; i < HELD; i++) holds += w->held[i].used && w->held[i].rank == a.rank;
+            assert_true(holds <= ROOM); /* with what it held before it was lost, too */
         } else if (a.kind == AFD_REQUESTS_CANCEL) {
             for (uint32_t i = 0; i < HELD; i++)
-                if (w->held[i].id == a.id && w->held[i].assignment == a.assignment &&
-                    w->held[i].rank == a.rank)
+                if (w->held[i].rank == a.rank &&
+                    (!a.id || (w->held[i].id == a.id && w->held[i].assignment == a.assignment)))
                     w->held[i].used = 0;
         } else {
             struct stream *s = a.owner;
@@ -423,10 +435,11 @@ static struct afd_requests_counters run_world(uint64_t seed)
     struct afd_arena *arena;
     memset(&w, 0, sizeof w);
     w.seed = seed;
-    w.requests = make(&arena, RANKS, 8, 100);
+    w.requests = make(&arena, RANKS, ROOM, 100);
     for (int n = 0; n < 3000; n++) one_event(&w);
     /* from now on nothing fails: all must come to an end */
     for (uint32_t k = 0; k < RANKS; k++) {
+        if (w.up[k]) continue;
         w.up[k] = 1;
         afd_requests_rank_up(w.requests, k);
     }
@@ -460,7 +473,7 @@ static void test_streams_survive_everything(void **state)
         replayed += c.replayed;
         stale += c.stale;
     }
-    assert_true(replayed > 1000 && stale > 1000); /* the worlds were as bad as intended */
+    assert_true(replayed > 1000 && stale > 200); /* the worlds were as bad as intended */
 }
 
 int main(void)

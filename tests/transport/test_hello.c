@@ -44,7 +44,7 @@ static const struct mismatch mismatches[] = {
     {other_model, "models differ: another checkpoint or configuration: attn/3 has '090000"},
     {other_dtypes, "data types differ: attn/3 has 'a2f=fp8 f2a=bf16', ffn/1 has 'a2f=bf16 f2a=bf16'"},
     {other_layout, "layouts differ: attn/3 has 'hidden=64 rows=16', ffn/1 has 'hidden=64 rows=8'"},
-    {other_numerics, "numerics differ: attn/3 has 'native/1', ffn/1 has 'portable/1'"},
+    {other_numerics, "numerics differ: attn/3 has 'native/1', ffn/1 has 'portable/2'"},
 };
 
 /* Guards: two ranks that do not fit work together, or part without saying why. */

@@ -1,0 +1,286 @@
+/* faults.c: what is done to the cluster. One fault at a time is drawn, its victim and its length with it;
+ * faults overlap as they fall. */
+#include <string.h>
+
+#include "sim/world.h"
+
+static const char *const fault_names[AFD_SIM_FAULT_COUNT] = {
+    "kill-attn", "kill-ffn",  "kill-scheduler", "hang",    "slow",      "drop",      "delay", "duplicate",
+    "busy",      "partition", "flip",           "control", "disk-full", "disk-tear", "drain"};
+
+static const char *const path_names[AFD_SIM_PATH_COUNT] = {
+    "resent",    "waited",    "fenced",       "poisoned",     "replaced",       "refused",
+    "expired",   "lease",     "came-back",    "replayed",     "stale",          "kept",
+    "cancelled", "preempted", "again",        "group-failed", "group-formed",   "restarted",
+    "drained",   "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away"};
+
+static const char *const bug_names[AFD_SIM_BUG_COUNT] = {"none",         "skipped-expert", "double-token",
+                                                         "freed-block",  "old-generation", "two-writers",
+                                                         "lost-wake-up", "early-delivery", "stale-partial"};
+
+const char *afd_sim_fault_name(enum afd_sim_fault fault)
+{
+    return fault_names[fault];
+}
+
+const char *afd_sim_path_name(enum afd_sim_path path)
+{
+    return path_names[path];
+}
+
+const char *afd_sim_bug_name(enum afd_sim_bug bug)
+{
+    return bug_names[bug];
+}
+
+static uint64_t bit(uint32_t i)
+{
+    return (uint64_t)1 << i;
+}
+
+enum afd_status afd_sim_faults_read(const char *text, uint64_t *out, struct afd_error *error)
+{
+    *out = 0;
+    if (!strcmp(text, "none")) return AFD_OK;
+    if (!strcmp(text, "all")) {
+        *out = AFD_SIM_ALL_FAULTS;
+        return AFD_OK;
+    }
+    for (const char *at = text; *at;) {
+        size_t bytes = strcspn(at, ",");
+        int which = -1;
+        for (int f = 0; f < AFD_SIM_FAULT_COUNT; f++)
+            if (strlen(fault_names[f]) == bytes && !strncmp(at, fault_names[f], bytes)) which = f;
+        if (which < 0)
+            return afd_fail(
+                error, AFD_ERR_CONFIG,
+                "no fault \"%.*s\"; expected all, none or some of: kill-attn, "
+                "kill-ffn, kill-scheduler, hang, slow, drop, delay, duplicate, busy, partition, flip, "
+                "control, disk-full, disk-tear, drain",
+                (int)bytes, at);
+        *out |= bit((uint32_t)which);
+        at += bytes + (at[bytes] == ',');
+    }
+    return AFD_OK;
+}
+
+uint64_t afd_sim_paths_possible(const struct afd_topology *t)
+{
+    uint64_t paths = bit(AFD_SIM_PATH_COUNT) - 1;
+    if (t->ffn.tp == 1) paths &= ~(bit(AFD_SIM_GROUP_FAILED) | bit(AFD_SIM_GROUP_FORMED));
+    if (t->ffn.copies == 1) paths &= ~bit(AFD_SIM_RESENT);
+    if (!t->pipeline.gather_auto && !t->pipeline.gather_us) paths &= ~bit(AFD_SIM_HELD_BACK);
+    return paths;
+}
+
+/* ---- one of each kind */
+
+static uint64_t draw(struct sim_world *w, uint64_t limit)
+{
+    return sim_below(w, SIM_RANDOM_FAULTS, limit);
+}
+
+static struct sim_node *any_rank(struct sim_world *w)
+{
+    return &w->nodes[1 + draw(w, w->node_count - 1)];
+}
+
+/* Shorter than a lease, or longer. */
+static afd_ns some_time(struct sim_world *w)
+{
+    afd_ns lease = AFD_MS(w->t->scheduler.lease_ms);
+    return draw(w, 2) ? AFD_MS(1) + draw(w, lease / 2) : lease + draw(w, 2 * lease);
+}
+
+static int kill(struct sim_world *w, struct sim_node *node)
+{
+    if (!node->alive) return 0;
+    sim_kill(w, node);
+    return 1;
+}
+
+static void on_thaw(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t process)
+{
+    struct sim_node *node = p;
+    (void)nobody;
+    if (node->process == process) sim_thaw(w, node);
+}
+
+static int hang(struct sim_world *w)
+{
+    struct sim_node *node = &w->nodes[draw(w, w->node_count)];
+    afd_ns length = some_time(w);
+    if (!node->alive || node->frozen) return 0;
+    sim_freeze(w, node);
+    sim_at(w, w->now + length, NULL, on_thaw, node, node->process);
+    return 1;
+}
+
+static void on_fast(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t a)
+{
+    struct sim_node *node = p;
+    (void)w, (void)nobody, (void)a;
+    node->slow = 1;
+}
+
+static int slow(struct sim_world *w)
+{
+    struct sim_node *node = any_rank(w);
+    node->slow = 2 + (double)draw(w, 30);
+    sim_trace(w, node, "is %llu times as slow", (uint64_t)node->slow);
+    sim_at(w, w->now + some_time(w), NULL, on_fast, node, 0);
+    return 1;
+}
+
+static int partition(struct sim_world *w)
+{
+    if (w->now < w->partition_until) return 0;
+    for (uint32_t i = 0; i < w->node_count; i++) w->nodes[i].side = (uint32_t)draw(w, 2);
+    w->partition_until = w->now + some_time(w);
+    sim_trace(w, NULL, "two groups of ranks are cut off from each other for %llu us",
+              (w->partition_until - w->now) / 1000);
+    return 1;
+}
+
+static int cut_control(struct sim_world *w)
+{
+    struct sim_node *node = any_rank(w);
+    if (!sim_is_connected(node)) return 0;
+    sim_trace(w, node, "its connection to the scheduler breaks");
+    sim_conn_break(w, node->conn);
+    return 1;
+}
+
+static void on_space(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t a)
+{
+    (void)nobody, (void)p, (void)a;
+    w->disk.is_full = 0;
+}
+
+static int fill_disk(struct sim_world *w)
+{
+    w->disk.is_full = 1;
+    sim_trace(w, NULL, "the disk is full");
+    sim_at(w, w->now + AFD_MS(1) + draw(w, AFD_MS(200)), NULL, on_space, NULL, 0);
+    return 1;
+}
+
+/* The scheduler dies amid a write of what it has not acted on yet; or a bit of what it wrote is lost. */
+static int tear(struct sim_world *w)
+{
+    struct sim_disk *d = &w->disk;
+    if (!sim_scheduler(w)->alive || d->size < 64) return 0;
+    sim_kill(w, sim_scheduler(w));
+    size_t last = d->size < 256 ? d->size : 256, torn = 1 + draw(w, 24);
+    if (draw(w, 2) && d->room - d->size > torn) {
+        memcpy(d->bytes + d->size, d->bytes, torn); /* an admission, not all of it */
+        d->size += torn;
+    } else {
+        d->bytes[d->size - 1 - draw(w, last)] ^= (uint8_t)(1u << draw(w, 8));
+        d->is_damaged = 1;
+    }
+    return 1;
+}
+
+static void on_drain(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    (void)p, (void)a;
+    node->shell->drain(w, node);
+}
+
+static int drain(struct sim_world *w)
+{
+    struct sim_node *node = any_rank(w);
+    if (!node->alive || node->drains) return 0;
+    node->drains = 1;
+    sim_trace(w, node, "is told to leave");
+    sim_at(w, w->now, node, on_drain, NULL, 0);
+    return 1;
+}
+
+static int strike(struct sim_world *w, enum afd_sim_fault fault)
+{
+    switch (fault) {
+    case AFD_SIM_KILL_ATTN:
+        return kill(w, sim_rank(w, AFD_ROLE_ATTN, (uint32_t)draw(w, w->attn_count)));
+    case AFD_SIM_KILL_FFN:
+        return kill(w, sim_rank(w, AFD_ROLE_FFN, (uint32_t)draw(w, w->ffn_count)));
+    case AFD_SIM_KILL_SCHEDULER:
+        return kill(w, sim_scheduler(w));
+    case AFD_SIM_HANG:
+        return hang(w);
+    case AFD_SIM_SLOW:
+        return slow(w);
+    case AFD_SIM_DROP:
+        w->drops += 1 + (uint32_t)draw(w, 3);
+        return 0; /* counted when it hits */
+    case AFD_SIM_DUPLICATE:
+        w->duplicates += 1 + (uint32_t)draw(w, 3);
+        return 0;
+    case AFD_SIM_FLIP:
+        w->flips++;
+        return 0;
+    case AFD_SIM_DELAY:
+        w->delay_until = w->now + AFD_MS(1) + draw(w, AFD_MS(100));
+        return 1;
+    case AFD_SIM_BUSY: {
+        struct sim_node *node = any_rank(w);
+        node->busy_until = w->now + AFD_MS(1) + draw(w, AFD_MS(30));
+        return 1;
+    }
+    case AFD_SIM_PARTITION:
+        return partition(w);
+    case AFD_SIM_CONTROL:
+        return cut_control(w);
+    case AFD_SIM_DISK_FULL:
+        return fill_disk(w);
+    case AFD_SIM_DISK_TEAR:
+        return tear(w);
+    case AFD_SIM_DRAIN:
+        return drain(w);
+    case AFD_SIM_FAULT_COUNT:
+        break;
+    }
+    return 0;
+}
+
+/* ---- when */
+
+static void on_fault(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    (void)node, (void)p, (void)a;
+    if (w->faults_over) return;
+    uint32_t which = (uint32_t)draw(w, (uint64_t)__builtin_popcountll(w->config.faults));
+    uint64_t set = w->config.faults;
+    while (which--) set &= set - 1;
+    enum afd_sim_fault fault = (enum afd_sim_fault)__builtin_ctzll(set);
+    if (strike(w, fault)) w->result->faults[fault]++;
+    sim_at(w, w->now + sim_interval(w, SIM_RANDOM_FAULTS, w->config.fault_every), NULL, on_fault, NULL, 0);
+}
+
+/* An operator starts again what left in order. */
+static void on_operator(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t a)
+{
+    (void)nobody, (void)p, (void)a;
+    for (uint32_t i = 1; i < w->node_count; i++) sim_start(w, &w->nodes[i]);
+    sim_at(w, w->now + AFD_MS(100), NULL, on_operator, NULL, 0);
+}
+
+void sim_faults_begin(struct sim_world *w)
+{
+    if (!w->config.faults) return;
+    sim_at(w, sim_interval(w, SIM_RANDOM_FAULTS, w->config.fault_every), NULL, on_fault, NULL, 0);
+    on_operator(w, NULL, NULL, 0);
+}
+
+void sim_faults_end(struct sim_world *w)
+{
+    w->partition_until = w->delay_until = w->now;
+    w->drops = w->duplicates = w->flips = 0;
+    w->disk.is_full = 0;
+    for (uint32_t i = 0; i < w->node_count; i++) {
+        w->nodes[i].slow = 1;
+        w->nodes[i].busy_until = 0;
+        sim_thaw(w, &w->nodes[i]);
+    }
+}

@@ -1,0 +1,487 @@
+/* sched.c: the shell of the simulated scheduler: scheduler/{service,generation}.c in virtual time, and a
+ * journal that is written before what it tells of is acted on. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "scheduler/cluster.h"
+#include "scheduler/journal.h"
+#include "scheduler/requests.h"
+#include "sim/world.h"
+
+enum { TICK_MS = 100, RECORD_BYTES = 1 << 18 };
+
+struct sim_delivery {
+    struct sim_client *client;
+    uint64_t id;
+    uint32_t position, token, count;
+    enum afd_finish finish;
+};
+
+struct sim_sched {
+    struct sim_world *w;
+    struct sim_node *node;
+    struct afd_arena *arena;
+    struct afd_cluster *cluster;
+    struct afd_requests *requests;
+    struct sim_conn **conns; /* open ones, in no order */
+    uint32_t conn_count, conn_room;
+    struct sim_conn **of_member; /* [cluster size] */
+    struct sim_delivery *deliveries;
+    uint32_t delivery_room;
+    uint32_t *journaled; /* [clients]: tokens of the request of each that are in the journal */
+    uint8_t *record;
+    uint64_t stale, replayed;
+};
+
+static struct sim_sched *sched_of(const struct sim_node *node)
+{
+    return node->body;
+}
+
+/* ---- the journal */
+
+/* 0 when the disk is full. */
+static int append(struct sim_sched *s, const uint8_t *record, size_t bytes)
+{
+    struct sim_disk *d = &s->w->disk;
+    if (d->is_full) return 0;
+    if (d->size + bytes > d->room) {
+        size_t room = 2 * (d->size + bytes);
+        uint8_t *more = realloc(d->bytes, room);
+        if (!more) sim_fail(s->w, "out of memory");
+        d->bytes = more;
+        d->room = room;
+    }
+    memcpy(d->bytes + d->size, record, bytes);
+    d->size += bytes;
+    sim_check_journaled(s->w, record, bytes);
+    return 1;
+}
+
+static void journal_deliveries(struct sim_sched *s, uint32_t count)
+{
+    struct afd_journal_step step;
+    afd_journal_step_begin(&step, s->record, RECORD_BYTES);
+    for (uint32_t i = 0; i < count; i++) {
+        const struct sim_delivery *d = &s->deliveries[i];
+        uint32_t *have = &s->journaled[d->client->index], position = *have;
+        if (!d->count) continue;
+        /* What a full disk left out comes first: tokens in the journal have no gap. */
+        if (position < d->position && !s->w->disk.is_full) sim_count(s->w, AFD_SIM_JOURNAL_FILLED);
+        const uint32_t *tokens = d->client->prompt + d->client->prompt_count;
+        afd_journal_step_add(&step, d->id, position, tokens + position, d->position + 1 - position);
+    }
+    size_t bytes = afd_journal_step_finish(&step);
+    if (!bytes) {
+        if (step.sequences)
+            sim_fail(s->w, "the scheduler: a record of %u sequences does not fit", step.sequences);
+        return;
+    }
+    if (!append(s, s->record, bytes)) return;
+    for (uint32_t i = 0; i < count; i++)
+        if (s->deliveries[i].count)
+            s->journaled[s->deliveries[i].client->index] = s->deliveries[i].position + 1;
+}
+
+static void journal_end(struct sim_sched *s, uint64_t id, enum afd_finish finish)
+{
+    uint8_t record[64];
+    append(s, record, afd_journal_encode_end(id, finish, record, sizeof record));
+}
+
+/* What the journal says must be what clients were given, and what the model answers. */
+static void read_journal(struct sim_sched *s)
+{
+    struct sim_world *w = s->w;
+    struct sim_disk *d = &w->disk;
+    size_t admissions, whole, tokens, capacity = 1;
+    if (!d->size) return;
+    sim_count(w, AFD_SIM_JOURNAL_READ);
+    afd_journal_count(d->bytes, d->size, &admissions, &whole);
+    if (whole < d->size) sim_count(w, AFD_SIM_JOURNAL_CUT);
+    while (capacity <= admissions) capacity *= 2;
+    struct afd_journal_entry *table = sim_zero(w, capacity, sizeof *table);
+    if (afd_journal_conclude(d->bytes, whole, table, capacity, &tokens) != AFD_OK)
+        sim_fail(w, "the journal contradicts itself: %zu bytes, %zu of them whole", d->size, whole);
+    uint32_t *pool = sim_zero(w, tokens + 1, sizeof *pool);
+    afd_journal_fill(d->bytes, whole, table, capacity, pool);
+    for (size_t i = 0; i < capacity; i++)
+        if (table[i].id && !table[i].is_ended)
+            sim_check_concluded(w, table[i].id, table[i].tokens, table[i].generated, d->is_damaged);
+    sim_check_concluded_all(w, d->is_damaged);
+    d->size = 0;
+    d->is_damaged = 0;
+}
+
+/* ---- messages to ranks */
+
+static struct sim_conn *conn_of(const struct sim_sched *s, uint64_t id)
+{
+    for (uint32_t i = 0; i < s->conn_count; i++)
+        if (s->conns[i]->id == id) return s->conns[i];
+    return NULL;
+}
+
+static void add_conn(struct sim_sched *s, struct sim_conn *conn)
+{
+    if (s->conn_count == s->conn_room) {
+        uint32_t room = s->conn_room ? 2 * s->conn_room : 64;
+        struct sim_conn **more = sim_zero(s->w, room, sizeof *more);
+        if (s->conn_count) memcpy(more, s->conns, s->conn_count * sizeof *more);
+        s->conns = more;
+        s->conn_room = room;
+    }
+    s->conns[s->conn_count++] = conn;
+}
+
+static void drop_conn(struct sim_sched *s, struct sim_conn *conn)
+{
+    for (uint32_t i = 0; i < s->conn_count; i++)
+        if (s->conns[i] == conn) {
+            s->conns[i] = s->conns[--s->conn_count];
+            break;
+        }
+    if (conn->member != UINT32_MAX && s->of_member[conn->member] == conn) s->of_member[conn->member] = NULL;
+}
+
+static void send_assign(struct sim_sched *s, struct sim_conn *conn, const struct afd_cluster_action *a)
+{
+    uint32_t shards[AFD_MAX_SHARDS], count = afd_cluster_shards(s->cluster, a->role, a->rank, shards);
+    struct sim_control *m = sim_control_make(s->w, SIM_ASSIGN);
+    m->epoch = afd_cluster_epoch(s->cluster);
+    for (uint32_t i = 0; i < count; i++) m->shards |= (uint64_t)1 << shards[i];
+    sim_control_to(s->w, conn, m);
+}
+
+static void broadcast_peers(struct sim_sched *s)
+{
+    struct sim_world *w = s->w;
+    uint32_t ep = w->t->ffn.ep, size = afd_cluster_size(s->cluster);
+    struct sim_peers *peers = sim_zero(w, 1, sizeof *peers);
+    peers->epoch = afd_cluster_epoch(s->cluster);
+    peers->copies = w->t->ffn.copies;
+    peers->members = sim_zero(w, w->node_count, sizeof *peers->members);
+    peers->placement = sim_zero(w, (size_t)ep * peers->copies, sizeof *peers->placement);
+    peers->placed = sim_zero(w, ep, sizeof *peers->placed);
+    for (uint32_t i = 0; i < size; i++) {
+        const struct afd_cluster_member *m = afd_cluster_at(s->cluster, i);
+        if (m->connection) peers->members[1 + i].incarnation = m->incarnation;
+    }
+    for (uint32_t k = 0; k < ep; k++)
+        peers->placed[k] = afd_cluster_placement(s->cluster, k, peers->placement + (size_t)k * peers->copies);
+    sim_trace(w, s->node, "epoch %llu", peers->epoch);
+    peers->references = 1;
+    for (uint32_t i = 0; i < size; i++) {
+        if (!s->of_member[i]) continue;
+        struct sim_control *m = sim_control_make(w, SIM_PEERS);
+        m->peers = peers;
+        peers->references++;
+        sim_control_to(w, s->of_member[i], m);
+    }
+    struct sim_control *own = sim_control_make(w, SIM_PEERS); /* drops the first reference */
+    own->peers = peers;
+    sim_control_free(w, own);
+}
+
+static void send_submit(struct sim_sched *s, const struct afd_requests_action *a)
+{
+    const struct afd_request *q = afd_requests_get(s->requests, a->id);
+    struct sim_conn *conn = s->of_member[a->rank];
+    if (!conn) return; /* its end is about to be reported, and brings the request back */
+    struct sim_control *m = sim_control_make(s->w, SIM_SUBMIT);
+    m->request = q->id;
+    m->assignment = q->assignment;
+    m->count = q->prompt_count + q->generated;
+    m->generated = q->generated;
+    m->seed = q->sampling.seed;
+    m->max_tokens = q->sampling.max_tokens;
+    m->stops = s->w->config.stop_tokens;
+    m->tokens = sim_alloc(s->w, m->count * sizeof *m->tokens);
+    memcpy(m->tokens, q->tokens, m->count * sizeof *m->tokens);
+    sim_control_to(s->w, conn, m);
+}
+
+static void send_cancel(struct sim_sched *s, const struct afd_requests_action *a)
+{
+    struct sim_conn *conn = s->of_member[a->rank];
+    if (!conn) return;
+    struct sim_control *m = sim_control_make(s->w, SIM_CANCEL);
+    m->request = a->id;
+    m->assignment = a->assignment;
+    sim_control_to(s->w, conn, m);
+}
+
+/* ---- carrying out what the cores decide */
+
+static void end_conn(struct sim_sched *s, const struct afd_cluster_action *a)
+{
+    struct sim_conn *conn = conn_of(s, a->connection);
+    if (!conn) return;
+    drop_conn(s, conn);
+    sim_conn_end(s->w, conn, 1, a->kind == AFD_CLUSTER_REFUSE);
+}
+
+static void work_on_cluster(struct sim_sched *s)
+{
+    struct afd_cluster_action a;
+    while (afd_cluster_next(s->cluster, &a)) {
+        struct sim_conn *conn;
+        switch (a.kind) {
+        case AFD_CLUSTER_REFUSE:
+        case AFD_CLUSTER_EVICT:
+            if (!strncmp(a.words, "no heartbeat", 12)) sim_count(s->w, AFD_SIM_LEASE);
+            end_conn(s, &a);
+            break;
+        case AFD_CLUSTER_ASSIGN:
+            if ((conn = conn_of(s, a.connection))) send_assign(s, conn, &a);
+            break;
+        case AFD_CLUSTER_PEERS:
+            broadcast_peers(s);
+            break;
+        case AFD_CLUSTER_UP:
+            if (a.role == AFD_ROLE_ATTN) afd_requests_rank_up(s->requests, a.rank);
+            break;
+        case AFD_CLUSTER_DOWN:
+            sim_trace(s->w, s->node, "role %llu rank %llu is down", a.role, a.rank);
+            if (a.role == AFD_ROLE_ATTN) afd_requests_rank_down(s->requests, a.rank);
+            break;
+        }
+    }
+    afd_requests_set_serving(s->requests, afd_cluster_serves(s->cluster));
+}
+
+static void work(struct sim_sched *s)
+{
+    struct afd_requests_action a;
+    work_on_cluster(s);
+    while (afd_requests_next(s->requests, &a)) {
+        if (a.kind == AFD_REQUESTS_SUBMIT) {
+            send_submit(s, &a);
+        } else if (a.kind == AFD_REQUESTS_CANCEL) {
+            send_cancel(s, &a);
+        } else {
+            journal_end(s, a.id, AFD_FINISH_FAILED);
+            sim_client_failed(s->w, a.owner, a.status, a.words);
+        }
+    }
+    const struct afd_requests_counters *c = afd_requests_counters(s->requests);
+    s->w->result->paths[AFD_SIM_STALE] += c->stale - s->stale;
+    s->w->result->paths[AFD_SIM_REPLAYED] += c->replayed - s->replayed;
+    s->stale = c->stale;
+    s->replayed = c->replayed;
+}
+
+static void on_tick(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    struct sim_sched *s = sched_of(node);
+    (void)p, (void)a;
+    afd_cluster_tick(s->cluster, w->now);
+    afd_requests_tick(s->requests, w->now);
+    work(s);
+    sim_at(w, w->now + AFD_MS(TICK_MS), node, on_tick, NULL, 0);
+}
+
+static void on_work(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    (void)w, (void)p, (void)a;
+    work(sched_of(node));
+}
+
+/* ---- messages from ranks */
+
+static void on_register(struct sim_sched *s, struct sim_conn *conn, const struct sim_control *m)
+{
+    static const uint8_t model_hash[AFD_HASH_BYTES] = {1};
+    struct afd_cluster_registration r = {.connection = conn->id,
+                                         .role = sim_role(conn->node),
+                                         .rank = conn->node->rank,
+                                         .incarnation = m->incarnation,
+                                         .pid = (uint32_t)conn->process,
+                                         .host = "sim",
+                                         .data_address = "sim",
+                                         .model_hash = model_hash,
+                                         .model_hash_bytes = sizeof model_hash,
+                                         .topology_hash = s->w->t->hash,
+                                         .topology_hash_bytes = AFD_HASH_BYTES};
+    const struct afd_cluster_member *before = afd_cluster_at(s->cluster, conn->node->index - 1);
+    int comes_back = before->was_ready && before->incarnation == m->incarnation;
+    add_conn(s, conn);
+    afd_cluster_register(s->cluster, &r, s->w->now);
+    if (!afd_cluster_of(s->cluster, conn->id)) return;
+    if (comes_back) sim_count(s->w, AFD_SIM_CAME_BACK);
+    conn->member = conn->node->index - 1;
+    s->of_member[conn->member] = conn;
+}
+
+static void reserve_deliveries(struct sim_sched *s, uint32_t count)
+{
+    if (count <= s->delivery_room) return;
+    s->deliveries = sim_zero(s->w, 2 * (size_t)count, sizeof *s->deliveries);
+    s->delivery_room = 2 * count;
+}
+
+static void deliver(struct sim_sched *s, uint32_t count)
+{
+    struct sim_world *w = s->w;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct sim_delivery *d = &s->deliveries[i];
+        if (d->client->id != d->id) continue; /* it left while this message was worked on */
+        if (d->count) {
+            sim_check_delivery(w, d->id, d->position + 1);
+            sim_client_token(w, d->client, d->position, d->token);
+        }
+        if (!d->finish || d->client->id != d->id) continue;
+        journal_end(s, d->id, d->finish);
+        sim_client_end(w, d->client, (int)d->finish);
+    }
+}
+
+static void on_tokens(struct sim_sched *s, struct sim_conn *conn, const struct sim_control *m)
+{
+    uint32_t count = 0;
+    reserve_deliveries(s, m->count);
+    for (uint32_t i = 0; i < m->count; i++) {
+        const struct sim_report *t = &m->reports[i];
+        struct afd_requests_report report = {.id = t->request,
+                                             .assignment = t->assignment,
+                                             .position = t->position,
+                                             .count = t->count,
+                                             .tokens = &t->token,
+                                             .finish = (enum afd_finish)t->finish,
+                                             .words = t->words ? t->words : ""};
+        struct afd_requests_accepted a = afd_requests_tokens(s->requests, conn->member, &report);
+        if (!a.request) continue;
+        s->deliveries[count++] = (struct sim_delivery){.client = a.request->owner,
+                                                       .id = t->request,
+                                                       .position = t->position,
+                                                       .token = t->token,
+                                                       .count = t->count,
+                                                       .finish = a.finish};
+    }
+    int is_early = sim_bug(s->w, AFD_SIM_BUG_EARLY_DELIVERY, 60);
+    if (is_early) deliver(s, count);
+    journal_deliveries(s, count);
+    if (!is_early) deliver(s, count);
+}
+
+void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_conn *conn,
+                         struct sim_control *m)
+{
+    struct sim_sched *s = sched_of(node);
+    if (m->kind != SIM_REGISTER && conn->member == UINT32_MAX)
+        sim_fail(w, "%u speaks to the scheduler before it registered", conn->node->index);
+    switch (m->kind) {
+    case SIM_REGISTER:
+        on_register(s, conn, m);
+        break;
+    case SIM_READY:
+        afd_cluster_ready(s->cluster, conn->id, w->now);
+        break;
+    case SIM_HEARTBEAT:
+        afd_cluster_heartbeat(s->cluster, conn->id, w->now);
+        return; /* nothing follows from it */
+    case SIM_TOKENS:
+        on_tokens(s, conn, m);
+        break;
+    case SIM_LEAVE:
+        afd_cluster_leave(s->cluster, conn->id, "drained");
+        break;
+    default:
+        sim_fail(w, "the scheduler was sent a message of kind %d", m->kind);
+    }
+    work(s);
+}
+
+void sim_sched_conn_ended(struct sim_world *w, struct sim_node *node, struct sim_conn *conn)
+{
+    struct sim_sched *s = sched_of(node);
+    (void)w;
+    drop_conn(s, conn);
+    afd_cluster_closed(s->cluster, conn->id);
+    work(s);
+}
+
+/* ---- clients */
+
+enum afd_status sim_sched_submit(struct sim_world *w, struct sim_client *client, uint64_t *id_out)
+{
+    struct sim_node *node = sim_scheduler(w);
+    if (!node->alive || node->frozen) return AFD_ERR_PEER;
+    struct sim_sched *s = sched_of(node);
+    struct afd_sampling sampling = {.temperature = 1,
+                                    .top_p = 1,
+                                    .repetition_penalty = 1,
+                                    .seed = client->seed,
+                                    .max_tokens = client->max_tokens};
+    enum afd_status status = afd_requests_admit(s->requests, client, client->prompt, client->prompt_count,
+                                                &sampling, w->now, id_out);
+    if (status) return status;
+    size_t bytes = afd_journal_encode_admit(afd_requests_get(s->requests, *id_out), s->record, RECORD_BYTES);
+    if (!bytes) sim_fail(w, "the scheduler: an admission does not fit");
+    w->submits = client;
+    if (!append(s, s->record, bytes)) {
+        afd_requests_cancel(s->requests, *id_out);
+        sim_count(w, AFD_SIM_TURNED_AWAY);
+        return AFD_ERR_LIMIT;
+    }
+    s->journaled[client->index] = 0;
+    sim_at(w, w->now, node, on_work, NULL, 0);
+    return AFD_OK;
+}
+
+void sim_sched_cancel(struct sim_world *w, uint64_t id)
+{
+    struct sim_node *node = sim_scheduler(w);
+    struct sim_sched *s = sched_of(node);
+    afd_requests_cancel(s->requests, id);
+    journal_end(s, id, AFD_FINISH_CANCELLED);
+    sim_at(w, w->now, node, on_work, NULL, 0);
+}
+
+int sim_sched_is_idle(const struct sim_node *node)
+{
+    const struct afd_requests_counters *c = afd_requests_counters(sched_of(node)->requests);
+    return !c->running && !c->waiting;
+}
+
+int sim_sched_serves(const struct sim_node *node)
+{
+    return afd_cluster_serves(sched_of(node)->cluster);
+}
+
+/* ---- create and destroy */
+
+static void sched_start(struct sim_world *w, struct sim_node *node)
+{
+    static const uint8_t model_hash[AFD_HASH_BYTES] = {1};
+    const struct afd_topology *t = w->t;
+    struct sim_sched *s = sim_zero(w, 1, sizeof *s);
+    node->body = s;
+    s->w = w;
+    s->node = node;
+    s->arena = afd_arena_create(0);
+    if (!s->arena) sim_fail(w, "out of memory");
+    uint64_t capacity = (uint64_t)w->attn_count * t->pipeline.max_sequences + t->scheduler.max_queue;
+    struct afd_requests_config requests = {.capacity = capacity > 1 << 20 ? 1 << 20 : (uint32_t)capacity,
+                                           .max_queue = t->scheduler.max_queue,
+                                           .ranks = w->attn_count,
+                                           .rank_room = t->pipeline.max_sequences,
+                                           .vocab = w->model->vocab,
+                                           .patience = AFD_SECONDS(t->scheduler.request_timeout_s),
+                                           .first_id = sim_draw(w, SIM_RANDOM_PROCESSES) >> 1};
+    s->cluster = afd_cluster_create(s->arena, t, model_hash);
+    s->requests = afd_requests_create(s->arena, &requests);
+    if (!s->cluster || !s->requests) sim_fail(w, "out of memory");
+    s->of_member = sim_zero(w, afd_cluster_size(s->cluster), sizeof *s->of_member);
+    s->journaled = sim_zero(w, w->config.clients, sizeof *s->journaled);
+    s->record = sim_alloc(w, RECORD_BYTES);
+    read_journal(s);
+    on_tick(w, node, NULL, 0);
+}
+
+static void sched_destroy(struct sim_node *node)
+{
+    afd_arena_destroy(sched_of(node)->arena);
+}
+
+const struct sim_shell sim_sched_shell = {.start = sched_start, .destroy = sched_destroy};

@@ -1,0 +1,434 @@
+/* world.h: what the files of the simulator share: virtual time, processes, counted randomness. Not for
+ * others.
+ *
+ *   world.c    events in virtual time, processes and their supervisor, memory, the trace
+ *   network.c  pairs over transport/peer, messages, NICs          control.c  connections to the scheduler
+ *   device.c   how long an op takes                               check.c    invariants
+ *   attn.c attn_device.c   ffn.c ffn_links.c   sched.c            the shells around the cores
+ *   clients.c  who asks, and what must come back                  faults.c   what is done to the cluster
+ *
+ * Everything a run allocates comes from the world (sim_alloc) and ends with it, except what cores allocate by
+ * themselves. A violated invariant leaves the run at once (sim_fail does not return). */
+#ifndef AFD_SIM_WORLD_H
+#define AFD_SIM_WORLD_H
+
+#include <setjmp.h>
+
+#include "base/arena.h"
+#include "base/rng.h"
+#include "deploy/supervisor.h"
+#include "sim/sim.h"
+#include "sim/token.h"
+#include "transport/peer.h"
+
+enum { SIM_TRACE = 48, SIM_SIZES = 18 };
+
+enum sim_stream {
+    SIM_RANDOM_CLIENTS,
+    SIM_RANDOM_FAULTS,
+    SIM_RANDOM_NETWORK,
+    SIM_RANDOM_PROCESSES,
+    SIM_STREAMS
+};
+
+struct sim_world;
+struct sim_node;
+struct sim_pair;
+struct sim_conn;
+struct sim_message;
+struct sim_control;
+struct sim_client;
+struct sim_checks;
+
+typedef void (*sim_handler)(struct sim_world *w, struct sim_node *node, void *p, uint64_t a);
+
+struct sim_event {
+    struct sim_event *next;
+    afd_ns at;
+    sim_handler run;
+    struct sim_node *node; /* NULL: of nobody; else of this process of it */
+    uint64_t process;
+    void *p;
+    uint64_t a;
+};
+
+enum sim_kind { SIM_SCHEDULER, SIM_ATTN, SIM_FFN, SIM_KINDS };
+
+/* What a shell does; all calls are for a process that is alive and not stopped, except `write`. */
+struct sim_shell {
+    void (*start)(struct sim_world *w, struct sim_node *node);
+    void (*destroy)(struct sim_node *node); /* frees what cores allocated */
+    void (*connected)(struct sim_world *w, struct sim_node *node);
+    void (*disconnected)(struct sim_world *w, struct sim_node *node);
+    void (*told)(struct sim_world *w, struct sim_node *node, struct sim_control *message);
+    void (*request)(struct sim_world *w, struct sim_node *node, struct sim_pair *pair);
+    void (*open)(struct sim_world *w, struct sim_node *node, struct sim_pair *pair);
+    void (*lost)(struct sim_world *w, struct sim_node *node, struct sim_pair *pair);
+    void (*write)(struct sim_world *w, struct sim_node *node,
+                  struct sim_message *message); /* as a NIC does */
+    void (*notice)(struct sim_world *w, struct sim_node *node, struct sim_pair *pair, uint32_t region,
+                   uint32_t sequence, uint32_t bytes);
+    void (*drain)(struct sim_world *w, struct sim_node *node); /* SIGTERM */
+    void (*after)(struct sim_world *w, struct sim_node *node); /* the end of each turn */
+};
+
+/* A place for a process: the scheduler's, or a rank's. */
+struct sim_node {
+    enum sim_kind kind;
+    uint32_t rank, index;
+    const struct sim_shell *shell;
+    int alive, frozen;
+    uint64_t process;                             /* counts the starts of all places; 0: never started */
+    uint64_t incarnation;                         /* of the process */
+    void *body;                                   /* struct sim_attn, sim_ffn, sim_sched */
+    struct sim_event *parked_first, *parked_last; /* while it is stopped */
+    afd_ns thawed;
+    double slow;       /* 1: not */
+    afd_ns busy_until; /* its transport has no room */
+    double bytes_per_ns;
+    afd_ns send_free, receive_free; /* its NIC */
+    struct sim_pair *pairs;
+    struct afd_peer_book *book;
+    struct sim_conn *conn; /* a rank's to the scheduler */
+    uint32_t retry_ms;
+    int retry_due;
+    uint64_t orphan_token;
+    uint32_t side; /* of a partition */
+    int drains, stays_away, is_launching;
+};
+
+struct sim_trace_line {
+    afd_ns at;
+    uint64_t step;
+    const struct sim_node *node;
+    const char *format;
+    uint64_t values[5];
+};
+
+struct sim_disk {
+    uint8_t *bytes;
+    size_t size, room;
+    int is_full, is_damaged;
+};
+
+struct sim_heap_entry {
+    afd_ns at;
+    uint64_t order;
+    struct sim_event *event;
+};
+
+struct sim_chunk;
+
+struct sim_world {
+    struct afd_sim_config config;
+    const struct afd_topology *t;
+    const struct afd_model *model;
+    struct afd_sim_result *result;
+    afd_ns now, event_at; /* event_at: when the event that runs was due */
+    uint64_t steps, digest, orders, processes;
+    uint64_t draws[SIM_STREAMS];
+    struct sim_heap_entry *heap;
+    size_t heap_count, heap_room;
+    struct sim_event *free_events;
+    struct sim_chunk *chunks;
+    unsigned char *chunk_at, *chunk_end;
+    void *free_memory[SIM_SIZES];
+
+    struct sim_node *nodes; /* the scheduler, attention ranks, FFN ranks */
+    uint32_t node_count, attn_count, ffn_count;
+    struct afd_supervisor *supervisor;
+    afd_ns supervisor_at;
+    struct afd_wire_layout wire;
+    uint32_t max_context, picks[AFD_MAX_LAYERS];
+
+    afd_ns latency, jitter; /* of a message; jitter: at most, added */
+    afd_ns partition_until, delay_until;
+    uint32_t pair_ids, conn_ids, group_serials;
+    struct sim_pair **pairs; /* by id */
+    uint32_t pairs_room;
+    uint32_t drops, duplicates, flips; /* armed: of the next messages */
+    uint64_t bug_count;
+
+    struct sim_disk disk;
+    struct sim_client *clients, *submits; /* submits: who is being admitted */
+    uint32_t live_requests;
+    afd_ns gap_sum; /* between tokens, added up */
+    uint64_t gap_count, half_tokens;
+    int faults_over, is_ending;
+    struct sim_checks *checks;
+    struct sim_collectives *collectives; /* [FFN instances] */
+
+    struct sim_trace_line trace[SIM_TRACE];
+    uint64_t trace_count;
+    sigjmp_buf out;
+};
+
+/* ---- world.c */
+
+void *sim_alloc(struct sim_world *w, size_t bytes); /* not cleared */
+void *sim_zero(struct sim_world *w, size_t count, size_t bytes);
+void sim_free(struct sim_world *w, void *p, size_t bytes); /* as many as were asked for */
+
+void sim_fail(struct sim_world *w, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3)));
+
+/* `format` takes at most five values, all %llu. */
+void sim_trace_add(struct sim_world *w, const struct sim_node *node, const char *format, uint64_t v0,
+                   uint64_t v1, uint64_t v2, uint64_t v3, uint64_t v4);
+#define SIM_TRACE_5(w, node, f, a, b, c, d, e, ...) sim_trace_add(w, node, f, a, b, c, d, e)
+#define sim_trace(...) SIM_TRACE_5(__VA_ARGS__, 0, 0, 0, 0, 0, 0)
+
+static inline uint64_t sim_draw(struct sim_world *w, enum sim_stream stream)
+{
+    return afd_random(w->config.seed, w->draws[stream]++, stream);
+}
+static inline uint64_t sim_below(struct sim_world *w, enum sim_stream stream, uint64_t limit)
+{
+    return limit ? sim_draw(w, stream) % limit : 0;
+}
+static inline int sim_chance(struct sim_world *w, enum sim_stream stream, uint32_t percent)
+{
+    return sim_below(w, stream, 100) < percent;
+}
+/* An interval with that mean. */
+afd_ns sim_interval(struct sim_world *w, enum sim_stream stream, afd_ns mean);
+
+/* An event at a time. `node` NULL, or the process that `node` runs now. */
+void sim_at(struct sim_world *w, afd_ns at, struct sim_node *node, sim_handler run, void *p, uint64_t a);
+/* For another process: nothing happens when it is gone by then. */
+void sim_at_process(struct sim_world *w, afd_ns at, struct sim_node *node, uint64_t process, sim_handler run,
+                    void *p, uint64_t a);
+/* Now, within another event: runs at once, or later when the process is stopped. */
+void sim_hand(struct sim_world *w, struct sim_node *node, sim_handler run, void *p, uint64_t a);
+
+void sim_kill(struct sim_world *w, struct sim_node *node); /* as SIGKILL; the supervisor learns of it */
+void sim_exit(struct sim_world *w, struct sim_node *node, int status); /* the process ends by itself */
+void sim_start(struct sim_world *w, struct sim_node *node);            /* by hand: after it left in order */
+void sim_freeze(struct sim_world *w, struct sim_node *node);
+void sim_thaw(struct sim_world *w, struct sim_node *node);
+void sim_supervise(struct sim_world *w);
+int sim_is_up(const struct sim_node *node, uint64_t process);
+
+static inline struct sim_node *sim_scheduler(struct sim_world *w)
+{
+    return &w->nodes[0];
+}
+static inline struct sim_node *sim_rank(struct sim_world *w, enum afd_role role, uint32_t rank)
+{
+    return &w->nodes[1 + (role == AFD_ROLE_ATTN ? rank : w->attn_count + rank)];
+}
+static inline enum afd_role sim_role(const struct sim_node *node)
+{
+    return node->kind == SIM_ATTN ? AFD_ROLE_ATTN : AFD_ROLE_FFN;
+}
+static inline void sim_count(struct sim_world *w, enum afd_sim_path path)
+{
+    w->result->paths[path]++;
+}
+/* A planted bug strikes now and then; the number of strikes is kept. */
+int sim_bug(struct sim_world *w, enum afd_sim_bug bug, uint32_t one_in);
+
+/* ---- network.c */
+
+/* Rows of a message: their words. Shared, never written once they are made. */
+struct sim_rows {
+    uint32_t references, count;
+    uint64_t words[];
+};
+struct sim_rows *sim_rows_make(struct sim_world *w, uint32_t count);
+void sim_rows_hold(struct sim_rows *rows); /* NULL is allowed, below too */
+void sim_rows_drop(struct sim_world *w, struct sim_rows *rows);
+
+/* A message as it lies in a region of its receiver. */
+struct sim_message {
+    union {
+        struct afd_a2f_header a2f;
+        struct afd_f2a_header f2a;
+        uint8_t bytes[64];
+    } head;
+    uint32_t bytes; /* as the real one has: for time, and for the checks */
+    uint16_t region, sequence;
+    uint8_t to; /* end of the pair */
+    uint8_t is_path;
+    uint16_t tell_bytes; /* a group's small message: behind this struct */
+    struct sim_rows *rows;
+    struct sim_pair *pair;
+    uint8_t tell[];
+};
+
+struct sim_pair {
+    uint32_t id;
+    struct sim_node *node[2]; /* 0 connects, 1 accepts */
+    uint64_t process[2];
+    struct sim_pair *next[2]; /* of the node's list */
+    struct afd_peer peer[2];
+    int is_closed[2], is_mute[2]; /* fenced by its owner; the socket is closed */
+    int is_broken[2];             /* what this end sends reaches nobody any more */
+    int was_asked;                /* the acceptor's owner heard of it */
+    afd_ns hello_at[2], tell_at[2], data_at[2];
+    void *user[2];
+};
+
+static inline int sim_pair_end(const struct sim_pair *pair, const struct sim_node *node)
+{
+    return pair->node[1] == node;
+}
+
+afd_ns sim_reach(struct sim_world *w, const struct sim_node *from,
+                 const struct sim_node *to); /* small thing */
+/* How long the two cannot reach each other yet; 0: they can. */
+afd_ns sim_blocked(const struct sim_world *w, const struct sim_node *a, const struct sim_node *b);
+
+struct sim_pair *sim_connect(struct sim_world *w, struct sim_node *from, struct sim_node *to,
+                             uint64_t incarnation, uint32_t generation, uint64_t epoch, void *user);
+enum afd_status sim_accept(struct sim_world *w, struct sim_pair *pair, void *user);
+void sim_refuse(struct sim_world *w, struct sim_pair *pair);
+void sim_close(struct sim_world *w, struct sim_pair *pair, int end);
+void sim_close_all(struct sim_world *w, struct sim_node *node); /* the process died */
+/* As afd_pair_put; takes over a reference of rows. */
+enum afd_status sim_put(struct sim_world *w, struct sim_pair *pair, int end, uint16_t region,
+                        const void *header, uint32_t bytes, struct sim_rows *rows, uint16_t sequence);
+enum afd_status sim_tell(struct sim_world *w, struct sim_pair *pair, int end, const void *message,
+                         uint32_t bytes);
+void sim_message_free(struct sim_world *w, struct sim_message *message);
+
+/* ---- control.c */
+
+enum sim_control_kind {
+    SIM_REGISTER,
+    SIM_READY,
+    SIM_HEARTBEAT,
+    SIM_TOKENS,
+    SIM_DRAINED,
+    SIM_LEAVE,
+    SIM_ASSIGN,
+    SIM_PEERS,
+    SIM_SUBMIT,
+    SIM_CANCEL
+};
+
+struct sim_report { /* of one sequence, in TOKENS */
+    uint64_t request;
+    uint32_t assignment, position, count, token;
+    int finish; /* as afd.proto's */
+    const char *words;
+};
+
+struct sim_member {       /* in PEERS: of one place */
+    uint64_t incarnation; /* 0: not listed */
+};
+
+struct sim_peers { /* shared by those who get it */
+    uint32_t references;
+    uint64_t epoch;
+    struct sim_member *members; /* by node index */
+    uint32_t copies;
+    uint32_t *placement, *placed; /* [ep][copies], [ep] */
+};
+
+struct sim_control {
+    struct sim_control *next;
+    enum sim_control_kind kind;
+    uint64_t request, epoch, incarnation, shards;
+    uint32_t assignment, count, generated;
+    uint64_t seed;
+    uint32_t max_tokens, prompt_count;
+    int stops, is_orderly;
+    uint32_t *tokens;           /* SUBMIT: [count] */
+    struct sim_report *reports; /* TOKENS: [count] */
+    struct sim_peers *peers;
+};
+
+struct sim_conn {
+    uint32_t id;
+    struct sim_node *node;
+    uint64_t process, scheduler; /* of both ends */
+    int is_open[2];              /* 0 the rank's end */
+    afd_ns at[2];
+    uint32_t member; /* at the scheduler: UINT32_MAX until it registered */
+};
+
+struct sim_control *sim_control_make(struct sim_world *w, enum sim_control_kind kind);
+void sim_control_free(struct sim_world *w, struct sim_control *message);
+void sim_member_begin(struct sim_world *w, struct sim_node *node); /* connects, again and again */
+int sim_is_connected(const struct sim_node *node);
+/* Takes the message over when it returns AFD_OK; AFD_AGAIN: not connected. */
+enum afd_status sim_control_send(struct sim_world *w, struct sim_node *node, struct sim_control *message);
+void sim_control_to(struct sim_world *w, struct sim_conn *conn, struct sim_control *message);
+void sim_conn_end(struct sim_world *w, struct sim_conn *conn, int end, int for_good);
+void sim_conn_break(struct sim_world *w, struct sim_conn *conn); /* for both ends */
+void sim_conns_die(struct sim_world *w, struct sim_node *node);
+
+/* ---- device.c */
+
+afd_ns sim_attn_ns(const struct sim_world *w, uint32_t layer, uint32_t rows, uint64_t context);
+afd_ns sim_head_ns(const struct sim_world *w, uint32_t choices);
+afd_ns sim_ffn_ns(const struct sim_world *w, uint32_t layer, uint32_t rows, uint32_t asked, uint32_t held);
+afd_ns sim_group_ns(const struct sim_world *w, uint64_t bytes);
+afd_ns sim_load_ns(struct sim_world *w);
+
+/* ---- the shells */
+
+extern const struct sim_shell sim_attn_shell, sim_ffn_shell, sim_sched_shell;
+
+/* sched.c, for conns and clients */
+void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_conn *conn,
+                         struct sim_control *message);
+void sim_sched_conn_ended(struct sim_world *w, struct sim_node *node, struct sim_conn *conn);
+enum afd_status sim_sched_submit(struct sim_world *w, struct sim_client *client, uint64_t *id_out);
+void sim_sched_cancel(struct sim_world *w, uint64_t id);
+int sim_sched_is_idle(const struct sim_node *node);
+int sim_sched_serves(const struct sim_node *node);
+int sim_attn_is_idle(const struct sim_node *node);
+int sim_attn_is_consistent(const struct sim_node *node);
+int sim_ffn_is_idle(const struct sim_node *node);
+uint32_t sim_ffn_collectives(struct sim_world *w); /* allocates them; 0: out of memory */
+
+/* ---- clients.c */
+
+/* One that asks, and what it must hear. */
+struct sim_client {
+    struct sim_world *world;
+    uint32_t index;
+    uint64_t id; /* of the request; 0: none */
+    uint64_t seed;
+    uint32_t *prompt; /* [prompt_max + output_max]: then what came */
+    uint32_t prompt_count, max_tokens, generated;
+    uint64_t *chain; /* expected A(p) */
+    uint64_t history;
+    uint32_t leave_at; /* it leaves after so many tokens; UINT32_MAX: never */
+    uint32_t attempts;
+    afd_ns asked, last_token;
+    uint64_t round;
+};
+
+void sim_clients_begin(struct sim_world *w);
+void sim_client_token(struct sim_world *w, struct sim_client *client, uint32_t position, uint32_t token);
+void sim_client_end(struct sim_world *w, struct sim_client *client, int finish);
+void sim_client_failed(struct sim_world *w, struct sim_client *client, enum afd_status status,
+                       const char *words);
+void sim_clients_cut(struct sim_world *w); /* the scheduler died */
+/* The token that must stand at a place of the client's answer that was not given yet: the next one. */
+uint32_t sim_client_next(struct sim_world *w, struct sim_client *client);
+
+/* ---- faults.c */
+
+void sim_faults_begin(struct sim_world *w);
+void sim_faults_end(struct sim_world *w);
+
+/* ---- check.c */
+
+struct sim_checks *sim_checks_create(struct sim_world *w);
+void sim_check_step(struct sim_world *w, struct sim_node *node); /* after each event of a process */
+void sim_check_end(struct sim_world *w);                         /* when all must be over */
+/* The disk has taken a record. */
+void sim_check_journaled(struct sim_world *w, const uint8_t *record, size_t bytes);
+/* Tokens up to `count` of a request are about to be delivered. */
+void sim_check_delivery(struct sim_world *w, uint64_t request, uint32_t count);
+void sim_check_cut(struct sim_world *w, const struct sim_client *client); /* the scheduler died under it */
+/* The scheduler has read its journal: a request that was running; then: that was all. Damaged: the end of it
+ * was not whole. */
+void sim_check_concluded(struct sim_world *w, uint64_t request, const uint32_t *tokens, uint32_t count,
+                         int is_damaged);
+void sim_check_concluded_all(struct sim_world *w, int is_damaged);
+
+#endif
