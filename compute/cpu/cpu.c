@@ -105,24 +105,61 @@ static void cpu_close(struct afd_device *device)
     device->state = NULL; /* the arena owns it */
 }
 
+/* Counters are used by every fourth phase, and cleared two phases before. Of two phases in a row one at least
+ * ends with a barrier, so all are done with the last use, and see the clearing before the next. */
+void afd_cpu_phase(const struct afd_device *device, uint32_t index)
+{
+    const struct afd_cpu *cpu = device->state;
+    struct afd_scratch *own = cpu->scratch[index];
+    own->phase++;
+    atomic_store_explicit(&own->taken[(own->phase + 2) % 4].count, 0, memory_order_relaxed);
+}
+
+int afd_cpu_take(const struct afd_device *device, uint32_t index, uint32_t n, uint32_t *begin_out,
+                 uint32_t *end_out)
+{
+    enum { VICTIMS = 8 }; /* looking at more counters costs more than is found there */
+    const struct afd_cpu *cpu = device->state;
+    uint32_t threads = device->team.threads, phase = cpu->scratch[index]->phase;
+    for (uint32_t i = 0; i < threads && i < VICTIMS; i++) {
+        uint32_t owner = (index + i) % threads, begin, end;
+        _Atomic uint32_t *taken = &cpu->scratch[owner]->taken[phase % 4].count;
+        afd_split(n, 1, threads, owner, &begin, &end);
+        uint32_t t = atomic_load_explicit(taken, memory_order_relaxed);
+        while (begin + t < end) {
+            uint32_t left = end - begin - t,
+                     count = (left + 3) / 4; /* less towards the end: all end together */
+            if (count > AFD_TAKE) count = AFD_TAKE;
+            if (!atomic_compare_exchange_weak_explicit(taken, &t, t + count, memory_order_relaxed,
+                                                       memory_order_relaxed))
+                continue;
+            *begin_out = begin + t;
+            *end_out = begin + t + count;
+            return 1;
+        }
+    }
+    return 0;
+}
+
 void afd_cpu_matrices(const struct afd_device *device, uint32_t index, const struct afd_product *products,
                       uint32_t count, float **x, uint32_t rows)
 {
     const struct afd_cpu *cpu = device->state;
-    uint32_t panels = 0, begin, end, at = 0;
+    uint32_t panels = 0, begin, end;
     for (uint32_t i = 0; i < count; i++) panels += afd_panels_of(products[i].w);
-    afd_split(panels, 1, device->team.threads, index, &begin, &end);
-    for (uint32_t i = 0, n; i < count; i++, at += n) {
-        const struct afd_matrix *w = products[i].w;
-        n = afd_panels_of(w);
-        uint32_t from = begin > at ? begin - at : 0, to = end < at + n ? end - at : n;
-        if (end <= at || from >= to) continue;
-        struct afd_gemm gemm = {.w = w, .begin = from * AFD_PANEL, .end = to * AFD_PANEL, .rows = rows};
-        if (gemm.end > w->view.rows) gemm.end = w->view.rows;
-        gemm.x = (const float *const *)x;
-        gemm.y = products[i].y;
-        cpu->k->gemm(&gemm);
-    }
+    afd_cpu_phase(device, index);
+    while (afd_cpu_take(device, index, panels, &begin, &end))
+        for (uint32_t i = 0, at = 0, n; i < count && at < end; i++, at += n) {
+            const struct afd_matrix *w = products[i].w;
+            n = afd_panels_of(w);
+            if (at + n <= begin) continue;
+            struct afd_gemm gemm = {.w = w, .rows = rows};
+            gemm.begin = begin > at ? (begin - at) * AFD_PANEL : 0;
+            gemm.end = end < at + n ? (end - at) * AFD_PANEL : w->view.rows;
+            gemm.x = (const float *const *)x;
+            gemm.y = products[i].y;
+            cpu->k->gemm(&gemm);
+        }
 }
 
 static void embed(void *user, uint32_t index)

@@ -1,6 +1,6 @@
 /* cpu.h: the cpu back end: stages over a team of threads. Each stage is one function that all threads of the
  * team run, with barriers between its phases; a phase is split by rows, or by the outputs of a matrix, never
- * over K, so that the number of threads changes no bit. */
+ * over K, so that neither the number of threads nor who took what changes a bit. */
 #ifndef AFD_COMPUTE_CPU_CPU_H
 #define AFD_COMPUTE_CPU_CPU_H
 
@@ -43,13 +43,21 @@ static inline uint32_t afd_panels_of(const struct afd_matrix *w)
     return (w->view.rows + AFD_PANEL - 1) / AFD_PANEL;
 }
 
+/* The thread's phase that shares out work begins; all threads begin the same ones. */
+void afd_cpu_phase(const struct afd_device *device, uint32_t index);
+/* The next of the n panels of this phase that the thread is to compute, AFD_TAKE at most; 0: none are left.
+ * First those of its own part, which is the same one each time, so that it finds weights near; then what
+ * neighbours have not come to: cores are not equally fast, least of all when other work runs beside them. */
+int afd_cpu_take(const struct afd_device *device, uint32_t index, uint32_t n, uint32_t *begin_out,
+                 uint32_t *end_out);
+
 /* Matrices that are multiplied with the same rows: y[r] = W x[r]. */
 struct afd_product {
     const struct afd_matrix *w;
     float **y;
 };
 
-/* The thread's part of the outputs of all the products, as if they were one matrix. */
+/* One phase: the thread's part of the outputs of all the products, as if they were one matrix. */
 void afd_cpu_matrices(const struct afd_device *device, uint32_t index, const struct afd_product *products,
                       uint32_t count, float **x, uint32_t rows);
 

@@ -187,6 +187,26 @@ static void attend(const struct afd_job *job, const struct afd_slot *slot, uint3
     }
 }
 
+/* x += W o */
+static void project_out(const struct afd_device *device, uint32_t index, const struct afd_slot *slot,
+                        const struct afd_matrix *w)
+{
+    const struct afd_cpu *cpu = device->state;
+    uint32_t begin, end, pitch = afd_pitch(w->view.rows);
+    afd_cpu_phase(device, index);
+    while (afd_cpu_take(device, index, afd_panels_of(w), &begin, &end)) {
+        struct afd_gemm gemm = {
+            .w = w, .begin = begin * AFD_PANEL, .end = end * AFD_PANEL, .rows = slot->rows};
+        if (gemm.end > w->view.rows) gemm.end = w->view.rows;
+        gemm.x = (const float *const *)cpu->o;
+        gemm.y = cpu->y;
+        cpu->k->gemm(&gemm);
+        for (uint32_t r = 0; r < slot->rows; r++)
+            cpu->k->add(slot->x + (size_t)r * pitch + gemm.begin, cpu->y[r] + gemm.begin,
+                        gemm.end - gemm.begin);
+    }
+}
+
 void afd_cpu_attn(void *user, uint32_t index)
 {
     const struct afd_job *job = user;
@@ -194,11 +214,11 @@ void afd_cpu_attn(void *user, uint32_t index)
     const struct afd_cpu *cpu = device->state;
     struct afd_slot *slot = &device->slots[job->op->slot];
     const struct afd_matrix *use = device->weights.layers[job->op->layer].use;
-    uint32_t q_rank = device->config.model->layers[job->op->layer].attn.q_rank, begin, end;
+    uint32_t q_rank = device->config.model->layers[job->op->layer].attn.q_rank;
     struct afd_product first[] = {{&use[q_rank ? AFD_W_Q_DOWN : AFD_W_Q_UP], q_rank ? cpu->low : cpu->q},
                                   {&use[AFD_W_K], cpu->key},
                                   {&use[AFD_W_V], cpu->value}};
-    struct afd_product query = {&use[AFD_W_Q_UP], cpu->q}, out = {&use[AFD_W_O], cpu->y};
+    struct afd_product query = {&use[AFD_W_Q_UP], cpu->q};
     combine_and_norm(job, slot, index);
     afd_team_barrier(&device->team);
     afd_cpu_matrices(device, index, first, 3, cpu->norm, slot->rows);
@@ -211,11 +231,7 @@ void afd_cpu_attn(void *user, uint32_t index)
     }
     attend(job, slot, index);
     afd_team_barrier(&device->team);
-    afd_cpu_matrices(device, index, &out, 1, cpu->o, slot->rows);
-    uint32_t hidden = device->config.model->hidden;
-    afd_split(hidden, AFD_PANEL, device->team.threads, index, &begin, &end); /* as the product was */
-    for (uint32_t r = 0; r < slot->rows && begin < end; r++)
-        cpu->k->add(slot->x + (size_t)r * afd_pitch(hidden) + begin, cpu->y[r] + begin, end - begin);
+    project_out(device, index, slot, &use[AFD_W_O]);
 }
 
 /* Combines into a copy: logits of other rows of the step may be asked for in another op. */

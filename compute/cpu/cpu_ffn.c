@@ -1,9 +1,9 @@
 /* An FFN batch: units (experts ascending, then the shared expert or the dense layer), each one SwiGLU over
  * the rows that chose it.
  *
- *   gate, up: the outputs of all units cut into one piece a thread, gathered rows in, SiLU(gate) * up out
+ *   gate, up: panels of the outputs of all units, gathered rows in, SiLU(gate) * up out
  *   -- barrier --
- *   down: each thread has a fixed part of the hidden channels, for all units, and adds to the sums there; so
+ *   down: panels of the hidden channels, each for all units, which whoever took it adds to the sums there; so
  *   experts are added in ascending order without a lock
  *
  * Units are taken in groups that fit the inner rows, to have fewer barriers; two sets of inner rows let gate
@@ -51,19 +51,6 @@ static void read_rows(const struct afd_device *device, uint32_t index)
     }
 }
 
-/* What a panel of gate and up costs, in rows: reading it costs as much as a few of them. */
-static uint64_t cost_of(const struct unit *unit)
-{
-    return unit->count + 4;
-}
-
-/* Panels of the unit that lie before `at`, of costs counted from the unit's begin. */
-static uint32_t panels_before(const struct unit *unit, uint64_t at)
-{
-    uint64_t panels = (at + cost_of(unit) - 1) / cost_of(unit);
-    return panels < afd_panels_of(unit->gate) ? (uint32_t)panels : afd_panels_of(unit->gate);
-}
-
 /* Rows of a chunk: at most AFD_ROW_CHUNK, all chunks about the same. */
 static uint32_t chunk_of(uint32_t rows)
 {
@@ -71,8 +58,8 @@ static uint32_t chunk_of(uint32_t rows)
     return chunks ? (rows + chunks - 1) / chunks : 0;
 }
 
-/* inner[i][o] = SiLU(gate x) * up x of the unit's items, for outputs from begin, a multiple of 16. Behind the
- * last output, where another unit may have left its own, the products' zeros give zeros up to the pitch. */
+/* inner[i][o] = SiLU(gate x) * up x of the unit's items, for AFD_COLUMNS outputs at most. Behind the last
+ * output, where another unit may have left its own, the products' zeros give zeros up to the pitch. */
 static void gate_up(const struct afd_cpu *cpu, struct afd_scratch *scratch, const struct unit *unit,
                     float **inner, uint32_t begin, uint32_t end)
 {
@@ -80,66 +67,84 @@ static void gate_up(const struct afd_cpu *cpu, struct afd_scratch *scratch, cons
     for (uint32_t i = 0; i < unit->count; i += chunk) {
         uint32_t rows = unit->count - i < chunk ? unit->count - i : chunk;
         for (uint32_t r = 0; r < rows; r++) scratch->x[r] = cpu->input[unit->items[i + r].row];
-        for (uint32_t o = begin, next; o < end; o = next) {
-            next = end - o < AFD_COLUMNS ? end : o + AFD_COLUMNS;
-            struct afd_gemm gate = {unit->gate, o, next, rows, 0, scratch->x, inner + i};
-            struct afd_gemm up = {unit->up, o, next, rows, o, scratch->x, scratch->y};
-            cpu->k->gemm(&gate);
-            cpu->k->gemm(&up);
-            for (uint32_t r = 0; r < rows; r++)
-                cpu->k->silu_mul(inner[i + r] + o, scratch->product[r], afd_pitch(next - o));
-        }
+        struct afd_gemm gate = {unit->gate, begin, end, rows, 0, scratch->x, inner + i};
+        struct afd_gemm up = {unit->up, begin, end, rows, begin, scratch->x, scratch->y};
+        cpu->k->gemm(&gate);
+        cpu->k->gemm(&up);
+        for (uint32_t r = 0; r < rows; r++)
+            cpu->k->silu_mul(inner[i + r] + begin, scratch->product[r], afd_pitch(end - begin));
     }
 }
 
-/* sums[output] += weight * down(inner), for the thread's hidden channels. */
+/* sums[output] += weight * down(inner), for AFD_COLUMNS hidden channels at most. */
 static void down(const struct afd_cpu *cpu, struct afd_scratch *scratch, const struct unit *unit,
                  float **inner, uint32_t begin, uint32_t end)
 {
     uint32_t chunk = chunk_of(unit->count);
     for (uint32_t i = 0; i < unit->count; i += chunk) {
         uint32_t rows = unit->count - i < chunk ? unit->count - i : chunk;
-        for (uint32_t o = begin, next; o < end; o = next) {
-            next = end - o < AFD_COLUMNS ? end : o + AFD_COLUMNS;
-            struct afd_gemm gemm = {unit->down, o, next, rows, o, (const float *const *)inner + i,
-                                    scratch->y};
-            cpu->k->gemm(&gemm);
-            for (uint32_t r = 0; r < rows; r++) {
-                float *sum = cpu->sums[unit->items[i + r].output] + o;
-                if (unit->weighted)
-                    cpu->k->add_scaled(sum, unit->items[i + r].weight, scratch->product[r], next - o);
-                else
-                    cpu->k->add(sum, scratch->product[r], next - o);
-            }
+        struct afd_gemm gemm = {unit->down, begin, end, rows, begin, (const float *const *)inner + i,
+                                scratch->y};
+        cpu->k->gemm(&gemm);
+        for (uint32_t r = 0; r < rows; r++) {
+            float *sum = cpu->sums[unit->items[i + r].output] + begin;
+            if (unit->weighted)
+                cpu->k->add_scaled(sum, unit->items[i + r].weight, scratch->product[r], end - begin);
+            else
+                cpu->k->add(sum, scratch->product[r], end - begin);
         }
     }
 }
 
-/* Gate and up of units first .. last - 1, the thread's part: a contiguous one, of about the same cost as the
- * others'. */
+/* Gate and up of units first .. last - 1, whose inner rows follow each other: what of them the thread takes.
+ */
 static void gate_up_group(const struct afd_job *job, uint32_t index, uint32_t first, uint32_t last,
                           float **inner)
 {
     const struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
-    uint64_t total = 0, threads = device->team.threads, base = 0;
+    uint32_t panels = 0, begin, end;
     for (uint32_t u = first; u < last; u++) {
         struct unit unit = unit_of(device, job->op->layer, u);
-        if (unit.count) total += afd_panels_of(unit.gate) * cost_of(&unit);
+        if (unit.count) panels += afd_panels_of(unit.gate);
     }
-    uint64_t begin = total * index / threads, end = total * (index + 1) / threads;
-    for (uint32_t u = first; u < last && base < end; u++) {
-        struct unit unit = unit_of(device, job->op->layer, u);
-        if (!unit.count) continue;
-        uint64_t cost = afd_panels_of(unit.gate) * cost_of(&unit);
-        if (base + cost > begin) {
-            uint32_t from = begin > base ? panels_before(&unit, begin - base) : 0;
-            uint32_t to = panels_before(&unit, end - base), rows = unit.gate->view.rows;
-            gate_up(cpu, cpu->scratch[index], &unit, inner, from * AFD_PANEL,
-                    to * AFD_PANEL < rows ? to * AFD_PANEL : rows);
+    afd_cpu_phase(device, index);
+    while (afd_cpu_take(device, index, panels, &begin, &end)) {
+        float **rows = inner;
+        for (uint32_t u = first, at = 0, n; u < last && at < end; u++, at += n) {
+            struct unit unit = unit_of(device, job->op->layer, u);
+            n = unit.count ? afd_panels_of(unit.gate) : 0;
+            if (n && at + n > begin)
+                gate_up(cpu, cpu->scratch[index], &unit, rows, begin > at ? (begin - at) * AFD_PANEL : 0,
+                        end < at + n ? (end - at) * AFD_PANEL : unit.gate->view.rows);
+            rows += unit.count;
         }
-        base += cost;
-        inner += unit.count;
+    }
+}
+
+/* Down of units first .. last - 1; behind the last unit of all, the sums go out. */
+static void down_group(const struct afd_job *job, uint32_t index, uint32_t first, uint32_t last,
+                       float **inner)
+{
+    const struct afd_device *device = job->device;
+    const struct afd_cpu *cpu = device->state;
+    const struct afd_ffn_plan *plan = &device->plan;
+    const struct afd_wire_layout *wire = &device->config.wire;
+    uint32_t begin, end, panels = (wire->shape.hidden + AFD_PANEL - 1) / AFD_PANEL;
+    int out = last == plan->units && !job->op->ffn.partials;
+    afd_cpu_phase(device, index);
+    while (afd_cpu_take(device, index, panels, &begin, &end)) {
+        begin *= AFD_PANEL;
+        end = end == panels ? wire->shape.hidden : end * AFD_PANEL;
+        float **rows = inner;
+        for (uint32_t u = first; u < last; u++) {
+            struct unit unit = unit_of(device, job->op->layer, u);
+            down(cpu, cpu->scratch[index], &unit, rows, begin, end);
+            rows += unit.count;
+        }
+        for (uint32_t j = 0; j < plan->outputs && out; j++)
+            cpu->k->narrow(cpu->sums[j] + begin, wire->shape.f2a, end - begin,
+                           (char *)plan->out[j] + (size_t)begin * afd_dtype_bytes(wire->shape.f2a));
     }
 }
 
@@ -149,30 +154,21 @@ void afd_cpu_ffn(void *user, uint32_t index)
     struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
     const struct afd_ffn_plan *plan = &device->plan;
-    const struct afd_wire_layout *wire = &device->config.wire;
-    uint32_t begin, end, room = device->config.max_batch_rows;
-    afd_split(wire->shape.hidden, AFD_PANEL, device->team.threads, index, &begin, &end);
+    uint32_t begin, end, hidden = device->config.wire.shape.hidden, room = device->config.max_batch_rows;
+    afd_split(hidden, AFD_PANEL, device->team.threads, index, &begin, &end);
     for (uint32_t j = 0; j < plan->outputs; j++)
         memset(cpu->sums[j] + begin, 0, (end - begin) * sizeof(float));
     read_rows(device, index);
     afd_team_barrier(&device->team);
     for (uint32_t u = 0, set = 0; u < plan->units; set ^= 1) {
-        uint32_t first = u, at = 0;
+        uint32_t first = u, rows = 0;
         for (; u < plan->units; u++) { /* the next group: as many units as fit */
             struct unit unit = unit_of(device, job->op->layer, u);
-            if (at + unit.count > room) break;
-            at += unit.count;
+            if (rows + unit.count > room) break;
+            rows += unit.count;
         }
         gate_up_group(job, index, first, u, cpu->inner[set]);
         afd_team_barrier(&device->team);
-        at = 0;
-        for (uint32_t v = first; v < u; v++) {
-            struct unit unit = unit_of(device, job->op->layer, v);
-            if (begin < end) down(cpu, cpu->scratch[index], &unit, cpu->inner[set] + at, begin, end);
-            at += unit.count;
-        }
+        down_group(job, index, first, u, cpu->inner[set]);
     }
-    for (uint32_t j = 0; j < plan->outputs && !job->op->ffn.partials && begin < end; j++)
-        cpu->k->narrow(cpu->sums[j] + begin, wire->shape.f2a, end - begin,
-                       (char *)plan->out[j] + (size_t)begin * afd_dtype_bytes(wire->shape.f2a));
 }

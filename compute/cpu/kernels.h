@@ -9,8 +9,9 @@
 #include "compute/backend.h"
 
 enum {
-    AFD_COLUMNS = 96,   /* outputs that the FFN takes at a time: a multiple of every tile's width */
-    AFD_ROW_CHUNK = 96, /* and rows */
+    AFD_TAKE = 6, /* panels that a thread takes at a time: a multiple of every tile's width */
+    AFD_COLUMNS = AFD_TAKE * AFD_PANEL,
+    AFD_ROW_CHUNK = 96, /* rows that the FFN takes at a time */
     AFD_Q_ROWS = 64,    /* query rows that share a block of K and V */
     AFD_TOKENS = 32,    /* tokens of K that are turned around together */
     AFD_CHANNELS = 32,  /* channels of V that are widened together */
@@ -25,6 +26,10 @@ struct afd_scratch {
     _Alignas(64) float product[AFD_ROW_CHUNK][AFD_COLUMNS];
     float *y[AFD_ROW_CHUNK]; /* the rows of product */
     const float *x[AFD_ROW_CHUNK];
+    uint32_t phase;
+    struct {
+        _Alignas(64) _Atomic uint32_t count;
+    } taken[4];   /* cpu.h, afd_cpu_take */
     float *q, *o; /* [AFD_Q_ROWS] x head pitch */
 };
 

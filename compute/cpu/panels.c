@@ -2,11 +2,6 @@
 
 #include <emmintrin.h>
 
-uint64_t afd_panels_bytes(const struct afd_weight_view *view)
-{
-    return (uint64_t)afd_pitch(view->rows) * view->columns * afd_dtype_bytes(view->dtype);
-}
-
 /* 16 vectors, one of each row, become the same elements column by column. Seen as an index (row, column in
  * the vector), one round of unpacking vectors i and i + 8 rotates its bits by one to the left, whatever the
  * size of an element; four rounds bring the four bits of the row to the end. */
@@ -49,10 +44,10 @@ void afd_panels_pack(const struct afd_weight_view *view, uint32_t begin, uint32_
     uint32_t element = afd_dtype_bytes(view->dtype);
     size_t bytes = (size_t)view->columns * element;
     for (uint32_t p = begin; p < end; p++) {
-        char *to = (char *)panels + p * bytes * AFD_PANEL;
+        char *to = (char *)panels + p * afd_panel_bytes(view);
         const char *rows[AFD_PANEL];
-        uint32_t first = p * AFD_PANEL,
-                 count = view->rows - first < AFD_PANEL ? view->rows - first : AFD_PANEL;
+        uint32_t first = p * AFD_PANEL;
+        uint32_t count = view->rows - first < AFD_PANEL ? view->rows - first : AFD_PANEL;
         for (uint32_t i = 0; i < AFD_PANEL; i++) /* past the last row: it again, then zeros in its place */
             rows[i] = (const char *)view->data + (first + (i < count ? i : count - 1)) * view->row_bytes;
         if (element == 1)

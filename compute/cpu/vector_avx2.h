@@ -25,7 +25,7 @@ enum {
     V_TILE_ROWS = 6,
     V_TILE_PANELS = 6,
     V_TILE_VECTORS = 2, /* of a row, with more than 3 rows */
-    V_WIDE_PANELS = 1,  /* that three tiles or more take at once */
+    V_WIDE_PANELS = 2,  /* that three tiles or more take at once */
     V_TILE_SUMS = 12,
 };
 
@@ -120,6 +120,21 @@ V_INLINE vp vp_power_of_two(vp t)
 V_INLINE vp vp_load_bf16(const void *p, int i)
 {
     return v8_load_bf16((const char *)p + 16 * i);
+}
+
+/* Elements 0-3 8-11 (i = 0) and 4-7 12-15 of 16: one operation each, but a register for the zeros. */
+V_INLINE vp vp_load_unordered_bf16(const void *p, int i)
+{
+    __m256i x = _mm256_loadu_si256(p), zero = _mm256_setzero_si256();
+    return _mm256_castsi256_ps(i ? _mm256_unpackhi_epi16(zero, x) : _mm256_unpacklo_epi16(zero, x));
+}
+
+/* What was computed from the two. */
+V_INLINE void v_order_bf16(vp part[V_PARTS])
+{
+    vp low = _mm256_permute2f128_ps(part[0], part[1], 0x20);
+    part[1] = _mm256_permute2f128_ps(part[0], part[1], 0x31);
+    part[0] = low;
 }
 
 V_INLINE vp vp_load_f16(const void *p, int i)

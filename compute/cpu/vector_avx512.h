@@ -126,6 +126,16 @@ V_INLINE vp vp_load_bf16(const void *p, int i)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
+V_INLINE vp vp_load_unordered_bf16(const void *p, int i)
+{
+    return vp_load_bf16(p, i);
+}
+
+V_INLINE void v_order_bf16(vp part[V_PARTS])
+{
+    (void)part; /* they are in order */
+}
+
 V_INLINE vp vp_load_f16(const void *p, int i)
 {
     (void)i;
