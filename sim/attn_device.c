@@ -160,6 +160,11 @@ static void attend(struct sim_attn *n, struct sim_slot *s, uint32_t layer)
 static struct sim_rows *records(struct sim_attn *n, const struct sim_slot *s, uint64_t shards)
 {
     uint32_t count = 0;
+    if (shards == UINT64_MAX) {
+        struct sim_rows *all = sim_rows_make(n->w, s->rows);
+        memcpy(all->words, s->words, s->rows * sizeof *all->words);
+        return all;
+    }
     for (uint32_t r = 0; r < s->rows; r++) count += (s->masks[r] & shards) != 0;
     struct sim_rows *rows = sim_rows_make(n->w, count);
     count = 0;

@@ -4,7 +4,7 @@
 
 #include "sim/world.h"
 
-enum { AGAIN_MS = 50, FINISH_STOP = 1, FINISH_LENGTH = 2 };
+enum { AGAIN_MS = 50, FINISH_STOP = 1, FINISH_LENGTH = 2, SAMPLE = 16 };
 
 static uint32_t between(struct sim_world *w, uint32_t least, uint32_t most)
 {
@@ -18,11 +18,19 @@ static uint64_t all_shares(const struct sim_world *w)
     return shares;
 }
 
+/* In a measurement one client of so many has its tokens checked: the arithmetic takes as long as all the
+ * rest. */
+static int is_checked(const struct sim_client *c)
+{
+    return c->world->config.settle || c->index % SAMPLE == 0;
+}
+
 /* The model, for one more position of one sequence. */
 static void expect(struct sim_client *c, uint32_t position, uint64_t shares)
 {
     const struct sim_world *w = c->world;
     uint32_t ep = w->t->ffn.ep;
+    if (!is_checked(c)) return;
     uint64_t h = sim_chain(position ? c->chain[position - 1] : 0, c->prompt[position], position);
     c->chain[position] = h;
     for (uint32_t l = 0; l < w->model->layer_count; l++) {
@@ -33,11 +41,6 @@ static void expect(struct sim_client *c, uint32_t position, uint64_t shares)
         h = sim_fold(h, sum);
     }
     c->history = sim_history(c->history, h, position);
-}
-
-uint32_t sim_client_next(struct sim_world *w, struct sim_client *c)
-{
-    return sim_token(c->history, c->seed, w->model->vocab);
 }
 
 static int is_stop(const struct sim_world *w, uint32_t token)
@@ -124,14 +127,15 @@ void sim_clients_begin(struct sim_world *w)
 
 void sim_client_token(struct sim_world *w, struct sim_client *c, uint32_t position, uint32_t token)
 {
-    uint32_t at = c->prompt_count + c->generated, expected = sim_client_next(w, c);
+    uint32_t at = c->prompt_count + c->generated;
+    uint32_t expected = sim_token(c->history, c->seed, w->model->vocab);
     if (position != c->generated)
         sim_fail(w, "client %u hears token %u where %u is next", c->index, position, c->generated);
     if (c->generated == c->max_tokens)
         sim_fail(w, "client %u hears more than the %u tokens it wants", c->index, c->generated);
     if (position && is_stop(w, c->prompt[at - 1]))
         sim_fail(w, "client %u hears a token behind a stop token", c->index);
-    if (token != expected)
+    if (is_checked(c) && token != expected)
         sim_fail(w, "client %u, request %llx: token %u is %u; undisturbed it is %u", c->index,
                  (unsigned long long)c->id, position, token, expected);
     if (position && w->now - c->last_token > w->result->longest_gap)

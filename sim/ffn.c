@@ -286,9 +286,10 @@ static struct sim_rows *partials(struct sim_ffn *n, const struct sim_rows *rows,
 {
     uint32_t ep = n->w->t->ffn.ep, picks = n->w->picks[layer], count = 0;
     struct sim_rows *out = sim_rows_make(n->w, rows->count);
-    for (uint32_t r = 0; r < rows->count; r++)
-        if (sim_shards(rows->words[r], layer, picks, ep) >> shard & 1)
-            out->words[count++] = sim_partial(rows->words[r], layer, shard) * shares;
+    for (uint32_t r = 0; r < rows->count; r++) { /* what is not active is written over */
+        out->words[count] = sim_partial(rows->words[r], layer, shard) * shares;
+        count += sim_shards(rows->words[r], layer, picks, ep) >> shard & 1;
+    }
     if (count && sim_bug(n->w, AFD_SIM_BUG_SKIPPED_EXPERT, 300))
         memset(out->words, 0, count * sizeof *out->words);
     if (count == rows->count) return out;

@@ -49,9 +49,9 @@ static inline uint64_t sim_shards(uint64_t h, uint32_t layer, uint32_t picks, ui
 {
     uint64_t set = 0, bits = h * 0xff51afd7ed558ccdu + layer;
     if (ep == 1) return 1;
-    for (uint32_t k = 0; k < picks; k++) {
-        bits = bits * 0x5851f42d4c957f2du + 0x14057b7ef767814fu;
-        set |= (uint64_t)1 << ((bits >> 32) * ep >> 32);
+    for (uint32_t k = 0; k < picks; k++) { /* 16 bits each; four a word */
+        if (k && k % 4 == 0) bits = sim_mix(bits, k);
+        set |= (uint64_t)1 << ((bits >> 16 * (k % 4) & 0xffff) * ep >> 16);
     }
     return set;
 }

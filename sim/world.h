@@ -407,8 +407,6 @@ void sim_client_end(struct sim_world *w, struct sim_client *client, int finish);
 void sim_client_failed(struct sim_world *w, struct sim_client *client, enum afd_status status,
                        const char *words);
 void sim_clients_cut(struct sim_world *w); /* the scheduler died */
-/* The token that must stand at a place of the client's answer that was not given yet: the next one. */
-uint32_t sim_client_next(struct sim_world *w, struct sim_client *client);
 
 /* ---- faults.c */
 
