@@ -126,9 +126,16 @@ struct afd_ffn_item {
     uint32_t row, output;
     float weight;
 };
+/* A row's routing, copied out of its record: the peer may write the record again. */
+struct afd_ffn_turn {
+    uint32_t turn; /* the shard whose turn it is */
+    struct afd_routed routed;
+};
+
 struct afd_ffn_plan {
     uint32_t rows, outputs, units;
     const void **record;        /* [rows] */
+    struct afd_ffn_turn *turns; /* [rows] */
     void **out;                 /* [outputs]: F2A row (tp 1) or float32 row (tp > 1) */
     struct afd_ffn_item *items; /* by unit */
     /* Unit u < experts: that expert. The last unit: the dense layer or the shared expert. */

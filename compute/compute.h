@@ -202,8 +202,5 @@ enum afd_status afd_device_arm(struct afd_device *device); /* AFD_AGAIN: poll, d
  * of the layer (0: dense), ep shards in all. */
 int afd_record_is_active(const struct afd_wire_layout *wire, const void *record, uint32_t experts,
                          uint32_t ep, uint32_t shard);
-/* 1 when turn and experts are in range, and experts ascend (or all are AFD_NO_EXPERT in a dense layer). */
-int afd_record_is_valid(const struct afd_wire_layout *wire, const void *record, uint32_t experts,
-                        uint32_t top_k, uint32_t ep);
 
 #endif

@@ -167,11 +167,12 @@ static enum afd_status make_ffn(struct afd_device *device, struct afd_error *err
     struct afd_sizes sizes = afd_device_sizes(c);
     struct afd_ffn_plan *plan = &device->plan;
     plan->record = afd_arena_alloc(device->arena, c->max_batch_rows, sizeof *plan->record);
+    plan->turns = afd_arena_alloc(device->arena, c->max_batch_rows, sizeof *plan->turns);
     plan->out = afd_arena_alloc(device->arena, sizes.max_outputs, sizeof *plan->out);
     plan->items = afd_arena_alloc(device->arena, (size_t)c->max_batch_rows * (c->wire.shape.top_k + 1),
                                   sizeof *plan->items);
     plan->unit_begin = afd_arena_alloc(device->arena, sizes.experts + 2, sizeof *plan->unit_begin);
-    if (!plan->record || !plan->out || !plan->items || !plan->unit_begin)
+    if (!plan->record || !plan->turns || !plan->out || !plan->items || !plan->unit_begin)
         return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a batch of %u rows", c->max_batch_rows);
     return AFD_OK;
 }

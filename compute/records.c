@@ -16,19 +16,24 @@ int afd_record_is_active(const struct afd_wire_layout *wire, const void *record,
     return 0;
 }
 
-int afd_record_is_valid(const struct afd_wire_layout *wire, const void *record, uint32_t experts,
-                        uint32_t top_k, uint32_t ep)
+/* Reads a record's routing, each field once, and checks what was read: the memory is a peer's, who may write
+ * it again. 0 when the turn or an expert is out of range, or experts do not ascend (all of a dense layer's
+ * are AFD_NO_EXPERT). */
+static int read_turn(const struct afd_wire_layout *wire, const void *record, uint32_t experts, uint32_t top_k,
+                     uint32_t ep, struct afd_ffn_turn *out)
 {
-    if (afd_record_u32(record, wire->turn_offset) >= ep) return 0;
-    uint32_t chosen = experts ? top_k : 0, last = 0;
+    out->turn = afd_record_u32(record, wire->turn_offset);
+    out->routed.count = experts ? top_k : 0;
+    if (out->turn >= ep) return 0;
     for (uint32_t i = 0; i < wire->shape.top_k; i++) {
         uint32_t expert = afd_record_expert(wire, record, i);
-        if (i >= chosen) {
+        if (i >= out->routed.count) {
             if (expert != AFD_NO_EXPERT) return 0;
-        } else {
-            if (expert >= experts || (i > 0 && expert <= last)) return 0;
-            last = expert;
+            continue;
         }
+        if (expert >= experts || (i > 0 && expert <= out->routed.experts[i - 1])) return 0;
+        out->routed.experts[i] = expert;
+        out->routed.weights[i] = afd_record_weight(wire, record, i);
     }
     return 1;
 }
@@ -99,15 +104,15 @@ static enum afd_status count_items(const struct afd_device *device, const struct
         uint64_t shards = part->shards & held;
         for (uint32_t r = 0; r < part->rows; r++) {
             const char *record = (const char *)part->records + (uint64_t)r * shape->wire->a2f_stride;
-            if (!afd_record_is_valid(shape->wire, record, shape->experts, shape->top_k, shape->ep)) {
+            struct afd_ffn_turn *turn = &plan->turns[plan->rows];
+            if (!read_turn(shape->wire, record, shape->experts, shape->top_k, shape->ep, turn)) {
                 if (op->ffn.bad_part_out) *op->ffn.bad_part_out = p;
                 return AFD_ERR_PROTOCOL;
             }
             plan->record[plan->rows++] = record;
-            uint32_t turn = afd_record_u32(record, shape->wire->turn_offset);
-            if (shape->shared && shards >> turn & 1) plan->unit_begin[shape->experts + 1]++;
-            for (uint32_t i = 0; shape->experts && i < shape->top_k; i++) {
-                uint32_t e = afd_record_expert(shape->wire, record, i);
+            if (shape->shared && shards >> turn->turn & 1) plan->unit_begin[shape->experts + 1]++;
+            for (uint32_t i = 0; i < turn->routed.count; i++) {
+                uint32_t e = turn->routed.experts[i];
                 if (shards >> afd_shard_of_expert(e, shape->experts, shape->ep) & 1)
                     plan->unit_begin[e + 1]++;
             }
@@ -118,19 +123,21 @@ static enum afd_status count_items(const struct afd_device *device, const struct
 }
 
 /* Appends what `row` computes in `shard` for output `output`; next[unit] is where the unit's next item goes.
- */
-static void add_items(const struct shape *shape, struct afd_ffn_plan *plan, uint32_t *next, uint32_t row,
-                      uint32_t shard, uint32_t output)
+ * Returns whether the row is active there (as afd_record_is_active). */
+static int add_items(const struct shape *shape, struct afd_ffn_plan *plan, uint32_t *next, uint32_t row,
+                     uint32_t shard, uint32_t output)
 {
-    const void *record = plan->record[row];
-    if (shape->shared && afd_record_u32(record, shape->wire->turn_offset) == shard)
+    const struct afd_ffn_turn *turn = &plan->turns[row];
+    int is_active = turn->turn == shard;
+    if (shape->shared && is_active)
         plan->items[next[shape->experts]++] = (struct afd_ffn_item){row, output, 1.0f};
-    for (uint32_t i = 0; shape->experts && i < shape->top_k; i++) {
-        uint32_t e = afd_record_expert(shape->wire, record, i);
-        if (afd_shard_of_expert(e, shape->experts, shape->ep) == shard)
-            plan->items[next[e]++] =
-                (struct afd_ffn_item){row, output, afd_record_weight(shape->wire, record, i)};
+    for (uint32_t i = 0; i < turn->routed.count; i++) {
+        uint32_t e = turn->routed.experts[i];
+        if (afd_shard_of_expert(e, shape->experts, shape->ep) != shard) continue;
+        plan->items[next[e]++] = (struct afd_ffn_item){row, output, turn->routed.weights[i]};
+        is_active = 1;
     }
+    return is_active;
 }
 
 enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct afd_op *op,
@@ -153,9 +160,7 @@ enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct
         for (uint64_t left = part->shards & config->share.shards; left; left &= left - 1) {
             uint32_t shard = (uint32_t)__builtin_ctzll(left), n = 0;
             for (uint32_t r = row0; r < row0 + part->rows; r++) {
-                if (!afd_record_is_active(&config->wire, plan->record[r], shape.experts, shape.ep, shard))
-                    continue;
-                add_items(&shape, plan, next, r, shard, plan->outputs);
+                if (!add_items(&shape, plan, next, r, shard, plan->outputs)) continue;
                 if (!op->ffn.partials && !part->out[shard]) return AFD_ERR_REQUEST;
                 if (op->ffn.partials)
                     plan->out[plan->outputs] =

@@ -146,8 +146,8 @@ static int is_file_of(int fd, uint64_t bytes)
 
 static void *map(int fd, uint64_t bytes, int protection)
 {
-    /* populated: the first messages need not wait for page faults */
-    void *at = mmap(NULL, bytes, protection, MAP_SHARED | MAP_POPULATE, fd, 0);
+    /* Not populated: how large a peer's segment is, is the peer's word. */
+    void *at = mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
     return at == MAP_FAILED ? NULL : at;
 }
 
