@@ -12,7 +12,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 BUILD=${BUILD:-build/release}
-LIMIT=${LIMIT:-280} # seconds that the guest may take
+LIMIT=${LIMIT:-540} # seconds that the guest may take: about 200 where nothing runs beside it
 
 skip() {
     echo "tests/rdma: skipped: $*"
