@@ -15,7 +15,7 @@
 enum {
     STREAMS = 8,
     LONGEST = 60,
-    TOKENS = 440, /* with the longest prompt, as many as the model takes: time to kill somebody */
+    TOKENS = 800, /* time to kill somebody, on a busy machine too */
     BEGUN = 5,
     ATTN = 2,
     FFN = 2,
@@ -207,6 +207,7 @@ int main(int argc, char **argv)
                  {"client", test_client}};
     setvbuf(stdout, NULL, _IOLBF, 0);
     struct afd_tiny_model tiny = afd_tiny_model_small();
+    tiny.max_context = LONGEST + TOKENS;
     struct afd_error error;
     char dir[] = "/tmp/afd-model-XXXXXX", command[100];
     int done = 0;
