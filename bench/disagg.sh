@@ -158,5 +158,5 @@ sleep 0.3 # one more heartbeat brings the last counters
 curl -s "http://$http/metrics" | awk '/^afd_a2f_seconds_sum/ {s += $2} /^afd_a2f_seconds_count/ {n += $2}
     END {printf "A2F + F2A, round trip less what the FFN rank reports: %.1f us (mean of %d)\n", s / n * 1e6, n}'
 "$afd" down --state "$state" >/dev/null
-echo "the transport's own round trip, sleeping as the ranks do"
+echo "the transport's own latency, half a round trip, sleeping as the ranks do"
 "$afd" bench transport --over shm --sizes 7KiB --wait sleep
