@@ -65,8 +65,10 @@ void afd_nic_choose(const struct afd_nic *nics, uint32_t count, uint32_t local, 
 
 struct hwloc_topology *afd_nic_machine_open(void)
 {
-    /* GPUs are found as PCI devices; these would load drivers, make contexts or connect to a display. */
-    static const char *const drivers[] = {"cuda", "nvml", "rsmi", "opencl", "levelzero", "gl"};
+    /* GPUs are found as PCI devices; these would load drivers, make contexts or connect to a display. And pci
+       asks libpciaccess, which looks up names of all and keeps them: hwloc reads Linux's /sys as well.
+     */
+    static const char *const drivers[] = {"pci", "cuda", "nvml", "rsmi", "opencl", "levelzero", "gl"};
     hwloc_topology_t machine;
     if (hwloc_topology_init(&machine)) return NULL;
     for (size_t i = 0; i < sizeof drivers / sizeof *drivers; i++)
