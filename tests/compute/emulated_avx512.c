@@ -151,6 +151,16 @@ EMULATED emu_f32 emu_shuffle_ps(emu_f32 a, emu_f32 b, int control)
     return r.f;
 }
 
+/* some compilers have some of them as macros */
+#undef _mm512_cmp_ps_mask
+#undef _mm512_cmplt_epi32_mask
+#undef _mm512_cvtps_ph
+#undef _mm512_extractf32x8_ps
+#undef _mm512_permute_ps
+#undef _mm512_shuffle_f32x4
+#undef _mm512_shuffle_ps
+#undef _mm512_slli_epi32
+#undef _mm512_srli_epi32
 #define emu_cmp_CMP_LT_OQ emu_cmp_lt
 #define emu_cmp_CMP_UNORD_Q emu_cmp_unordered
 #define _mm512_abs_ps emu_abs_ps
