@@ -7,7 +7,7 @@
 #   - microseconds that one A2F + F2A hop adds to a layer, beside the transport's own round trip.
 #
 #   sh bench/disagg.sh [ROUNDS]          builds into build/release; prints each round and the medians
-#   MICROBATCHES=3 WINDOW_S=5 sh bench/disagg.sh    another number of slots, a longer look at 1A1F
+#   MICROBATCHES=2 WINDOW_S=5 sh bench/disagg.sh    another number of slots, a longer look at 1A1F
 #
 # The two take turns, and each look at 1A1F is compared with the mean of the looks before and after it, so that a slow
 # change of the machine's speed cancels. 1A1F is looked at while all 64 sequences decode; answers are not streamed, so
@@ -16,7 +16,7 @@ set -eu
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build/release}
 ROUNDS=${1:-7}
-MICROBATCHES=${MICROBATCHES:-2}
+MICROBATCHES=${MICROBATCHES:-3}
 WINDOW_S=${WINDOW_S:-3}
 STEPS=${STEPS:-10}
 work=$(mktemp -d)
