@@ -156,7 +156,8 @@ static enum afd_status loop_prepare(struct afd_pair *pair, struct afd_error *err
     }
     if (!status) own->slots[pair->index] = (struct slot){pair->key, pair->regions, pair->region_count, 1};
     pthread_mutex_unlock(&own->lock);
-    if (!status) pair->path[AFD_WAY_LOOP] = mailbox_get(own->address, strlen(own->address)); /* until attach */
+    if (!status)
+        pair->path[AFD_WAY_LOOP] = mailbox_get(own->address, strlen(own->address)); /* until attach */
     return status;
 }
 
