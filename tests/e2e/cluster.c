@@ -80,8 +80,8 @@ static void write_topology(const struct cluster *cluster, const struct cluster_s
     fprintf(f, "cluster: test\nmodel: { path: %s }\n", s->model);
     fprintf(f,
             "scheduler: { host: localhost, http: \"127.0.0.1:0\", control: \"127.0.0.1:0\", lease_ms: "
-            "20000%s }\n",
-            or_else(s->scheduler_extra, ""));
+            "%d%s }\n",
+            s->lease_ms ? s->lease_ms : 20000, or_else(s->scheduler_extra, ""));
     fprintf(
         f, "pipeline: { microbatches: %d, max_rows: %d, prefill_rows: %d, a2f: %s, f2a: %s, dispatch: %s }\n",
         s->microbatches ? s->microbatches : 3, s->max_rows ? s->max_rows : 32,

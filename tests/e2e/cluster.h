@@ -22,6 +22,7 @@ struct cluster_spec {
     int microbatches, max_rows, prefill_rows; /* 0: 3, 32, 16 */
     const char *path;                         /* NULL: shm; or tcp */
     const char *kv_memory;                    /* NULL: 16MiB */
+    int lease_ms;                             /* 0: 20000 */
     const char *scheduler_extra;              /* more "key: value" pairs for the scheduler, ", k: v" */
 };
 

@@ -163,6 +163,8 @@ static void on_message(const Afd__Envelope *m, void *user)
     } else if (m->body_case == AFD__ENVELOPE__BODY_PEERS) {
         r->epoch = (uint32_t)m->peers->epoch;
         r->peers = (uint32_t)m->peers->n_members;
+    } else if (m->body_case == AFD__ENVELOPE__BODY_ALIVE) {
+        r->alive = m->alive->serial;
     } else if (m->body_case == AFD__ENVELOPE__BODY_SUBMIT) {
         take_submit(r, m->submit);
     } else if (m->body_case == AFD__ENVELOPE__BODY_CANCEL) {

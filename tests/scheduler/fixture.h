@@ -30,6 +30,7 @@ struct fake_rank {
     struct event *step;
     struct fake_sequence sequences[FAKE_SEQUENCES];
     uint32_t submits, cancels, epoch, peers, shards;
+    uint64_t alive; /* the last Alive's serial */
     int assigned, refused;
     char words[512];
     uint64_t seeds[FAKE_SEQUENCES];

@@ -413,6 +413,10 @@ static void test_heartbeat_shows(void **state)
     pair.a2f_ns = 500000000;
     pair.n_round_trip_buckets = pair.n_ffn_buckets = AFD_LATENCY_BUCKETS;
     pair.round_trip_buckets = pair.ffn_buckets = buckets;
+    pair.hedges = 4;
+    pair.late_answers = 2;
+    pair.slow = 1;
+    pair.deadline_ns = 250000000;
     Afd__ExpertRows experts = AFD__EXPERT_ROWS__INIT, *experts_at = &experts;
     experts.layer = 1;
     experts.n_rows = 3;
@@ -425,6 +429,7 @@ static void test_heartbeat_shows(void **state)
     beat.experts = &experts_at;
     beat.kv_blocks = 100;
     beat.kv_blocks_used = 25;
+    beat.serial = 17;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     e.body_case = AFD__ENVELOPE__BODY_HEARTBEAT;
     e.heartbeat = &beat;
@@ -439,6 +444,11 @@ static void test_heartbeat_shows(void **state)
     assert_non_null(strstr(page, "afd_a2f_seconds_sum{attn=\"0\",ffn=\"0\"} 0.5\n"));
     assert_non_null(strstr(page, "afd_ffn_compute_seconds_count{attn=\"0\",ffn=\"0\"} 3\n"));
     assert_non_null(strstr(page, "afd_expert_rows_total{layer=\"1\",expert=\"2\"} 7\n"));
+    assert_non_null(strstr(page, "\nafd_hedges_total{attn=\"0\",ffn=\"0\"} 4\n"));
+    assert_non_null(strstr(page, "\nafd_late_answers_total{attn=\"0\",ffn=\"0\"} 2\n"));
+    assert_non_null(strstr(page, "\nafd_pair_slow{attn=\"0\",ffn=\"0\"} 1\n"));
+    assert_non_null(strstr(page, "\nafd_answer_deadline_seconds{attn=\"0\",ffn=\"0\"} 0.25\n"));
+    while (f->ranks[0].alive != 17) fixture_pump(f); /* the rank's lease */
     free(page);
 }
 

@@ -131,8 +131,9 @@ static void test_undisturbed(void **state)
         if (r.failed) fail_msg("%s: %s\n%s", paths[i], r.words, r.last);
         assert_int_equal(r.completed, r.requests);
         assert_true(r.completed > 20);
-        const enum afd_sim_path repairs[] = {AFD_SIM_POISONED, AFD_SIM_LEASE, AFD_SIM_REPLAYED, AFD_SIM_STALE,
-                                             AFD_SIM_RESTARTED};
+        const enum afd_sim_path repairs[] = {AFD_SIM_POISONED, AFD_SIM_LEASE,     AFD_SIM_REPLAYED,
+                                             AFD_SIM_STALE,    AFD_SIM_RESTARTED, AFD_SIM_HEDGED,
+                                             AFD_SIM_GIVEN_UP, AFD_SIM_PARKED,    AFD_SIM_AVOIDED};
         for (size_t k = 0; k < sizeof repairs / sizeof *repairs; k++)
             if (r.paths[repairs[k]])
                 fail_msg("%s: %s %llu", paths[i], afd_sim_path_name(repairs[k]),
@@ -184,6 +185,8 @@ static const struct planted {
     {AFD_SIM_BUG_LOST_WAKE_UP, {"a wake-up was lost", NULL}},
     {AFD_SIM_BUG_EARLY_DELIVERY, {"is delivered, and the journal has", NULL}},
     {AFD_SIM_BUG_STALE_PARTIAL, {"undisturbed it is", "behind a stop token"}},
+    {AFD_SIM_BUG_QUARANTINE, {"two writers", "overwritten while it may be read"}},
+    {AFD_SIM_BUG_NO_LEASE, {"although its lease is over", NULL}},
 };
 
 static void test_planted_bugs_are_caught(void **state)
@@ -198,6 +201,8 @@ static void test_planted_bugs_are_caught(void **state)
         do {
             struct afd_sim_config config = config_of(&c, ++seed);
             config.bug = p->bug;
+            if (p->bug == AFD_SIM_BUG_NO_LEASE)
+                config.faults = (uint64_t)1 << AFD_SIM_PARTITION; /* rare else */
             run(&config, &r);
         } while (!r.failed && seed < PLANTED_SEEDS);
         if (!r.failed) fail_msg("%s: not caught on %d seeds", afd_sim_bug_name(p->bug), PLANTED_SEEDS);
