@@ -47,7 +47,7 @@ const char *hosts_why_not(void)
     CHECK(child >= 0, "fork");
     if (!child)
         _exit(enter_new() || run_command("ip link add br0 type bridge", NULL) ||
-                      run_command("ip link add a type veth peer name b", NULL)
+                      run_command("ip link add name v0 type veth peer name eth0", NULL)
                   ? 1
                   : 0);
     int status;
