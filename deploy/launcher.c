@@ -79,6 +79,8 @@ enum afd_status afd_launcher_check(const struct afd_topology *t, struct afd_erro
             error_out, AFD_ERR_CONFIG,
             "%s: transport.data: loop joins threads of one process, and ranks are processes; expected auto",
             t->file);
+    if (t->launch.by != AFD_LAUNCH_LOCAL)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "%s: this version launches by local only", t->file);
     for (int p = 0; p < 2; p++)
         for (uint32_t i = 0; i < pools[p]->host_count; i++)
             if (!is_this_host(pools[p]->hosts[i]))
