@@ -537,6 +537,38 @@ static void test_the_slow_are_avoided_and_tried_again(void **state)
     afd_pipeline_destroy(p);
 }
 
+/* An instance that has always been slow is measured by the others. */
+static void test_habit_is_no_excuse(void **state)
+{
+    (void)state;
+    struct afd_pipeline *p = small(1, 1);
+    afd_ns now = 1;
+    struct afd_pipeline_action a, hedge;
+    for (uint32_t i = 0; i < 40; i++) {
+        a = sent(p, 0, now);
+        assert_int_equal(a.instance, 1);
+        answered(p, &a, now += 400);
+        end_step(p, now);
+    }
+    assert_int_equal(afd_pipeline_pair(p, 1).deadline, 800);
+    for (uint32_t misses = 0; misses < 2; misses++) {
+        a = sent(p, 0, now);
+        assert_int_equal(next(p, now += CEILING, &hedge), 1);
+        answered(p, &hedge, now);
+        answered(p, &a, now);
+        end_step(p, now);
+    }
+    for (uint32_t i = 0; i < 40; i++) { /* it is slow, and the other one shows what is possible */
+        a = sent(p, 0, now);
+        assert_int_equal(a.instance, 0);
+        answered(p, &a, now += 4);
+        end_step(p, now);
+    }
+    assert_int_equal(afd_pipeline_pair(p, 0).deadline, FLOOR);
+    assert_int_equal(afd_pipeline_pair(p, 1).deadline, 2 * FLOOR);
+    afd_pipeline_destroy(p);
+}
+
 /* Two instances that are late with everything. */
 static void test_hedges_are_few(void **state)
 {
@@ -604,6 +636,7 @@ int main(void)
         cmocka_unit_test(test_the_first_answer_counts),
         cmocka_unit_test(test_a_slot_waits_rather_than_overwrite),
         cmocka_unit_test(test_the_slow_are_avoided_and_tried_again),
+        cmocka_unit_test(test_habit_is_no_excuse),
         cmocka_unit_test(test_hedges_are_few),
         cmocka_unit_test(test_a_lost_message_closes_its_pair),
     };

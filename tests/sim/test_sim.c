@@ -1,4 +1,4 @@
-/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 2,600 seeds;
+/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 3,100 seeds;
  * a run that cannot be replayed; and checks that check nothing: each planted bug must be caught. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -108,6 +108,12 @@ static void test_groups(void **state)
 {
     (void)state;
     run_seeds("tests/sim/groups.yaml", GROUP_SEEDS, 1);
+}
+
+static void test_groups_with_copies(void **state)
+{
+    (void)state;
+    run_seeds("tests/sim/copies.yaml", GROUP_SEEDS, 1);
 }
 
 static void test_spare(void **state)
@@ -240,6 +246,7 @@ int main(void)
         cmocka_unit_test(test_planted_bugs_are_caught),
         cmocka_unit_test(test_small_cluster),
         cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_groups_with_copies),
         cmocka_unit_test(test_spare),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
