@@ -332,8 +332,8 @@ static enum afd_status read_alignment(const struct value *v, uint64_t *out, stru
 static enum afd_status read_file(struct afd_gguf *g, struct file *file, struct afd_error *error_out)
 {
     struct cursor c = {file->map, file->map + file->bytes};
-    uint32_t magic, version;
-    uint64_t tensors, keys, alignment, *offsets = NULL;
+    uint32_t magic, version = 0;
+    uint64_t tensors, keys, alignment = DEFAULT_ALIGNMENT, *offsets = NULL;
     enum afd_status status = AFD_OK;
     if (!take(&c, &magic, 4) || magic != 0x46554747u)
         return afd_fail(error_out, AFD_ERR_CONFIG, "does not begin with \"GGUF\"");
