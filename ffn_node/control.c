@@ -4,11 +4,21 @@
 #include "base/crypto.h"
 #include "ffn_node/shell.h"
 
+static size_t list_shards(uint64_t set, uint32_t out[AFD_MAX_SHARDS])
+{
+    size_t count = 0;
+    for (; set; set &= set - 1) out[count++] = (uint32_t)__builtin_ctzll(set);
+    return count;
+}
+
 static void send_ready(struct afd_ffn_node *node)
 {
+    uint32_t shards[AFD_MAX_SHARDS];
     Afd__Ready ready = AFD__READY__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     ready.epoch = node->epoch;
+    ready.shards = shards;
+    ready.n_shards = list_shards(node->held, shards);
     e.body_case = AFD__ENVELOPE__BODY_READY;
     e.ready = &ready;
     afd_member_send(node->member, &e); /* not connected: it is sent with the next Assign */

@@ -238,6 +238,20 @@ static int check(struct afd_cluster *c, const struct afd_cluster_registration *r
     return 0;
 }
 
+/* What a rank has, though it is not in the plan: attention ranks may go by an older placement still, or by
+ * one that an earlier scheduler showed and did not commit. It goes when they have settled. */
+static void keep_loaded(struct afd_cluster *c, const struct afd_cluster_member *m)
+{
+    uint32_t ep = c->topology->ffn.ep;
+    uint64_t all = ep < 64 ? ((uint64_t)1 << ep) - 1 : UINT64_MAX, loaded = m->loaded & all;
+    const struct afd_cluster_place *place = afd_place_of(c, m);
+    if (m->role != AFD_ROLE_FFN || !(loaded & ~place->assigned)) return;
+    afd_cluster_assign(c, m->rank / c->each[AFD_ROLE_FFN], place->assigned | loaded);
+    if (c->settle_epoch) return;
+    c->settle_epoch = c->epoch + 1;
+    c->settle_until = c->now + AFD_SECONDS(c->topology->scheduler.drain_s);
+}
+
 void afd_cluster_register(struct afd_cluster *c, const struct afd_cluster_registration *r, afd_ns now)
 {
     c->now = now;
@@ -266,6 +280,7 @@ void afd_cluster_register(struct afd_cluster *c, const struct afd_cluster_regist
     snprintf(m->host, sizeof m->host, "%s", r->host);
     snprintf(m->data_address, sizeof m->data_address, "%s", r->data_address);
     afd_cluster_act(c, AFD_CLUSTER_ASSIGN, m);
+    keep_loaded(c, m);
     if (comes_back) become_ready(c, m);
     change_members(c);
 }

@@ -95,6 +95,7 @@ double afd_placement_imbalance(const struct afd_placement *p, uint32_t shards, c
 
 struct plan {
     const struct afd_placement_wish *wish;
+    const struct afd_placement *from;
     struct afd_placement *p;
     uint64_t holders; /* usable instances that are no spares */
 };
@@ -102,6 +103,14 @@ struct plan {
 static uint32_t held(const struct plan *a, uint32_t instance)
 {
     return (uint32_t)__builtin_popcountll(afd_placement_shards(a->p, a->wish->shards, instance));
+}
+
+/* Until the change is over an instance holds what it had, too. */
+static int has_room(const struct plan *a, uint32_t instance, uint32_t shard)
+{
+    uint64_t both = afd_placement_shards(a->p, a->wish->shards, instance) |
+                    afd_placement_shards(a->from, a->wish->shards, instance) | bit(shard);
+    return (uint32_t)__builtin_popcountll(both) <= a->wish->max_shards;
 }
 
 /* Spares hold least today, and of those the last ones. */
@@ -132,43 +141,11 @@ static uint32_t taker(const struct plan *a, uint32_t shard)
     double least = 0;
     for (uint64_t left = a->holders; left; left &= left - 1) {
         uint32_t i = (uint32_t)__builtin_ctzll(left);
-        if (afd_placement_has(a->p, shard, i) || held(a, i) >= a->wish->max_shards) continue;
+        if (afd_placement_has(a->p, shard, i) || !has_room(a, i, shard)) continue;
         double load = bears(a->p, a->wish->shards, a->wish->load, i);
         if (best == UINT32_MAX || load < least) best = i, least = load;
     }
     return best;
-}
-
-/* A shard that a full holder has and the other may take makes room for one that it may not. */
-static int swap_in(struct plan *a, uint32_t shard)
-{
-    for (uint64_t roomy = a->holders; roomy; roomy &= roomy - 1) {
-        uint32_t to = (uint32_t)__builtin_ctzll(roomy);
-        if (held(a, to) >= a->wish->max_shards) continue;
-        for (uint64_t full = a->holders; full; full &= full - 1) {
-            uint32_t from = (uint32_t)__builtin_ctzll(full);
-            if (from == to || afd_placement_has(a->p, shard, from)) continue;
-            for (uint32_t s = 0; s < a->wish->shards; s++) {
-                if (!afd_placement_has(a->p, s, from) || afd_placement_has(a->p, s, to)) continue;
-                afd_placement_remove(a->p, s, from);
-                afd_placement_add(a->p, s, to);
-                afd_placement_add(a->p, shard, from);
-                return 1;
-            }
-        }
-    }
-    return 0;
-}
-
-/* One copy too many of some shard is given back, where there is one. */
-static int make_room(struct plan *a, uint32_t copies)
-{
-    for (uint32_t s = 0; s < a->wish->shards; s++) {
-        if (a->p->count[s] <= copies) continue;
-        afd_placement_remove(a->p, s, a->p->at[s][a->p->count[s] - 1]);
-        return 1;
-    }
-    return 0;
 }
 
 /* The shard with the largest load a copy that may have one more. */
@@ -204,10 +181,8 @@ static int set_copies(struct plan *a, uint32_t holders)
     for (uint32_t s = 0; s < w->shards; s++) {
         while (a->p->count[s] < copies) {
             uint32_t i = taker(a, s);
-            if (i != UINT32_MAX)
-                afd_placement_add(a->p, s, i);
-            else if (!swap_in(a, s) && !make_room(a, copies))
-                return 0;
+            if (i == UINT32_MAX) return 0;
+            afd_placement_add(a->p, s, i);
         }
         all += a->p->count[s];
     }
@@ -236,11 +211,12 @@ static int move_one(struct plan *a)
         uint32_t i = (uint32_t)__builtin_ctzll(left);
         double load = bears(a->p, w->shards, w->load, i);
         if (from == UINT32_MAX || load > most) from = i, most = load;
-        if (held(a, i) < w->max_shards && (to == UINT32_MAX || load < least)) to = i, least = load;
+        if (to == UINT32_MAX || load < least) to = i, least = load;
     }
-    if (to == UINT32_MAX || from == to) return 0;
+    if (from == to) return 0;
     for (uint32_t s = 0; s < w->shards; s++) {
-        if (!afd_placement_has(a->p, s, from) || afd_placement_has(a->p, s, to)) continue;
+        if (!afd_placement_has(a->p, s, from) || afd_placement_has(a->p, s, to) || !has_room(a, to, s))
+            continue;
         double part = share(a->p, w->load, s),
                gain = most - (least + part > most - part ? least + part : most - part);
         if (gain > best + 1e-9 * most) best = gain, which = s;
@@ -270,7 +246,7 @@ enum afd_status afd_placement_plan(const struct afd_placement_wish *wish, const 
                                    struct afd_placement *out, struct afd_error *error)
 {
     struct afd_placement made = *from;
-    struct plan a = {.wish = wish, .p = &made};
+    struct plan a = {.wish = wish, .from = from, .p = &made};
     uint32_t usable = (uint32_t)__builtin_popcountll(wish->usable);
     if (!usable) return afd_fail(error, AFD_ERR_LIMIT, "no FFN instance could hold the shards");
     uint32_t least = (wish->shards + wish->max_shards - 1) / wish->max_shards;
@@ -284,6 +260,10 @@ enum afd_status afd_placement_plan(const struct afd_placement_wish *wish, const 
     a.wish = &fewer;
     /* Spares step in, and copies are fewer, before a shard has no place. */
     for (;; spares ? spares-- : fewer.copies--) {
+        if (!fewer.copies)
+            return afd_fail(error, AFD_ERR_LIMIT,
+                            "no room to move %u shards on %u FFN instances (pools.ffn.max_shards %u)",
+                            wish->shards, usable, wish->max_shards);
         made = *from;
         choose_holders(&a, usable - spares);
         keep_holders(&a);
