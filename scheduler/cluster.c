@@ -137,7 +137,7 @@ int afd_instance_holds(const struct afd_cluster *c, uint32_t instance, uint64_t 
 {
     for (uint32_t k = 0; k < c->each[AFD_ROLE_FFN]; k++) {
         const struct afd_cluster_member *m = afd_member_of(c, AFD_ROLE_FFN, instance, k);
-        if (!is_ready(m) || m->is_cut || shards & ~m->loaded) return 0;
+        if (!is_ready(m) || m->is_cut || shards & ~(m->loaded & ~m->dropping)) return 0;
     }
     return 1;
 }
@@ -161,6 +161,7 @@ void afd_cluster_lose(struct afd_cluster *c, struct afd_cluster_member *m, int i
     if (m->was_ready) afd_cluster_act(c, AFD_CLUSTER_DOWN, m)->is_orderly = is_orderly;
     m->connection = 0;
     m->is_cut = 0;
+    m->dropping = 0;
     memset(m->unreachable, 0, sizeof m->unreachable);
     set_state(c, m, AFD_MEMBER_LOST, words);
     if (c->epoch > 0) c->peers_due = 1;
@@ -276,6 +277,7 @@ void afd_cluster_register(struct afd_cluster *c, const struct afd_cluster_regist
     m->heard = now;
     m->pid = r->pid;
     m->loaded = r->loaded;
+    m->dropping = 0;
     m->settled = 0;
     snprintf(m->host, sizeof m->host, "%s", r->host);
     snprintf(m->data_address, sizeof m->data_address, "%s", r->data_address);
@@ -293,6 +295,7 @@ void afd_cluster_ready(struct afd_cluster *c, uint64_t connection, uint64_t epoc
     c->now = now;
     m->heard = now;
     m->loaded = loaded;
+    m->dropping = m->role == AFD_ROLE_FFN ? loaded & ~afd_place_of(c, m)->assigned : 0;
     if (settled && epoch <= c->epoch) m->settled = epoch;
     if (m->state == AFD_MEMBER_JOINING) become_ready(c, m);
 }
@@ -356,7 +359,9 @@ void afd_cluster_assign(struct afd_cluster *c, uint32_t instance, uint64_t shard
     place->assigned = shards;
     for (uint32_t k = 0; k < c->each[AFD_ROLE_FFN]; k++) {
         struct afd_cluster_member *m = afd_member_of(c, AFD_ROLE_FFN, instance, k);
-        if (m->connection) afd_cluster_act(c, AFD_CLUSTER_ASSIGN, m);
+        if (!m->connection) continue;
+        m->dropping |= m->loaded & ~shards;
+        afd_cluster_act(c, AFD_CLUSTER_ASSIGN, m);
     }
 }
 

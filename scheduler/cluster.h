@@ -62,14 +62,15 @@ struct afd_cluster_member {
     enum afd_member_state state;
     uint64_t connection; /* 0: none */
     uint64_t incarnation;
-    int was_ready;    /* this incarnation has been ready */
-    afd_ns heard;     /* last sign of life */
-    afd_ns since;     /* in this state */
-    uint64_t loaded;  /* FFN: set of shards */
-    uint64_t settled; /* attention: the epoch that it has settled on */
-    uint32_t start;   /* counts the starts that were asked for */
-    int gave_up;      /* its host starts it no more */
-    int is_cut;       /* it cannot reach the others, or they cannot reach it: nothing is expected of it */
+    int was_ready;     /* this incarnation has been ready */
+    afd_ns heard;      /* last sign of life */
+    afd_ns since;      /* in this state */
+    uint64_t loaded;   /* FFN: set of shards */
+    uint64_t dropping; /* of them: not assigned any more, and not reported as gone yet */
+    uint64_t settled;  /* attention: the epoch that it has settled on */
+    uint32_t start;    /* counts the starts that were asked for */
+    int gave_up;       /* its host starts it no more */
+    int is_cut;        /* it cannot reach the others, or they cannot reach it: nothing is expected of it */
     uint64_t unreachable[AFD_MAX_RANKS / 64]; /* attention: set of FFN ranks */
     char words[AFD_CLUSTER_WORDS_BYTES];      /* why it is in this state */
     uint32_t pid;

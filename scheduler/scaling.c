@@ -37,9 +37,18 @@ static int is_under_way(const struct afd_cluster_change *change)
            change->phase != AFD_CHANGE_FAILED;
 }
 
+/* Until a rank has said that a shard is gone nobody knows whether it has it: it is not asked to load it
+ * again. */
+static int is_dropping(const struct afd_cluster *c)
+{
+    for (uint32_t i = 0; i < c->ranks[AFD_ROLE_FFN]; i++)
+        if (afd_member_at(c, AFD_ROLE_FFN, i)->dropping) return 1;
+    return 0;
+}
+
 int afd_cluster_is_changing(const struct afd_cluster *c)
 {
-    if (c->move.phase || c->settle_epoch || is_under_way(&c->operators)) return 1;
+    if (c->move.phase || c->settle_epoch || is_under_way(&c->operators) || is_dropping(c)) return 1;
     for (int role = 0; role < AFD_ROLE_COUNT; role++)
         for (uint32_t i = 0; i < c->instances[role]; i++)
             if (c->places[role][i].state == AFD_INSTANCE_DRAINING) return 1;
@@ -214,7 +223,7 @@ static int is_prepared(const struct afd_cluster *c, char words[AFD_CLUSTER_WORDS
                            : m->role == AFD_ROLE_ATTN                   ? "opens its pairs"
                            : m->state == AFD_MEMBER_READY && !m->is_cut ? "loads more shards"
                                                                         : "loads its weights";
-        if (m->state == AFD_MEMBER_READY && !m->is_cut && !(wanted & ~m->loaded)) continue;
+        if (m->state == AFD_MEMBER_READY && !m->is_cut && !(wanted & ~(m->loaded & ~m->dropping))) continue;
         snprintf(words, AFD_CLUSTER_WORDS_BYTES, "%s/%u %s", afd_role_name(m->role), m->rank, what);
         return 0;
     }
@@ -532,6 +541,7 @@ int afd_scaling_step(struct afd_cluster *c)
     }
     if (settle(c) || drain(c)) return 1;
     if (c->move.phase) return step_move(c);
+    if (is_dropping(c)) return 0;
     uint32_t lost = lost_shard(c);
     if (lost != UINT32_MAX && c->now >= c->repair_after) return begin_repair(c, lost);
     if (c->operators.kind == AFD_CHANGE_RESTART && is_under_way(&c->operators) && !c->settle_epoch &&
