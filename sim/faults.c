@@ -72,6 +72,7 @@ uint64_t afd_sim_paths_possible(const struct afd_topology *t)
     uint64_t paths = bit(AFD_SIM_PATH_COUNT) - 1;
     if (t->ffn.tp == 1) paths &= ~(bit(AFD_SIM_GROUP_FAILED) | bit(AFD_SIM_GROUP_FORMED));
     if (t->ffn.copies == 1) paths &= ~bit(AFD_SIM_RESENT);
+    paths &= ~(bit(AFD_SIM_CUT) | bit(AFD_SIM_TAKEN_BACK)); /* partitions heal before a rank says so */
     if (!t->pipeline.gather_auto && !t->pipeline.gather_us) paths &= ~bit(AFD_SIM_HELD_BACK);
     return paths;
 }
