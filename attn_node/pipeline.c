@@ -142,6 +142,17 @@ int afd_pipeline_is_connected(const struct afd_pipeline *p)
     return 1;
 }
 
+int afd_pipeline_is_settled(const struct afd_pipeline *p)
+{
+    for (uint32_t i = 0; i < p->config.slots; i++)
+        for (uint64_t left = p->slots[i].flying; left; left &= left - 1) {
+            uint32_t instance = lowest(left);
+            for (uint64_t owed = p->slots[i].flights[instance].owed; owed; owed &= owed - 1)
+                if (!holds(p, lowest(owed), instance)) return 0;
+        }
+    return 1;
+}
+
 static void forgive(struct afd_pipeline *p, uint32_t instance)
 {
     p->slow &= ~bit(instance);

@@ -191,6 +191,7 @@ static const struct planted {
     {AFD_SIM_BUG_LOST_WAKE_UP, {"a wake-up was lost", NULL}},
     {AFD_SIM_BUG_EARLY_DELIVERY, {"is delivered, and the journal has", NULL}},
     {AFD_SIM_BUG_STALE_PARTIAL, {"undisturbed it is", "behind a stop token"}},
+    {AFD_SIM_BUG_DROPPED_SHARD, {"which it has dropped", NULL}},
     {AFD_SIM_BUG_QUARANTINE, {"two writers", "overwritten while it may be read"}},
     {AFD_SIM_BUG_NO_LEASE, {"although its lease is over", NULL}},
 };
