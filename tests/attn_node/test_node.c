@@ -127,7 +127,7 @@ static void test_a_stopped_ffn_rank_changes_no_token(void **state)
     w->ffn[0].stop_after = 60; /* by then its deadline is learned */
     for (uint32_t i = 0; i < 4; i++) submit(w, 80 + i, 9, 30);
     world_run_until(w, &w->finished, 4);
-    assert_int_equal(w->ffn[0].messages, 60);
+    assert_in_range(w->ffn[0].messages, 60, 61); /* two slots: two may have come at once */
     world_run_until(w, &w->heartbeats, w->heartbeats + 2);
     assert_true(w->hedges > 0);
     w->ffn[0].stop_after = 0;
