@@ -171,7 +171,21 @@ static void free_calls(struct cli_hosts *h, uint32_t count)
 
 /* ---- start */
 
-int cli_hosts_start(struct cli_hosts *h)
+/* Ends the supervisors of the calls that succeeded. */
+static void take_back(struct cli_hosts *h)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < h->count; i++)
+        if (!h->calls[i].exit_status) set_call(h, count++, i, (const char *const[]){"down", NULL});
+    afd_remote_run(h->topology, 0, h->calls, count, DOWN_GRACE_MS);
+    for (uint32_t i = 0; i < count; i++)
+        if (h->calls[i].exit_status)
+            cli_fail("host %s: not taken down: %s", h->calls[i].host, h->calls[i].words_out);
+    free_calls(h, count);
+    forget(h);
+}
+
+int cli_hosts_start(struct cli_hosts *h, int is_first)
 {
     struct afd_error error;
     struct afd_handover give;
@@ -191,6 +205,7 @@ int cli_hosts_start(struct cli_hosts *h)
             if (h->calls[i].exit_status) failed = cli_fail("host %s: %s", h->names[i], h->calls[i].words_out);
     free_calls(h, h->count);
     free(message);
+    if (failed && is_first) take_back(h);
     return failed;
 }
 

@@ -24,9 +24,9 @@ enum afd_status cli_hosts_prepare(const char *file, const char *dir, struct afd_
 /* The program `afd` on the hosts of `dir`'s topology. */
 enum afd_status cli_hosts_program(const char *dir, char out[AFD_PATH_BYTES], struct afd_error *error_out);
 
-/* By ssh: starts the supervisor of each host, or leaves the one that runs there; on failure ends those that
- * it has started, after words for each host. 0 or CLI_FAILED. */
-int cli_hosts_start(struct cli_hosts *hosts);
+/* By ssh: starts the supervisor of each host, or leaves the one that runs there. On failure, with words for
+ * each host, those that were started are ended again if it is the first start. 0 or CLI_FAILED. */
+int cli_hosts_start(struct cli_hosts *hosts, int is_first);
 /* By slurm: submits the job, or uses the one that this process is in, and returns when `dir` is written. */
 int cli_hosts_submit(const char *file, const struct afd_topology *topology, const char *dir, afd_ns deadline,
                      const volatile int *interrupted);

@@ -244,11 +244,12 @@ static int up_on_hosts(struct up *up, const char *file)
     result = is_slurm ? cli_hosts_submit(file, up->topology, up->dir, up->deadline, &interrupted) : CLI_OK;
     if (!result && !is_slurm && cli_hosts_prepare(file, up->dir, &error)) result = cli_fail("%s", error.text);
     if (!result && !(up->hosts = cli_hosts_open(up->dir, &error))) result = cli_fail("%s", error.text);
-    if (!result && !is_slurm) result = cli_hosts_start(up->hosts);
-    if (!result) result = wait_ready(up);
+    if (!result && !is_slurm) result = cli_hosts_start(up->hosts, !was_up);
+    if (result) goto out;
+    result = wait_ready(up);
     if (!result && !afd_state_address(up->dir, "http", address, &error))
         printf("ready: http://%s\n", address);
-    else if (!was_up && up->hosts)
+    else if (!was_up)
         cli_hosts_down(up->hosts, 1);
 out:
     cli_hosts_close(up->hosts);
