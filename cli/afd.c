@@ -21,6 +21,7 @@ static const struct cli_command commands[] = {
      cli_sim},
     {"render", "slurm|systemd|kubernetes FILE [-o DIR]", "a topology as files for another launcher",
      cli_render},
+    {"probe", "FILE [--ready]", "does a rank in a container live? FILE: its --health", cli_probe},
     {"help", "[COMMAND]", "this list, or a command's options", cli_help},
     {"supervise", "--topology FILE --state DIR ...", NULL, cli_supervise},
 };

@@ -90,6 +90,7 @@ CLI_DECLARE(ps);
 CLI_DECLARE(logs);
 CLI_DECLARE(supervise);
 CLI_DECLARE(render);
+CLI_DECLARE(probe);
 CLI_DECLARE(status);
 CLI_DECLARE(complete);
 CLI_DECLARE(chat);

@@ -17,6 +17,7 @@ static void send_ready(struct afd_ffn_node *node)
 void ffn_set_ready(struct afd_ffn_node *node)
 {
     node->is_ready = 1;
+    afd_health_ready(node->health);
     afd_log_info("ready: %u shards", node->held_count);
     send_ready(node);
 }

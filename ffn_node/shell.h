@@ -21,6 +21,7 @@
 #include "base/stages.h"
 #include "compute/compute.h"
 #include "deploy/agreement.h"
+#include "deploy/health.h"
 #include "ffn_node/group.h"
 #include "ffn_node/node.h"
 #include "proto/member.h"
@@ -116,6 +117,7 @@ struct afd_ffn_node {
     uint32_t held_count, heartbeat_ms, lease_ms;
     uint8_t held_at[AFD_MAX_SHARDS], held_shard[AFD_MAX_SHARDS]; /* shard -> index, index -> shard */
     int is_assigned, is_ready;
+    struct afd_health *health; /* NULL: none */
     uint32_t listed_sources_all; /* attention ranks of every rail that Peers lists */
 
     /* since the shards are known: memory.c */
