@@ -236,7 +236,7 @@ static int run_here(const char *script, const char *log)
     _exit(127);
 }
 
-static enum afd_status write_script(const char *file, const struct afd_topology *t, const char *dir,
+static enum afd_status write_script(const struct afd_topology *t, const char *dir,
                                     char path[AFD_PATH_BYTES + 32], struct afd_error *error)
 {
     char program[AFD_PATH_BYTES];
@@ -245,7 +245,7 @@ static enum afd_status write_script(const char *file, const struct afd_topology 
     FILE *f = status ? NULL : fopen(path, "we");
     if (status) return status;
     if (!f) return afd_fail(error, AFD_ERR_IO, "%s: %s", path, strerror(errno));
-    afd_render_slurm(t, program, file, dir, f);
+    afd_render_slurm(t, program, t->file, dir, f);
     return fclose(f) ? afd_fail(error, AFD_ERR_IO, "%s: %s", path, strerror(errno)) : AFD_OK;
 }
 
@@ -276,14 +276,14 @@ static int wait_for_job(const char *dir, long long job, int is_own, afd_ns deadl
     }
 }
 
-int cli_hosts_submit(const char *file, const struct afd_topology *t, const char *dir, afd_ns deadline,
+int cli_hosts_submit(const struct afd_topology *t, const char *dir, afd_ns deadline,
                      const volatile int *interrupted)
 {
     char script[AFD_PATH_BYTES + 32], log[AFD_PATH_BYTES + 32], command[2 * AFD_PATH_BYTES], answer[128];
     struct afd_error error;
     int is_own = getenv("SLURM_JOB_ID") != NULL;
     long long job = is_own ? atoll(getenv("SLURM_JOB_ID")) : 0;
-    if (write_script(file, t, dir, script, &error)) return cli_fail("%s", error.text);
+    if (write_script(t, dir, script, &error)) return cli_fail("%s", error.text);
     snprintf(log, sizeof log, "%s/logs/job.log", dir);
     if (is_own && run_here(script, log)) return cli_fail("fork: %s", strerror(errno));
     if (!is_own) {

@@ -28,7 +28,7 @@ enum afd_status cli_hosts_program(const char *dir, char out[AFD_PATH_BYTES], str
  * each host, those that were started are ended again if it is the first start. 0 or CLI_FAILED. */
 int cli_hosts_start(struct cli_hosts *hosts, int is_first);
 /* By slurm: submits the job, or uses the one that this process is in, and returns when `dir` is written. */
-int cli_hosts_submit(const char *file, const struct afd_topology *topology, const char *dir, afd_ns deadline,
+int cli_hosts_submit(const struct afd_topology *topology, const char *dir, afd_ns deadline,
                      const volatile int *interrupted);
 
 /* As the supervisors say it: {"cluster", "topology", "state", "processes", "unreached": [{"host", "words"}]}.

@@ -194,6 +194,11 @@ static int check_plan(const struct afd_topology *t)
     struct afd_plan_options options = {.host_memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
                                                             (uint64_t)sysconf(_SC_PAGESIZE)};
     enum afd_status status = afd_launcher_check(t, &error);
+    int is_elsewhere = t->launch.by != AFD_LAUNCH_LOCAL;
+    if (!status && is_elsewhere && access(t->model_dir, R_OK)) {
+        printf("note: %s is not here, so the plan is not checked\n", t->model_dir);
+        return CLI_OK;
+    }
     if (!status) status = afd_model_load(t->model_dir, &model, &error);
     if (!status) status = afd_plan_make(t, model, NULL, &options, &plan, &error);
     for (uint32_t i = 0; plan && i < plan->warning_count; i++) printf("warning: %s\n", plan->warnings[i]);
@@ -226,7 +231,7 @@ static enum afd_status launch(const struct up *up, struct afd_error *error)
 
 /* By ssh or slurm: a supervisor on each host. One that runs already stays, so that `afd up` again brings back
  * the hosts that are missing. */
-static int up_on_hosts(struct up *up, const char *file)
+static int up_on_hosts(struct up *up)
 {
     struct afd_error error;
     char address[AFD_ADDRESS_BYTES];
@@ -241,8 +246,9 @@ static int up_on_hosts(struct up *up, const char *file)
            is_slurm ? "slurm" : "ssh", afd_pool_ranks(&up->topology->attn),
            afd_pool_ranks(&up->topology->ffn));
     fflush(stdout);
-    result = is_slurm ? cli_hosts_submit(file, up->topology, up->dir, up->deadline, &interrupted) : CLI_OK;
-    if (!result && !is_slurm && cli_hosts_prepare(file, up->dir, &error)) result = cli_fail("%s", error.text);
+    result = is_slurm ? cli_hosts_submit(up->topology, up->dir, up->deadline, &interrupted) : CLI_OK;
+    if (!result && !is_slurm && cli_hosts_prepare(up->topology->file, up->dir, &error))
+        result = cli_fail("%s", error.text);
     if (!result && !(up->hosts = cli_hosts_open(up->dir, &error))) result = cli_fail("%s", error.text);
     if (!result && !is_slurm) result = cli_hosts_start(up->hosts, !was_up);
     if (result) goto out;
@@ -306,7 +312,7 @@ int cli_up(const struct cli_command *self, int argc, char **argv)
         struct sigaction action = {.sa_handler = on_interrupt};
         sigaction(SIGINT, &action, NULL);
         sigaction(SIGTERM, &action, NULL);
-        result = topology->launch.by == AFD_LAUNCH_LOCAL ? up_in(&up) : up_on_hosts(&up, file);
+        result = topology->launch.by == AFD_LAUNCH_LOCAL ? up_in(&up) : up_on_hosts(&up);
     }
     afd_topology_destroy(topology);
     return result;

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -117,11 +116,12 @@ static int be_task(const struct supervise *s)
 {
     char dir[AFD_PATH_BYTES], file[AFD_PATH_BYTES + 32], log[AFD_PATH_BYTES + 32];
     const char *host = getenv("SLURMD_NODENAME");
-    struct afd_error error = {"SLURMD_NODENAME is not set: this is no task of a Slurm job"};
+    struct afd_error error;
     struct afd_handover given = {.topology = NULL};
     struct afd_topology *topology = NULL;
-    if (!host || snprintf(dir, sizeof dir, "%s/host-%s", s->dir, host) >= (int)sizeof dir)
-        return cli_fail("%s", error.text);
+    if (!host) return cli_fail("SLURMD_NODENAME is not set: this is no task of a Slurm job");
+    if (snprintf(dir, sizeof dir, "%s/host-%s", s->dir, host) >= (int)sizeof dir)
+        return cli_fail("%s: too long", s->dir);
     enum afd_status status = afd_handover_load(s->dir, &given, &error);
     int lock = -1;
     if (!status) status = afd_state_make(dir, &error);
