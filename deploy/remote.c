@@ -205,7 +205,7 @@ static void last_words(struct run *r)
     while (r->err_used && (text[r->err_used - 1] == '\n' || text[r->err_used - 1] == '\r'))
         text[--r->err_used] = 0;
     char *line = strrchr(text, '\n');
-    snprintf(out, sizeof r->call->words_out, "%s", line ? line + 1 : text);
+    snprintf(out, sizeof r->call->words_out, "%.500s", line ? line + 1 : text);
 }
 
 static void finish(const struct afd_topology *t, struct run *r, int is_late)
