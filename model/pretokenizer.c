@@ -1,5 +1,6 @@
 #include "model/pretokenizer.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +16,24 @@ enum {
 static const char gpt2_pattern[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
+/* What the families' tokenizers split by, as their tokenizer.json files have it. */
+static const char digit_pattern[] = "\\p{N}", digits_pattern[] = "\\p{N}+", threes_pattern[] = "\\p{N}{1,3}";
+static const char llama3_pattern[] =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char qwen2_pattern[] =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char qwen35_pattern[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{"
+                                     "N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"
+                                     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char deepseek_cjk_pattern[] = "[\\x{4e00}-\\x{9fa5}\\x{3040}-\\x{309f}\\x{30a0}-\\x{30ff}]+";
+static const char deepseek_words_pattern[] =
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
+    " ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+
 static enum afd_status add_step(struct afd_pretokenizer *p, const char *pattern, uint32_t literal,
-                                struct afd_error *error_out)
+                                int drop_between, struct afd_error *error_out)
 {
     int code;
     PCRE2_SIZE at;
@@ -34,27 +51,40 @@ static enum afd_status add_step(struct afd_pretokenizer *p, const char *pattern,
         return afd_fail(error_out, AFD_ERR_CONFIG, "pre_tokenizer: pattern, byte %zu: %s", (size_t)at, words);
     }
     pcre2_jit_compile(step, PCRE2_JIT_COMPLETE); /* without JIT the interpreter matches the same */
-    p->steps[p->count++] = step;
+    p->steps[p->count++] = (struct afd_split){step, drop_between};
     return AFD_OK;
 }
 
+/* Isolated: matches and what lies between are pieces, so that inverting changes nothing. Removed, inverted:
+ * only the matches are. */
 static enum afd_status add_split(struct afd_pretokenizer *p, const json_t *config,
                                  struct afd_error *error_out)
 {
     const json_t *pattern = json_object_get(config, "pattern");
     const char *behavior = afd_json_text(config, "behavior");
-    int invert;
+    int invert, isolated = behavior && !strcmp(behavior, "Isolated"),
+                removed = behavior && !strcmp(behavior, "Removed");
     enum afd_status status = afd_json_bool(config, "invert", 0, &invert, error_out);
     if (status) return status;
-    if (!behavior || strcmp(behavior, "Isolated") || invert)
-        return afd_fail(error_out, AFD_ERR_CONFIG,
-                        "pre_tokenizer Split: behavior \"%.40s\"%s is not supported; expected \"Isolated\"",
-                        behavior ? behavior : "(none)", invert ? " inverted" : "");
+    if (!isolated && !(removed && invert))
+        return afd_fail(
+            error_out, AFD_ERR_CONFIG,
+            "pre_tokenizer Split: behavior \"%.40s\"%s is not supported; expected \"Isolated\", or "
+            "\"Removed\" inverted",
+            behavior ? behavior : "(none)", invert ? " inverted" : "");
     const char *regex = afd_json_text(pattern, "Regex"), *text = afd_json_text(pattern, "String");
     if (!regex && !text)
         return afd_fail(error_out, AFD_ERR_CONFIG,
                         "pre_tokenizer Split: expected a pattern, Regex or String");
-    return add_step(p, regex ? regex : text, !regex, error_out);
+    return add_step(p, regex ? regex : text, !regex, removed, error_out);
+}
+
+static enum afd_status add_digits(struct afd_pretokenizer *p, const json_t *config,
+                                  struct afd_error *error_out)
+{
+    int single;
+    enum afd_status status = afd_json_bool(config, "individual_digits", 0, &single, error_out);
+    return status ? status : add_step(p, single ? digit_pattern : digits_pattern, 0, 0, error_out);
 }
 
 static enum afd_status add_byte_level(struct afd_pretokenizer *p, const json_t *config,
@@ -66,14 +96,38 @@ static enum afd_status add_byte_level(struct afd_pretokenizer *p, const json_t *
         (status = afd_json_bool(config, "add_prefix_space", 1, &p->prefix_space, error_out)))
         return status;
     p->byte_level = p->count;
-    return use_regex ? add_step(p, gpt2_pattern, 0, error_out) : AFD_OK;
+    return use_regex ? add_step(p, gpt2_pattern, 0, 0, error_out) : AFD_OK;
 }
 
-/* Splits, then one ByteLevel: it turns text into the byte alphabet, so nothing may follow it. */
+static enum afd_status set_metaspace(struct afd_pretokenizer *p, const json_t *config,
+                                     struct afd_error *error_out)
+{
+    const char *replacement = afd_json_text(config, "replacement"),
+               *scheme = afd_json_text(config, "prepend_scheme");
+    int split, prefix;
+    enum afd_status status;
+    if ((status = afd_json_bool(config, "split", 1, &split, error_out)) ||
+        (status = afd_json_bool(config, "add_prefix_space", 1, &prefix, error_out)))
+        return status;
+    if (!replacement || strcmp(replacement, "\u2581"))
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "pre_tokenizer Metaspace: expected the replacement U+2581");
+    if (!scheme) scheme = prefix ? "always" : "never";
+    p->metaspace = 1;
+    p->words = split ? AFD_WORDS_EVERY : AFD_WORDS_NONE;
+    p->prepend = !strcmp(scheme, "always")  ? AFD_PREPEND_ALWAYS
+                 : !strcmp(scheme, "first") ? AFD_PREPEND_FIRST
+                                            : AFD_PREPEND_NEVER;
+    return AFD_OK;
+}
+
+/* Splits, then one ByteLevel: it turns text into the byte alphabet, so nothing may follow it. Or Metaspace
+ * alone, or nothing. */
 enum afd_status afd_pretokenizer_init(struct afd_pretokenizer *p, const json_t *config,
                                       struct afd_error *error_out)
 {
-    memset(p, 0, sizeof *p);
+    *p = (struct afd_pretokenizer){.byte_level = -1};
+    if (!config || json_is_null(config)) return AFD_OK;
     const char *type = afd_json_text(config, "type");
     const json_t *list = type && !strcmp(type, "Sequence") ? json_object_get(config, "pretokenizers") : NULL;
     size_t count = list ? json_array_size(list) : 1;
@@ -81,17 +135,22 @@ enum afd_status afd_pretokenizer_init(struct afd_pretokenizer *p, const json_t *
         const json_t *part = list ? json_array_get(list, i) : config;
         enum afd_status status;
         type = afd_json_text(part, "type");
-        int last = i + 1 == count, byte_level = type && !strcmp(type, "ByteLevel");
-        if (byte_level && last)
+        if (!type) type = "(none)";
+        int last = i + 1 == count;
+        if (!strcmp(type, "ByteLevel") && last)
             status = add_byte_level(p, part, error_out);
-        else if (type && !strcmp(type, "Split") && !last)
+        else if (!strcmp(type, "Metaspace") && count == 1)
+            status = set_metaspace(p, part, error_out);
+        else if (!strcmp(type, "Split") && !last)
             status = add_split(p, part, error_out);
+        else if (!strcmp(type, "Digits") && !last)
+            status = add_digits(p, part, error_out);
         else
-            status =
-                afd_fail(error_out, AFD_ERR_CONFIG,
-                         "pre_tokenizer: \"%.40s\" in place %zu of %zu is not supported; expected Split, and "
-                         "ByteLevel as the last",
-                         type ? type : "(none)", i + 1, count);
+            status = afd_fail(
+                error_out, AFD_ERR_CONFIG,
+                "pre_tokenizer: \"%.40s\" in place %zu of %zu is not supported; expected Split or Digits, "
+                "and ByteLevel as the last, or Metaspace alone",
+                type, i + 1, count);
         if (status) return status;
     }
     if (!count)
@@ -99,9 +158,44 @@ enum afd_status afd_pretokenizer_init(struct afd_pretokenizer *p, const json_t *
     return AFD_OK;
 }
 
+/* Names of one splitting are in one row. */
+static const struct {
+    const char *names;
+    const char *patterns[3];
+} named[] = {
+    {" gpt-2 gpt2 default mpt olmo jais ", {gpt2_pattern}},
+    {" llama-bpe llama3 llama-v3 falcon3 ", {llama3_pattern}},
+    {" qwen2 deepseek-r1-qwen ", {qwen2_pattern}},
+    {" qwen35 ", {qwen35_pattern}},
+    {" smollm starcoder refact command-r codeshell ", {digit_pattern, gpt2_pattern}},
+    {" deepseek-v3 deepseek-r1 ", {threes_pattern, deepseek_cjk_pattern, deepseek_words_pattern}},
+};
+
+enum afd_status afd_pretokenizer_named(struct afd_pretokenizer *p, const char *name,
+                                       struct afd_error *error_out)
+{
+    char key[40];
+    *p = (struct afd_pretokenizer){.byte_level = -1};
+    snprintf(key, sizeof key, " %.36s ", name);
+    for (size_t i = 0; i < sizeof named / sizeof *named; i++) {
+        if (!strstr(named[i].names, key)) continue;
+        for (int k = 0; k < 3 && named[i].patterns[k]; k++) {
+            enum afd_status status = add_step(p, named[i].patterns[k], 0, 0, error_out);
+            if (status) return status;
+        }
+        p->byte_level = p->count;
+        return AFD_OK;
+    }
+    return afd_fail(
+        error_out, AFD_ERR_CONFIG,
+        "tokenizer.ggml.pre: \"%.40s\" is not known; expected gpt-2, llama-bpe, qwen2, qwen35, smollm "
+        "or deepseek-v3",
+        name);
+}
+
 void afd_pretokenizer_fini(struct afd_pretokenizer *p)
 {
-    for (int i = 0; i < p->count; i++) pcre2_code_free(p->steps[i]);
+    for (int i = 0; i < p->count; i++) pcre2_code_free(p->steps[i].code);
     p->count = 0;
 }
 
@@ -123,7 +217,7 @@ void afd_cutter_fini(struct afd_cutter *cutter)
     pcre2_match_data_free(cutter->match);
     pcre2_match_context_free(cutter->context);
     pcre2_jit_stack_free(cutter->stack);
-    free(cutter->prefixed);
+    afd_buffer_fini(&cutter->prefixed);
 }
 
 /* The next match at or after `at`. 1 found, 0 none. */
@@ -150,15 +244,10 @@ static enum afd_status cut(struct afd_cutter *cutter, int step, const char *text
 /* ByteLevel puts the space before it splits. */
 static enum afd_status cut_prefixed(struct afd_cutter *cutter, int step, const char *text, size_t bytes)
 {
-    if (bytes + 1 > cutter->prefixed_room) {
-        char *grown = realloc(cutter->prefixed, bytes + 1);
-        if (!grown) return AFD_ERR_MEMORY;
-        cutter->prefixed = grown;
-        cutter->prefixed_room = bytes + 1;
-    }
-    cutter->prefixed[0] = ' ';
-    memcpy(cutter->prefixed + 1, text, bytes);
-    return cut(cutter, step, cutter->prefixed, bytes + 1);
+    cutter->prefixed.bytes = 0;
+    enum afd_status status = afd_buffer_add(&cutter->prefixed, " ", 1);
+    if (!status) status = afd_buffer_add(&cutter->prefixed, text, bytes);
+    return status ? status : cut(cutter, step, cutter->prefixed.data, bytes + 1);
 }
 
 static enum afd_status cut(struct afd_cutter *cutter, int step, const char *text, size_t bytes)
@@ -167,11 +256,12 @@ static enum afd_status cut(struct afd_cutter *cutter, int step, const char *text
     if (step == p->byte_level && p->prefix_space && *text != ' ')
         return cut_prefixed(cutter, step, text, bytes);
     if (step == p->count) return cutter->each(text, bytes, cutter->user);
+    const struct afd_split *split = &p->steps[step];
     const PCRE2_SIZE *found = pcre2_get_ovector_pointer(cutter->match);
     size_t done = 0, at = 0;
     enum afd_status status = AFD_OK;
     while (!status && at < bytes) {
-        int rc = next_match(cutter, p->steps[step], text, bytes, at);
+        int rc = next_match(cutter, split->code, text, bytes, at);
         if (rc < 0) return (enum afd_status)rc;
         if (!rc) break;
         /* Copied: the steps below use the same match data. \K can move the start past the end. */
@@ -181,16 +271,66 @@ static enum afd_status cut(struct afd_cutter *cutter, int step, const char *text
             while (at < bytes && ((unsigned char)text[at] & 0xc0) == 0x80) at++;
             continue;
         }
-        if (begin > done) status = cut(cutter, step + 1, text + done, begin - done);
+        if (begin > done && !split->drop_between) status = cut(cutter, step + 1, text + done, begin - done);
         if (!status) status = cut(cutter, step + 1, text + begin, end - begin);
         done = at = end;
     }
-    if (!status && done < bytes) status = cut(cutter, step + 1, text + done, bytes - done);
+    if (!status && done < bytes && !split->drop_between)
+        status = cut(cutter, step + 1, text + done, bytes - done);
     return status;
 }
 
-enum afd_status afd_cutter_cut(struct afd_cutter *cutter, const char *text, size_t bytes)
+static const char block[] = "\u2581";
+enum { BLOCK_BYTES = 3 };
+
+/* Spaces to U+2581, and one in front. */
+static enum afd_status rewrite(struct afd_cutter *cutter, const char **text, size_t *bytes, int is_first)
 {
+    const struct afd_pretokenizer *p = cutter->pretokenizer;
+    struct afd_buffer *out = &cutter->prefixed;
+    int begins = **text == ' ' || (*bytes >= BLOCK_BYTES && !memcmp(*text, block, BLOCK_BYTES));
+    int prepend =
+        !begins && (p->prepend == AFD_PREPEND_ALWAYS || (p->prepend == AFD_PREPEND_FIRST && is_first));
+    enum afd_status status = AFD_OK;
+    out->bytes = 0;
+    if (prepend) status = afd_buffer_add(out, block, BLOCK_BYTES);
+    for (size_t at = 0; !status && at < *bytes;) {
+        const char *space = memchr(*text + at, ' ', *bytes - at);
+        size_t end = space ? (size_t)(space - *text) : *bytes;
+        status = afd_buffer_add(out, *text + at, end - at);
+        if (!status && space) status = afd_buffer_add(out, block, BLOCK_BYTES);
+        at = end + 1;
+    }
+    *text = out->data;
+    *bytes = out->bytes;
+    return status;
+}
+
+static enum afd_status cut_words(struct afd_cutter *cutter, const char *text, size_t bytes)
+{
+    size_t done = 0, last = SIZE_MAX; /* where a block ended last */
+    enum afd_status status = AFD_OK;
+    for (size_t at = 0; !status && at < bytes;) {
+        const char *found = memmem(text + at, bytes - at, block, BLOCK_BYTES);
+        if (!found) break;
+        size_t begin = (size_t)(found - text);
+        int starts = cutter->pretokenizer->words == AFD_WORDS_EVERY || begin != last;
+        if (starts && begin > done) {
+            status = cutter->each(text + done, begin - done, cutter->user);
+            done = begin;
+        }
+        at = last = begin + BLOCK_BYTES;
+    }
+    return status ? status : cutter->each(text + done, bytes - done, cutter->user);
+}
+
+enum afd_status afd_cutter_cut(struct afd_cutter *cutter, const char *text, size_t bytes, int is_first)
+{
+    const struct afd_pretokenizer *p = cutter->pretokenizer;
     if (!bytes) return AFD_OK;
-    return cut(cutter, 0, text, bytes);
+    if (p->metaspace) {
+        enum afd_status status = rewrite(cutter, &text, &bytes, is_first);
+        if (status) return status;
+    }
+    return p->words ? cut_words(cutter, text, bytes) : cut(cutter, 0, text, bytes);
 }
