@@ -4,12 +4,14 @@
  *
  *   afd-reference-text encode MODEL    text to ids (four bytes each); special tokens are matched
  *   afd-reference-text decode MODEL    ids to text, special tokens kept
+ *   afd-reference-text render TEMPLATE a JSON object of variables to text, or to "!" and words
  *
- * MODEL is a directory, or a tokenizer.json. */
+ * MODEL is a directory, or a tokenizer.json; TEMPLATE a file. strftime_now writes 2026-01-02. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/jinja.h"
 #include "model/tokenizer.h"
 
 enum { REQUEST_LIMIT_BYTES = 1 << 28 };
@@ -64,6 +66,36 @@ static int decode(const struct afd_tokenizer *t, const char *body, size_t bytes)
     return 0;
 }
 
+static int render_all(const char *path)
+{
+    enum { TEMPLATE_BYTES = 1 << 20, DAY = 1767355200 };
+    struct afd_error error = {""};
+    struct afd_jinja *t = NULL;
+    char *source = calloc(1, TEMPLATE_BYTES), *body = NULL;
+    uint32_t bytes;
+    FILE *f = fopen(path, "rb");
+    size_t n = f && source ? fread(source, 1, TEMPLATE_BYTES, f) : 0;
+    if (f) fclose(f);
+    enum afd_status compiled = afd_jinja_compile(source, n, &t, &error);
+    while (read_request(&body, &bytes)) {
+        struct afd_jinja_output out = {0};
+        json_t *context = json_loadb(body, bytes, 0, NULL);
+        if (compiled || afd_jinja_render(t, context, NULL, DAY, &out, &error)) {
+            char words[1100];
+            answer(words, (size_t)snprintf(words, sizeof words, "!%s", error.text));
+        } else
+            answer(out.text, out.bytes);
+        afd_jinja_output_fini(&out);
+        json_decref(context);
+        free(body);
+        body = NULL;
+    }
+    free(body);
+    free(source);
+    afd_jinja_destroy(t);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct afd_tokenizer *t;
@@ -71,8 +103,9 @@ int main(int argc, char **argv)
     char *body = NULL;
     uint32_t bytes;
     int bad = 0, encodes = argc == 3 && !strcmp(argv[1], "encode");
+    if (argc == 3 && !strcmp(argv[1], "render")) return render_all(argv[2]);
     if (!encodes && (argc != 3 || strcmp(argv[1], "decode"))) {
-        fprintf(stderr, "usage: afd-reference-text encode|decode MODEL\n");
+        fprintf(stderr, "usage: afd-reference-text encode|decode|render FILE\n");
         return 2;
     }
     if (afd_tokenizer_load(argv[2], &t, &error)) {

@@ -8,7 +8,7 @@ tokenizer itself (words of all its languages, emoji, halves of characters, which
 white space, and special tokens in between. Then random ids are decoded by both, broken UTF-8 included.
 
 Code points that Unicode added after 14.0, and U+180E, are left out: the classes of PCRE2 10.42 and of the
-library's Oniguruma are of different versions there; so are the combining marks that Unicode 13 and 14 added, which
+library's Oniguruma are of different versions there; so are the combining marks that Unicode 10 to 14 added, which
 the library's NFC does not know. <0x41> tokens are not among the random ids: where a run of them is broken UTF-8 the
 library replaces all of it, afd only what is broken."""
 import argparse
@@ -43,9 +43,11 @@ def files():
             yield text[i:i + 3000]
 
 
-NEW_MARKS = {0x1715, 0xC3C, 0x1DFA, 0x16FF0, 0x16FF1, 0x11070, 0x1E2AE, 0x10EAB, 0x10EAC, 0x11935, 0x11938, 0x1193D,
-             0x1193E, 0x11943, *range(0x898, 0x8A0), *range(0x8CA, 0x8D3), *range(0x1ABF, 0x1ACF),
-             *range(0x10F82, 0x10F86)}
+NEW_MARKS = {0x7FD, 0x8D3, 0x9FE, 0xAFC, 0xC3C, 0xD3B, 0xD3C, 0xEBA, 0x1715, 0x10EAB, 0x10EAC, 0x11070, 0x1133B, 0x1145E,
+             0x11839, 0x1183A, 0x11935, 0x11938, 0x1193D, 0x1193E, 0x11943, 0x119E0, 0x11A34, 0x11A47, 0x11A99,
+             0x11D42, 0x11D44, 0x11D45, 0x11D97, 0x16FF0, 0x16FF1, 0x1E2AE, *range(0x898, 0x8A0),
+             *range(0x8CA, 0x8D3), *range(0x1ABF, 0x1ACF), *range(0x1DF6, 0x1DFB), *range(0x10A0D, 0x10A10),
+             *range(0x10F46, 0x10F51), *range(0x10F82, 0x10F86), *range(0x1E130, 0x1E137), *range(0x1E2EC, 0x1E2F0)}
 
 
 def known(c):
