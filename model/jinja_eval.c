@@ -88,8 +88,8 @@ static struct jinja_value get_variable(struct jinja_render *r, const char *name)
         for (size_t i = 0; i < s->count; i++)
             if (s->variables[i].name == name) return s->variables[i].value;
     }
-    const struct jinja_value *found = jinja_dict_named(r->context, name);
-    if (!found && r->trusted) found = jinja_dict_named(r->trusted, name);
+    const struct jinja_value *found = r->trusted ? jinja_dict_named(r->trusted, name) : NULL;
+    if (!found) found = jinja_dict_named(r->context, name);
     if (found) return *found;
     jinja_call call = jinja_find_global(name);
     return call ? function_value(r, call, jinja_none(), name) : jinja_undefined(name);

@@ -28,6 +28,7 @@ void afd_tokenizer_destroy(struct afd_tokenizer *tokenizer)
     free(tokenizer->vocab.tokens);
     free(tokenizer->vocab.bytes);
     free(tokenizer->chat_template);
+    afd_jinja_destroy(tokenizer->jinja);
     free(tokenizer);
 }
 

@@ -42,6 +42,10 @@ enum afd_status afd_tokenizer_build(const struct afd_tokenizer_source *source, s
                                     struct afd_error *error_out);
 void afd_tokenizer_destroy(struct afd_tokenizer *tokenizer); /* NULL is allowed */
 
+struct afd_gguf;
+enum afd_status afd_tokenizer_from_gguf(const struct afd_gguf *gguf, struct afd_tokenizer **out,
+                                        struct afd_error *error_out);
+
 /* An added token that is not special (a run of spaces, <tool_call>) is one token wherever text spells it; a
  * special one (<|endoftext|>) only with AFD_ENCODE_SPECIAL; with AFD_ENCODE_TEXT neither is, so text from a
  * client cannot become a control token. */

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "model/family.h"
+#include "model/gguf.h"
 #include "model/model.h"
 #include "model/tokenizer_parts.h"
 
@@ -399,17 +401,14 @@ static enum afd_status load_beside(struct afd_tokenizer *t, const char *dir, str
     return status;
 }
 
-enum afd_status afd_tokenizer_load(const char *path, struct afd_tokenizer **out, struct afd_error *error_out)
+static enum afd_status load_json(const char *path, struct afd_tokenizer **out, struct afd_error *error_out)
 {
     char file[PATH_MAX];
     struct stat info;
     struct loader l = {.error = error_out};
-    enum afd_status status = AFD_OK;
-    if (strlen(path) > PATH_MAX - 32)
-        return afd_fail(error_out, AFD_ERR_CONFIG, "tokenizer path is too long");
     int is_dir = !stat(path, &info) && S_ISDIR(info.st_mode);
     snprintf(file, sizeof file, is_dir ? "%.*s/tokenizer.json" : "%.*s", PATH_MAX - 32, path);
-    status = afd_json_load(file, FILE_LIMIT_BYTES, &l.root, error_out);
+    enum afd_status status = afd_json_load(file, FILE_LIMIT_BYTES, &l.root, error_out);
     if (status) return status;
     l.t = afd_tokenizer_new();
     l.buffer = malloc(AFD_TOKEN_LIMIT_BYTES + 1);
@@ -425,11 +424,27 @@ enum afd_status afd_tokenizer_load(const char *path, struct afd_tokenizer **out,
     }
     if (is_dir) status = load_beside(l.t, path, error_out);
     if (status) goto out;
+    afd_tokenizer_prepare_chat(l.t);
     *out = l.t;
     l.t = NULL;
 out:
     afd_tokenizer_destroy(l.t);
     json_decref(l.root);
     free(l.buffer);
+    return status;
+}
+
+enum afd_status afd_tokenizer_load(const char *path, struct afd_tokenizer **out, struct afd_error *error_out)
+{
+    char file[PATH_MAX];
+    struct afd_gguf *gguf;
+    if (strlen(path) > PATH_MAX - 32)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "tokenizer path is too long");
+    if (!afd_gguf_find(path, file)) return load_json(path, out, error_out);
+    enum afd_status status = afd_gguf_open(file, &gguf, error_out);
+    if (status) return status;
+    status = afd_tokenizer_from_gguf(gguf, out, error_out);
+    if (status) afd_error_prefix(error_out, "%s", file);
+    afd_gguf_close(gguf);
     return status;
 }

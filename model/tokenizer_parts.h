@@ -5,6 +5,7 @@
 
 #include "model/added.h"
 #include "model/bpe.h"
+#include "model/jinja.h"
 #include "model/pretokenizer.h"
 #include "model/tokenizer.h"
 
@@ -20,8 +21,10 @@ struct afd_tokenizer {
     int64_t bos; /* -1: none */
     int64_t eos;
     int adds_bos;
-    int strips_space; /* one space at the beginning of a text was put there by the tokenizer */
-    char *chat_template;
+    int strips_space;        /* one space at the beginning of a text was put there by the tokenizer */
+    char *chat_template;     /* NULL: none */
+    struct afd_jinja *jinja; /* the template for chat, compiled; NULL: it cannot be */
+    struct afd_error jinja_error;
 };
 
 /* An empty one; NULL without memory. */
@@ -36,11 +39,14 @@ enum afd_status afd_tokenizer_put_spaced(struct afd_tokenizer *t, uint32_t id, c
                                          int is_byte);
 /* The byte of "<0x41>"; -1: another text. */
 int afd_tokenizer_byte_of(const char *text, size_t bytes);
-/* A byte of common text that has no token; -1: none. Vocabularies may lack tokens of control characters and of
- * bytes that begin few characters: those encode to nothing. */
+/* A byte of common text that has no token; -1: none. Vocabularies may lack tokens of control characters and
+ * of bytes that begin few characters: those encode to nothing. */
 int afd_tokenizer_missing_byte(const struct afd_tokenizer *t);
 /* After the last token and merge: what speeds encoding up. */
 enum afd_status afd_tokenizer_seal(struct afd_tokenizer *t, int ignore_merges);
+
+/* Compiles the template for chat, the last step of building (chat.c). */
+enum afd_status afd_tokenizer_prepare_chat(struct afd_tokenizer *t);
 
 /* GPT-2 writes a vocabulary's bytes as characters: printable Latin-1 stands for itself, the 68 others are
  * U+0100 and on, ascending. */

@@ -174,7 +174,7 @@ static enum afd_status build_bytes(struct builder *b)
     enum afd_status status = afd_pretokenizer_named(&t->pretokenizer, pre, b->error);
     /* tokenizer.json of these says so; a GGUF file has no key for it. */
     int ignore_merges = !strcmp(pre, "llama-bpe") || !strcmp(pre, "llama3") || !strcmp(pre, "llama-v3");
-    if (!status && (!strncmp(pre, "qwen", 4) || !strcmp(pre, "deepseek-r1-qwen")))
+    if (!status && (!strcmp(pre, "qwen2") || !strcmp(pre, "deepseek-r1-qwen")))
         status = afd_normalizer_add(&t->normalizer, AFD_NORMAL_NFC, NULL, NULL, b->error);
     if (status) return status;
     if (afd_bpe_init(&t->bpe, b->s->merge_count, b->s->count)) return no_memory(b);
@@ -230,6 +230,7 @@ enum afd_status afd_tokenizer_build(const struct afd_tokenizer_source *source, s
         status = no_memory(b);
         goto out;
     }
+    afd_tokenizer_prepare_chat(t);
     *out = t;
     t = NULL;
 out:
