@@ -87,6 +87,7 @@ int afd_tokenizer_adds_bos(const struct afd_tokenizer *tokenizer);
 struct afd_detokenizer {
     const struct afd_tokenizer *tokenizer;
     int keep_special;
+    int keep_tags; /* special tokens that answer.h takes answers apart by; 0 after init */
     unsigned char held[4];
     unsigned held_bytes;
 };

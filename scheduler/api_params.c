@@ -405,7 +405,13 @@ static int encode_chat(const struct afd_chat_request *request, const struct afd_
             "This model's maximum context length is %u tokens. However, your messages have more. Please "
             "reduce the length of the messages.",
             l->max_context);
-    if (status != AFD_OK) return afd_api_fail(e, 400, "messages", NULL, "%s", words.text);
+    if (status != AFD_OK) { /* the words begin with what is at fault */
+        char param[64] = "messages";
+        size_t bytes = strcspn(words.text, ": ");
+        if (!strncmp(words.text, "messages[", 9) && memmem(words.text, bytes, "].content", 9))
+            snprintf(param, sizeof param, "%.*s", (int)bytes, words.text);
+        return afd_api_fail(e, 400, param, NULL, "%s", words.text);
+    }
     p->prompts[0].count = (uint32_t)tokens;
     for (int i = 0; i < AFD_CHAT_STOPS; i++)
         if (stops[i] && stops[i][0] && add_stop(p, stops[i], e)) return -1;
