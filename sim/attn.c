@@ -513,7 +513,8 @@ static void attn_told(struct sim_world *w, struct sim_node *node, struct sim_con
         n->batch_changed = 1;
         break;
     case SIM_DRAIN:
-        n->drains = node->is_let_go = 1;
+        node->is_let_go = 1;
+        node->shell->drain(w, node);
         break;
     default:
         sim_fail(w, "attn/%u was sent a message of kind %d", node->rank, m->kind);
@@ -524,7 +525,6 @@ static void attn_connected(struct sim_world *w, struct sim_node *node)
 {
     struct sim_attn *n = attn_of(node);
     n->ready_epoch = n->settled_epoch = 0;
-    n->told_drained = 0;
     afd_lease_register(&n->lease, w->now);
     flush(n);
     n->batch_changed = 1;
@@ -616,15 +616,11 @@ static void set_wake(struct sim_attn *n)
 static void attn_after(struct sim_world *w, struct sim_node *node)
 {
     struct sim_attn *n = attn_of(node);
+    (void)w;
     act(n);
     set_wake(n);
     if (n->settled_epoch != n->epoch) send_ready(n);
     struct afd_batch_counts counts = afd_batch_counts(n->batch);
-    if (n->drains && !n->leaves && !n->told_drained && !(counts.running + counts.waiting) &&
-        sim_is_connected(node)) {
-        n->told_drained = 1;
-        sim_control_send(w, node, sim_control_make(w, SIM_DRAINED));
-    }
     if (!n->leaves) return;
     if (!(counts.running + counts.waiting) || !sim_is_connected(node)) leave(n);
 }

@@ -58,7 +58,7 @@ struct sim_attn {
     struct sim_control *kept_first, **kept_last; /* tokens that wait for the scheduler */
     uint32_t kept_count;
     uint64_t epoch, ready_epoch, settled_epoch, preempted;
-    int batch_changed, drains, leaves, told_drained, room_due;
+    int batch_changed, drains, leaves, room_due;
     struct afd_lease lease;
     struct afd_reach reach;
     int is_parked;
