@@ -301,6 +301,7 @@ static void on_operator(struct sim_world *w, struct sim_node *nobody, void *p, u
 {
     (void)nobody, (void)p, (void)a;
     sim_run_wanted(w);
+    sim_start_again(w);
     sim_at(w, w->now + AFD_MS(100), NULL, on_operator, NULL, 0);
 }
 
