@@ -391,6 +391,7 @@ void sim_supervise(struct sim_world *w)
             launch(w, node);
             break;
         case AFD_SUPERVISE_TERM:
+            sim_count(w, AFD_SIM_SENT_AWAY); /* fall through */
         case AFD_SUPERVISE_KILL:
             signal_process(w, node, a.kind == AFD_SUPERVISE_KILL);
             break;
