@@ -15,8 +15,7 @@ static const char *const path_names[AFD_SIM_PATH_COUNT] = {
     "cancelled",     "preempted", "again",        "group-failed", "group-formed",   "restarted",
     "drained",       "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away",
     "scaled",        "shrunk",    "rolled-on",    "repaired",     "balanced",       "rolled-back",
-    "busy-changing", "cut",       "taken-back",   "loaded-more",  "dropped",        "sent-away",
-};
+    "busy-changing", "cut",       "taken-back",   "loaded-more",  "dropped",        "sent-away"};
 
 static const char *const bug_names[AFD_SIM_BUG_COUNT] = {
     "none",        "skipped-expert", "double-token",   "freed-block",   "old-generation",
