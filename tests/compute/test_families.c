@@ -112,6 +112,8 @@ static const char *const names[] = {
     "deepseek_v3",
     "deepseek_v2",
     "step3p5",
+    "llama_awq",
+    "llama_gptq",
     "llama_gguf",
     "llama_tied_gguf",
     "qwen3_moe_sparse_gguf",
