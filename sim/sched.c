@@ -454,9 +454,6 @@ void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_
     case SIM_TOKENS:
         on_tokens(s, conn, m);
         break;
-    case SIM_DRAINED:
-        afd_cluster_draining(s->cluster, conn->id);
-        break;
     case SIM_LEAVE:
         afd_cluster_leave(s->cluster, conn->id, "drained");
         break;
