@@ -334,6 +334,36 @@ static void test_lost_shard_is_loaded_elsewhere(void **state)
     end(&f);
 }
 
+static void test_uneven_load_moves_shards(void **state)
+{
+    (void)state;
+    const double load[EP] = {1, 6, 1, 6}; /* 1 and 3 begin on one instance */
+    struct fixture f;
+    begin(&f, 1);
+    for (int i = 0; i < 6; i++) {
+        afd_cluster_loads(f.cluster, load, f.now);
+        work(&f);
+    }
+    assert_int_equal(afd_cluster_own_change(f.cluster)->id, 0); /* nobody asked for it */
+    f.topology.ffn.rebalance = 1;
+    assert_true(afd_cluster_imbalance(f.cluster) < 1.1);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(afd_cluster_own_change(f.cluster)->id, 0);
+        afd_cluster_loads(f.cluster, load, f.now);
+        work(&f);
+    }
+    assert_int_equal(afd_cluster_own_change(f.cluster)->kind, AFD_CHANGE_BALANCE);
+    assert_true(afd_cluster_imbalance(f.cluster) < 1.1);
+    expect(&f, 2, 2);
+    uint64_t change = afd_cluster_own_change(f.cluster)->id;
+    for (int i = 0; i < 9; i++) { /* and then it rests */
+        afd_cluster_loads(f.cluster, load, f.now);
+        work(&f);
+    }
+    assert_int_equal(afd_cluster_own_change(f.cluster)->id, change);
+    end(&f);
+}
+
 static void test_restart_one_after_the_other(void **state)
 {
     (void)state;
@@ -455,6 +485,7 @@ int main(void)
         cmocka_unit_test(test_rolled_back),
         cmocka_unit_test(test_what_cannot_be),
         cmocka_unit_test(test_lost_shard_is_loaded_elsewhere),
+        cmocka_unit_test(test_uneven_load_moves_shards),
         cmocka_unit_test(test_restart_one_after_the_other),
         cmocka_unit_test(test_restored),
     };
