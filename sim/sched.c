@@ -581,11 +581,13 @@ int sim_sched_restart(struct sim_world *w, struct sim_node *rank)
     return s && count && asked(w, afd_cluster_restart(s->cluster, ranks, count, w->now, &error));
 }
 
-void sim_sched_gave_up(struct sim_world *w, struct sim_node *rank)
+void sim_sched_process(struct sim_world *w, struct sim_node *rank, int gave_up)
 {
     struct sim_sched *s = reached(w);
     if (!s) return;
-    afd_cluster_process(s->cluster, sim_role(rank), rank->rank, rank->start, 1, "it cannot be started");
+    afd_cluster_process(s->cluster, sim_role(rank), rank->rank,
+                        afd_supervisor_start(w->supervisor, rank->index), gave_up,
+                        gave_up ? "it cannot be started" : "");
     work(s);
 }
 
