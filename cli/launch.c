@@ -198,7 +198,7 @@ static enum afd_status launch(const struct up *up, struct afd_error *error)
         printf("starting %s: %u attention and %u FFN ranks; state and logs in %s\n", up->topology->cluster,
                afd_pool_ranks(&up->topology->attn), afd_pool_ranks(&up->topology->ffn), up->dir);
         fflush(stdout);
-        status = afd_launcher_start(up->topology, up->dir, lock, error);
+        status = afd_launcher_start(up->topology, NULL, up->dir, lock, error);
     }
     close(lock); /* the supervisor has it now */
     return status;
@@ -263,14 +263,16 @@ int cli_up(const struct cli_command *self, int argc, char **argv)
 
 int cli_supervise(const struct cli_command *self, int argc, char **argv)
 {
-    const char *file = NULL, *dir = NULL;
+    const char *file = NULL, *dir = NULL, *host = NULL;
     uint64_t lock_fd = UINT64_MAX, ready_fd = UINT64_MAX;
     int help;
-    const struct cli_option options[] = {{"--topology", 0, CLI_TEXT, &file, "the topology"},
-                                         {"--state", 0, CLI_TEXT, &dir, "the state directory"},
-                                         {"--lock-fd", 0, CLI_COUNT, &lock_fd, "the lock, held"},
-                                         {"--ready-fd", 0, CLI_COUNT, &ready_fd, "told when it listens"},
-                                         {0}};
+    const struct cli_option options[] = {
+        {"--topology", 0, CLI_TEXT, &file, "the topology"},
+        {"--state", 0, CLI_TEXT, &dir, "the state directory"},
+        {"--host", 0, CLI_TEXT, &host, "this host's name (default: all of them)"},
+        {"--lock-fd", 0, CLI_COUNT, &lock_fd, "the lock, held"},
+        {"--ready-fd", 0, CLI_COUNT, &ready_fd, "told when it listens"},
+        {0}};
     if (cli_parse(self, argc, argv, options, NULL, 0, &help) < 0) return cli_parse_exit(help);
     if (!file || !dir || lock_fd > 1000 || ready_fd > 1000 || fcntl((int)lock_fd, F_SETFD, FD_CLOEXEC) ||
         fcntl((int)ready_fd, F_SETFD, FD_CLOEXEC)) {
@@ -280,7 +282,7 @@ int cli_supervise(const struct cli_command *self, int argc, char **argv)
     struct afd_error error;
     struct afd_topology *topology = NULL;
     char bin[AFD_PATH_BYTES];
-    struct afd_launch launch = {.state_dir = dir, .bin_dir = bin, .ready_fd = (int)ready_fd};
+    struct afd_launch launch = {.host = host, .state_dir = dir, .bin_dir = bin, .ready_fd = (int)ready_fd};
     afd_log_init("supervisor", AFD_LOG_INFO);
     enum afd_status status = afd_topology_load(file, &topology, &error);
     launch.topology = topology;

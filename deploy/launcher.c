@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "deploy/agent.h"
 #include "deploy/supervisor.h"
 
 enum { SCHEDULER = 0, REQUEST_BYTES = 4096, MAX_SIGNALS = 3 };
@@ -52,9 +53,17 @@ struct launcher {
     struct afd_supervisor *supervisor;
     struct process *processes;
     uint32_t count;
+    struct afd_agent *agents[AFD_MAX_CLUSTER_HOSTS]; /* one for each name of this machine */
+    uint32_t agent_count;
     char http[AFD_ADDRESS_BYTES], control[AFD_ADDRESS_BYTES]; /* the scheduler's, once known */
+    char reached[2 * AFD_ADDRESS_BYTES];                      /* its control address, from here */
     int is_stopping_said, scheduler_gave_up;
 };
+
+static enum afd_role role_of(const struct process *p)
+{
+    return strcmp(p->role, "ffn") != 0 ? AFD_ROLE_ATTN : AFD_ROLE_FFN;
+}
 
 /* ---- what can be started */
 
@@ -79,12 +88,17 @@ enum afd_status afd_launcher_check(const struct afd_topology *t, struct afd_erro
             error_out, AFD_ERR_CONFIG,
             "%s: transport.data: loop joins threads of one process, and ranks are processes; expected auto",
             t->file);
-    for (int p = 0; p < 2; p++)
+    if (t->launch.by == AFD_LAUNCH_KUBERNETES)
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "%s: Kubernetes starts its pods itself; `afd render kubernetes %s` writes the files",
+                        t->file, t->file);
+    for (int p = 0; t->launch.by == AFD_LAUNCH_LOCAL && p < 2; p++)
         for (uint32_t i = 0; i < pools[p]->host_count; i++)
             if (!is_this_host(pools[p]->hosts[i]))
-                return afd_fail(error_out, AFD_ERR_CONFIG,
-                                "%s: host %s is not this machine, and this version launches by local only",
-                                t->file, pools[p]->hosts[i]);
+                return afd_fail(
+                    error_out, AFD_ERR_CONFIG,
+                    "%s: host %s is not this machine, and launch.by is local; expected ssh or slurm", t->file,
+                    pools[p]->hosts[i]);
     return AFD_OK;
 }
 
@@ -167,22 +181,16 @@ static int start_scheduler(struct launcher *l, struct process *p)
 static int start_rank(struct launcher *l, struct process *p)
 {
     char program[AFD_PATH_BYTES + 32], secret[AFD_PATH_BYTES + 32], rank[16];
-    char scheduler[AFD_ADDRESS_BYTES];
-    struct afd_error error;
     snprintf(program, sizeof program, "%s/afd-%s-node", l->launch.bin_dir, p->role);
     snprintf(secret, sizeof secret, "%s/secret", l->launch.state_dir);
     snprintf(rank, sizeof rank, "%u", p->rank);
-    if (afd_state_address(l->launch.state_dir, "control", scheduler, &error)) {
-        afd_log_error("%s cannot be started: %s", p->name, error.text);
-        return -1;
-    }
     char *argv[] = {program,
                     "--topology",
                     (char *)l->launch.topology->file,
                     "--rank",
                     rank,
                     "--scheduler",
-                    scheduler,
+                    l->reached,
                     "--secret-file",
                     secret,
                     NULL};
@@ -215,9 +223,15 @@ static enum afd_child_end end_of(int status)
                                                       : AFD_CHILD_CRASHED;
 }
 
+static void tell_agents(struct launcher *l)
+{
+    for (uint32_t i = 0; i < l->agent_count; i++) afd_agent_changed(l->agents[i]);
+}
+
 static void act(struct launcher *l, const struct afd_supervisor_action *a)
 {
     struct process *p = &l->processes[a->child];
+    tell_agents(l);
     switch (a->kind) {
     case AFD_SUPERVISE_START:
         if (a->child == SCHEDULER ? start_scheduler(l, p) : start_rank(l, p))
@@ -291,6 +305,7 @@ static void on_child(evutil_socket_t fd, short what, void *user)
         else
             afd_log_warn("%s ended: %s", p->name, exit_words(status, words));
         afd_supervisor_exited(l->supervisor, i, end, afd_now());
+        tell_agents(l);
     }
     carry_out(l);
 }
@@ -307,6 +322,13 @@ static void on_timer(evutil_socket_t fd, short what, void *user)
     (void)fd, (void)what;
     afd_supervisor_tick(l->supervisor, afd_now());
     carry_out(l);
+}
+
+/* Where the scheduler is reached from here is known: ranks can start. */
+static void scheduler_is_at(struct launcher *l, const char *address)
+{
+    snprintf(l->reached, sizeof l->reached, "%s", address);
+    for (uint32_t i = 0; i < l->agent_count; i++) afd_agent_connect(l->agents[i], address);
 }
 
 /* DIR changed: the scheduler may have written where it listens. */
@@ -326,11 +348,52 @@ static void on_watch(evutil_socket_t fd, short what, void *user)
         char reached[AFD_ADDRESS_BYTES];
         strcpy(l->http, http);
         strcpy(l->control, control);
-        if (!afd_state_address(l->launch.state_dir, "control", reached, &error))
+        if (!afd_state_address(l->launch.state_dir, "control", reached, &error)) {
+            scheduler_is_at(l, reached);
             afd_supervisor_scheduler_up(l->supervisor, afd_now());
+        }
         carry_out(l);
     }
     json_decref(content);
+}
+
+/* ---- the scheduler: what runs here, and what is to */
+
+static uint32_t list_ranks(const char *host, struct afd_agent_rank *out, void *user)
+{
+    struct launcher *l = user;
+    uint32_t count = 0;
+    for (uint32_t i = SCHEDULER + 1; i < l->count; i++) {
+        const struct process *p = &l->processes[i];
+        enum afd_child_state state = afd_supervisor_state(l->supervisor, i);
+        if (state == AFD_CHILD_ABSENT || strcmp(p->host, host) != 0) continue;
+        struct afd_agent_rank *r = &out[count++];
+        *r = (struct afd_agent_rank){.role = role_of(p),
+                                     .rank = p->rank,
+                                     .start = afd_supervisor_start(l->supervisor, i),
+                                     .restarts = afd_supervisor_restarts(l->supervisor, i),
+                                     .pid = (uint32_t)p->pid,
+                                     .state = afd_child_state_name(state)};
+        if (!p->pid && p->status >= 0) exit_words(p->status, r->words);
+    }
+    return count;
+}
+
+static void run_ranks(const char *host, const struct afd_agent_rank *ranks, uint32_t count, void *user)
+{
+    struct launcher *l = user;
+    afd_ns now = afd_now();
+    for (uint32_t i = SCHEDULER + 1; i < l->count; i++) {
+        const struct process *p = &l->processes[i];
+        uint32_t k = 0;
+        if (strcmp(p->host, host) != 0) continue;
+        while (k < count && (ranks[k].rank != p->rank || ranks[k].role != role_of(p))) k++;
+        if (k < count)
+            afd_supervisor_run(l->supervisor, i, ranks[k].start, now);
+        else
+            afd_supervisor_leave(l->supervisor, i, now);
+    }
+    carry_out(l);
 }
 
 /* ---- the socket */
@@ -342,6 +405,7 @@ static json_t *answer_ps(const struct launcher *l)
     for (uint32_t i = 0; i < l->count; i++) {
         const struct process *p = &l->processes[i];
         char words[64];
+        if (afd_supervisor_state(l->supervisor, i) == AFD_CHILD_ABSENT) continue;
         json_t *one = json_pack("{s:s, s:i, s:i, s:i, s:s, s:s, s:i, s:f, s:s}", "role", p->role, "instance",
                                 (int)p->instance, "rank", (int)p->rank, "pid", (int)p->pid, "host", p->host,
                                 "state", afd_child_state_name(afd_supervisor_state(l->supervisor, i)),
@@ -457,6 +521,30 @@ static enum afd_status open_events(struct launcher *l, struct afd_error *error)
     return open_socket(l, error);
 }
 
+/* One for each name by which the topology calls this machine. */
+static enum afd_status open_agents(struct launcher *l, struct afd_error *error)
+{
+    char secret[AFD_PATH_BYTES + 32];
+    struct afd_agent_config config = {.base = l->base,
+                                      .topology = l->launch.topology,
+                                      .limit = l->count - 1,
+                                      .list = list_ranks,
+                                      .run = run_ranks,
+                                      .user = l};
+    snprintf(secret, sizeof secret, "%s/secret", l->launch.state_dir);
+    enum afd_status status = afd_secret_read(secret, config.secret, error);
+    if (status) return status;
+    for (uint32_t i = SCHEDULER + 1; i < l->count; i++) {
+        uint32_t k = SCHEDULER + 1;
+        config.host = l->processes[i].host;
+        while (strcmp(l->processes[k].host, config.host) != 0) k++;
+        if (k < i) continue; /* it has one */
+        l->agents[l->agent_count] = afd_agent_create(&config);
+        if (!l->agents[l->agent_count++]) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    }
+    return AFD_OK;
+}
+
 static void add_process(struct launcher *l, const char *role, uint32_t instance, uint32_t rank,
                         const char *host)
 {
@@ -476,23 +564,36 @@ static enum afd_status create_processes(struct launcher *l, struct afd_error *er
 {
     const struct afd_topology *t = l->launch.topology;
     const struct afd_pool *pools[AFD_ROLE_COUNT] = {&t->attn, &t->ffn};
-    uint32_t total = 1 + afd_pool_ranks(&t->attn) + afd_pool_ranks(&t->ffn);
-    struct afd_supervisor_config config = {.children = total,
+    const char *here = l->launch.host; /* NULL: all hosts are */
+    uint32_t most = 1;
+    for (int role = 0; role < AFD_ROLE_COUNT; role++)
+        most += pools[role]->max_instances * pools[role]->ranks_per_instance;
+    l->processes = calloc(most, sizeof *l->processes);
+    if (!l->processes) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    add_process(l, "scheduler", 0, 0, t->scheduler.host);
+    for (uint32_t i = 0; i < most - 1; i++) {
+        uint32_t attn = t->attn.max_instances * t->attn.ranks_per_instance;
+        enum afd_role role = i < attn ? AFD_ROLE_ATTN : AFD_ROLE_FFN;
+        uint32_t rank = i < attn ? i : i - attn;
+        const char *host = afd_rank_host(t, role, rank);
+        if (!here || !strcmp(host, here))
+            add_process(l, afd_role_name(role), rank / pools[role]->ranks_per_instance, rank, host);
+    }
+    struct afd_supervisor_config config = {.children = l->count,
                                            .backoff_first = AFD_MS(200),
                                            .backoff_most = AFD_SECONDS(10),
                                            .window = AFD_SECONDS(60),
-                                           .drain = AFD_SECONDS(t->scheduler.drain_s + KILL_AFTER_DRAIN_S)};
+                                           .drain = AFD_SECONDS(t->scheduler.drain_s + KILL_AFTER_DRAIN_S),
+                                           .is_remote = here && strcmp(here, t->scheduler.host) != 0,
+                                           .never_restart = (int)t->launch.never_restart};
     l->supervisor = afd_supervisor_create(&config);
-    l->processes = calloc(total, sizeof *l->processes);
-    if (!l->supervisor || !l->processes) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
-    add_process(l, "scheduler", 0, 0, t->scheduler.host);
-    for (int role = 0; role < AFD_ROLE_COUNT; role++)
-        for (uint32_t r = 0; r < afd_pool_ranks(pools[role]); r++) {
-            if (role == AFD_ROLE_FFN) afd_supervisor_set_stage(l->supervisor, l->count, 2);
-            add_process(l, afd_role_name(role), r / pools[role]->ranks_per_instance, r,
-                        afd_rank_host(t, role, r));
-        }
-    assert(l->count == total);
+    if (!l->supervisor) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    for (uint32_t i = SCHEDULER + 1; i < l->count; i++) {
+        enum afd_role role = role_of(&l->processes[i]);
+        if (role == AFD_ROLE_FFN) afd_supervisor_set_stage(l->supervisor, i, 2);
+        if (l->processes[i].rank >= afd_pool_ranks(pools[role])) /* of a scale that may come */
+            afd_supervisor_leave(l->supervisor, i, afd_now());
+    }
     return AFD_OK;
 }
 
@@ -504,7 +605,11 @@ static void launcher_close(struct launcher *l)
     if (l->watch) event_free(l->watch);
     if (l->listener) evconnlistener_free(l->listener);
     while (l->clients) client_free(l->clients);
-    if (l->base) event_base_free(l->base);
+    for (uint32_t i = 0; i < l->agent_count; i++) afd_agent_destroy(l->agents[i]);
+    if (l->base) {
+        event_base_dispatch(l->base); /* what closed connections still write: a second at most */
+        event_base_free(l->base);
+    }
     if (l->watch_fd >= 0) close(l->watch_fd);
     afd_supervisor_destroy(l->supervisor);
     free(l->processes);
@@ -515,6 +620,7 @@ enum afd_status afd_launcher_run(const struct afd_launch *launch, struct afd_err
     struct launcher l = {.launch = *launch, .watch_fd = -1};
     enum afd_status status = create_processes(&l, error_out);
     if (!status) status = open_events(&l, error_out);
+    if (!status) status = open_agents(&l, error_out);
     if (!status) {
         json_t *cluster =
             json_pack("{s:s, s:s, s:i, s:I}", "cluster", launch->topology->cluster, "topology",
@@ -526,6 +632,11 @@ enum afd_status afd_launcher_run(const struct afd_launch *launch, struct afd_err
         if (launch->ready_fd >= 0) {
             if (write(launch->ready_fd, "1", 1) != 1) afd_log_warn("who started the supervisor is gone");
             close(launch->ready_fd);
+        }
+        if (launch->host && strcmp(launch->host, launch->topology->scheduler.host) != 0) {
+            char address[2 * AFD_ADDRESS_BYTES];
+            afd_topology_reach(launch->topology, launch->topology->scheduler.control, address);
+            scheduler_is_at(&l, address);
         }
         afd_supervisor_begin(l.supervisor, afd_now());
         carry_out(&l);
@@ -542,7 +653,8 @@ enum afd_status afd_launcher_run(const struct afd_launch *launch, struct afd_err
 /* ---- leaving a daemon behind */
 
 /* Runs in the grandchild: no terminal, no parent but init. */
-static void exec_supervisor(const struct afd_topology *t, const char *state_dir, int lock_fd, int ready_fd)
+static void exec_supervisor(const struct afd_topology *t, const char *host, const char *state_dir,
+                            int lock_fd, int ready_fd)
 {
     char log[AFD_PATH_BYTES + 32], lock[16], ready[16];
     snprintf(log, sizeof log, "%s/logs/supervisor.log", state_dir);
@@ -554,13 +666,13 @@ static void exec_supervisor(const struct afd_topology *t, const char *state_dir,
     fcntl(lock_fd, F_SETFD, 0); /* these two pass exec; the supervisor marks them again */
     fcntl(ready_fd, F_SETFD, 0);
     execl("/proc/self/exe", "afd", "supervise", "--topology", t->file, "--state", state_dir, "--lock-fd",
-          lock, "--ready-fd", ready, NULL);
+          lock, "--ready-fd", ready, host ? "--host" : NULL, host, NULL);
     dprintf(2, "afd supervise: %s\n", strerror(errno));
     _exit(127);
 }
 
-enum afd_status afd_launcher_start(const struct afd_topology *topology, const char *state_dir, int lock_fd,
-                                   struct afd_error *error_out)
+enum afd_status afd_launcher_start(const struct afd_topology *topology, const char *host,
+                                   const char *state_dir, int lock_fd, struct afd_error *error_out)
 {
     enum { START_MS = 20000 };
     int ready[2];
@@ -577,7 +689,7 @@ enum afd_status afd_launcher_start(const struct afd_topology *topology, const ch
         setsid();
         pid_t daemon = fork();
         if (daemon) _exit(daemon < 0);
-        exec_supervisor(topology, state_dir, lock_fd, ready[1]);
+        exec_supervisor(topology, host, state_dir, lock_fd, ready[1]);
     }
     close(ready[1]);
     int status;

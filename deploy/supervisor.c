@@ -8,8 +8,11 @@ enum { SCHEDULER = 0, LAST_STAGE = 2, ACTIONS_A_CHILD = 4 };
 struct child {
     enum afd_child_state state;
     uint32_t stage;
+    uint32_t start, started_as; /* as asked for; as it was when the process began */
+    int is_told, is_wanted;     /* is_told: `start` was given by afd_supervisor_run */
+    int is_killed;
     uint32_t restarts, in_a_row;
-    afd_ns started, due;                             /* due: in BACKOFF */
+    afd_ns started, due, kill_at; /* due: in BACKOFF; kill_at: in STOPPING, of one that leaves */
     afd_ns failures[AFD_SUPERVISOR_WINDOW_FAILURES]; /* a ring */
     uint32_t failure_count;
 };
@@ -26,7 +29,8 @@ struct afd_supervisor {
 
 const char *afd_child_state_name(enum afd_child_state state)
 {
-    static const char *const names[] = {"waiting", "running", "backoff", "stopping", "exited", "failed"};
+    static const char *const names[] = {"waiting", "running", "backoff", "stopping",
+                                        "exited",  "failed",  "absent"};
     return names[state];
 }
 
@@ -42,7 +46,14 @@ struct afd_supervisor *afd_supervisor_create(const struct afd_supervisor_config 
         afd_supervisor_destroy(s);
         return NULL;
     }
-    for (uint32_t i = 0; i < config->children; i++) s->children[i].stage = i == SCHEDULER ? 0 : 1;
+    for (uint32_t i = 0; i < config->children; i++) {
+        s->children[i].stage = i == SCHEDULER ? 0 : 1;
+        s->children[i].is_wanted = 1;
+    }
+    if (config->is_remote) {
+        s->children[SCHEDULER].state = AFD_CHILD_ABSENT;
+        s->children[SCHEDULER].is_wanted = 0;
+    }
     return s;
 }
 
@@ -78,14 +89,29 @@ int afd_supervisor_next(struct afd_supervisor *s, struct afd_supervisor_action *
 
 static void start(struct afd_supervisor *s, uint32_t i, afd_ns now)
 {
-    s->children[i].state = AFD_CHILD_RUNNING;
-    s->children[i].started = now;
+    struct child *c = &s->children[i];
+    c->state = AFD_CHILD_RUNNING;
+    c->started = now;
+    c->started_as = c->start;
+    c->is_killed = 0;
     push(s, AFD_SUPERVISE_START, i);
+}
+
+/* A rank starts as soon as there is a scheduler to register with. */
+static void start_or_wait(struct afd_supervisor *s, uint32_t i, afd_ns now)
+{
+    if (i != SCHEDULER && !s->scheduler_is_up)
+        s->children[i].state = AFD_CHILD_WAITING;
+    else
+        start(s, i, now);
 }
 
 void afd_supervisor_begin(struct afd_supervisor *s, afd_ns now)
 {
-    start(s, SCHEDULER, now);
+    if (s->config.is_remote)
+        afd_supervisor_scheduler_up(s, now);
+    else
+        start(s, SCHEDULER, now);
 }
 
 void afd_supervisor_scheduler_up(struct afd_supervisor *s, afd_ns now)
@@ -100,6 +126,42 @@ static int is_alive(const struct child *c)
 {
     return c->state == AFD_CHILD_RUNNING || c->state == AFD_CHILD_STOPPING;
 }
+
+/* ---- which ranks are to run */
+
+void afd_supervisor_run(struct afd_supervisor *s, uint32_t i, uint32_t number, afd_ns now)
+{
+    struct child *c = &s->children[i];
+    assert(i != SCHEDULER && i < s->config.children);
+    if (s->stopping) return;
+    int is_absent = c->state == AFD_CHILD_ABSENT, is_again = number > c->start;
+    if (!c->is_told && c->state == AFD_CHILD_RUNNING) c->started_as = number;
+    if (is_again || !c->is_told) c->start = number;
+    c->is_told = 1;
+    c->is_wanted = 1;
+    int has_left = c->state == AFD_CHILD_EXITED || c->state == AFD_CHILD_FAILED;
+    if (!is_absent && !(has_left && is_again)) return;
+    c->failure_count = c->in_a_row = 0;
+    if (has_left) c->restarts++;
+    start_or_wait(s, i, now);
+}
+
+void afd_supervisor_leave(struct afd_supervisor *s, uint32_t i, afd_ns now)
+{
+    struct child *c = &s->children[i];
+    assert(i != SCHEDULER && i < s->config.children);
+    if (s->stopping || !c->is_wanted) return;
+    c->is_wanted = 0;
+    if (c->state != AFD_CHILD_RUNNING) {
+        if (c->state != AFD_CHILD_STOPPING) c->state = AFD_CHILD_ABSENT;
+        return;
+    }
+    c->state = AFD_CHILD_STOPPING;
+    c->kill_at = now + s->config.drain;
+    push(s, AFD_SUPERVISE_TERM, i);
+}
+
+/* ---- the end of everything */
 
 /* Asks the children of the stage to finish; with none left alive in it, those of the next one. */
 static void stop_stage(struct afd_supervisor *s)
@@ -132,6 +194,8 @@ void afd_supervisor_stop(struct afd_supervisor *s, afd_ns now)
     stop_stage(s);
 }
 
+/* ---- the end of a child */
+
 /* Records a failure; 1 when it was one too many. */
 static int failed_too_often(const struct afd_supervisor *s, struct child *c, afd_ns now)
 {
@@ -141,22 +205,8 @@ static int failed_too_often(const struct afd_supervisor *s, struct child *c, afd
     return now - oldest <= s->config.window;
 }
 
-void afd_supervisor_exited(struct afd_supervisor *s, uint32_t i, enum afd_child_end end, afd_ns now)
+static void fall_back(struct afd_supervisor *s, struct child *c, afd_ns now)
 {
-    struct child *c = &s->children[i];
-    assert(is_alive(c));
-    if (s->stopping || (end == AFD_CHILD_DONE && i != SCHEDULER)) {
-        c->state = AFD_CHILD_EXITED;
-        if (s->stopping) stop_stage(s);
-        return;
-    }
-    if (i == SCHEDULER) s->scheduler_is_up = 0;
-    if (failed_too_often(s, c, now) || end == AFD_CHILD_UNUSABLE) {
-        c->state = AFD_CHILD_FAILED;
-        push(s, AFD_SUPERVISE_GIVE_UP, i);
-        if (i == SCHEDULER) afd_supervisor_stop(s, now);
-        return;
-    }
     if (now - c->started >= s->config.window) c->in_a_row = 0;
     afd_ns wait = s->config.backoff_first;
     for (uint32_t n = 0; n < c->in_a_row && wait < s->config.backoff_most; n++) wait *= 2;
@@ -165,26 +215,67 @@ void afd_supervisor_exited(struct afd_supervisor *s, uint32_t i, enum afd_child_
     c->due = now + (wait < s->config.backoff_most ? wait : s->config.backoff_most);
 }
 
+/* One that was asked to leave, or that left by itself: it comes back only when that is asked for. */
+static void has_left(struct afd_supervisor *s, uint32_t i, afd_ns now)
+{
+    struct child *c = &s->children[i];
+    int is_again = c->state == AFD_CHILD_STOPPING || c->start > c->started_as;
+    c->state = c->is_wanted ? AFD_CHILD_EXITED : AFD_CHILD_ABSENT;
+    if (!c->is_wanted || !is_again) return;
+    c->restarts++;
+    start_or_wait(s, i, now);
+}
+
+void afd_supervisor_exited(struct afd_supervisor *s, uint32_t i, enum afd_child_end end, afd_ns now)
+{
+    struct child *c = &s->children[i];
+    assert(is_alive(c));
+    if (s->stopping) {
+        c->state = AFD_CHILD_EXITED;
+        stop_stage(s);
+        return;
+    }
+    if (i != SCHEDULER && (end == AFD_CHILD_DONE || c->state == AFD_CHILD_STOPPING)) {
+        has_left(s, i, now);
+        return;
+    }
+    if (i == SCHEDULER) s->scheduler_is_up = 0;
+    if (failed_too_often(s, c, now) || end == AFD_CHILD_UNUSABLE || s->config.never_restart) {
+        c->state = AFD_CHILD_FAILED;
+        push(s, AFD_SUPERVISE_GIVE_UP, i);
+        if (i == SCHEDULER) afd_supervisor_stop(s, now);
+        return;
+    }
+    fall_back(s, c, now);
+}
+
+/* ---- time */
+
+static void kill_all(struct afd_supervisor *s)
+{
+    s->killed = 1;
+    for (uint32_t i = 0; i < s->config.children; i++)
+        if (is_alive(&s->children[i])) {
+            s->children[i].state = AFD_CHILD_STOPPING;
+            push(s, AFD_SUPERVISE_KILL, i);
+        }
+}
+
 void afd_supervisor_tick(struct afd_supervisor *s, afd_ns now)
 {
     if (s->stopping) {
-        if (s->killed || now < s->kill_at) return;
-        s->killed = 1;
-        for (uint32_t i = 0; i < s->config.children; i++)
-            if (is_alive(&s->children[i])) {
-                s->children[i].state = AFD_CHILD_STOPPING;
-                push(s, AFD_SUPERVISE_KILL, i);
-            }
+        if (!s->killed && now >= s->kill_at) kill_all(s);
         return;
     }
     for (uint32_t i = 0; i < s->config.children; i++) {
         struct child *c = &s->children[i];
-        if (c->state != AFD_CHILD_BACKOFF || now < c->due) continue;
-        c->restarts++;
-        if (i != SCHEDULER && !s->scheduler_is_up)
-            c->state = AFD_CHILD_WAITING;
-        else
-            start(s, i, now);
+        if (c->state == AFD_CHILD_BACKOFF && now >= c->due) {
+            c->restarts++;
+            start_or_wait(s, i, now);
+        } else if (c->state == AFD_CHILD_STOPPING && !c->is_killed && now >= c->kill_at) {
+            c->is_killed = 1;
+            push(s, AFD_SUPERVISE_KILL, i);
+        }
     }
 }
 
@@ -192,8 +283,11 @@ afd_ns afd_supervisor_deadline(const struct afd_supervisor *s)
 {
     if (s->stopping) return s->killed || s->done ? UINT64_MAX : s->kill_at;
     afd_ns next = UINT64_MAX;
-    for (uint32_t i = 0; i < s->config.children; i++)
-        if (s->children[i].state == AFD_CHILD_BACKOFF && s->children[i].due < next) next = s->children[i].due;
+    for (uint32_t i = 0; i < s->config.children; i++) {
+        const struct child *c = &s->children[i];
+        if (c->state == AFD_CHILD_BACKOFF && c->due < next) next = c->due;
+        if (c->state == AFD_CHILD_STOPPING && !c->is_killed && c->kill_at < next) next = c->kill_at;
+    }
     return next;
 }
 
@@ -205,6 +299,11 @@ enum afd_child_state afd_supervisor_state(const struct afd_supervisor *s, uint32
 uint32_t afd_supervisor_restarts(const struct afd_supervisor *s, uint32_t child)
 {
     return s->children[child].restarts;
+}
+
+uint32_t afd_supervisor_start(const struct afd_supervisor *s, uint32_t child)
+{
+    return s->children[child].start;
 }
 
 int afd_supervisor_is_stopping(const struct afd_supervisor *s)

@@ -16,7 +16,8 @@ enum { AUTO_DTYPE = AFD_DTYPE_COUNT };
 /* What the reader fills: the topology, and values that have another form in it. */
 struct file_values {
     struct afd_topology topology;
-    uint32_t launch_by;      /* one value in this version: checked, not kept */
+    uint32_t host_count; /* of `hosts`: machines for what names none */
+    char hosts[AFD_MAX_HOSTS][AFD_YAML_ITEM_BYTES];
     uint64_t max_body_bytes; /* the reader's sizes are 64 bits wide */
     char devices[AFD_MAX_RAILS][AFD_YAML_ITEM_BYTES];
 };
@@ -44,6 +45,10 @@ struct file_values {
 #define TEXT(name, field, bytes)                                                                             \
     {                                                                                                        \
         name, AFD_YAML_TEXT, AT(field), 1, bytes, NULL, NULL, 0                                              \
+    }
+#define LIST(name, field, max, count)                                                                        \
+    {                                                                                                        \
+        name, AFD_YAML_LIST, AT(field), 1, max, NULL, NULL, AT(count)                                        \
     }
 #define MAP(name, keys)                                                                                      \
     {                                                                                                        \
@@ -132,10 +137,7 @@ static const struct afd_yaml_key transport_keys[] = {
     COUNT("instances", pool.instances, 1, AFD_MAX_RANKS),                                                    \
         COUNT("ranks_per_instance", pool.ranks_per_instance, 1, AFD_MAX_RANKS),                              \
         COUNT("max_instances", pool.max_instances, 1, AFD_MAX_RANKS), MAP("device", device),                 \
-        MAP("parallel", parallel),                                                                           \
-    {                                                                                                        \
-        "hosts", AFD_YAML_LIST, AT(pool.hosts), 1, AFD_MAX_HOSTS, NULL, NULL, AT(pool.host_count)            \
-    }
+        MAP("parallel", parallel), LIST("hosts", pool.hosts, AFD_MAX_HOSTS, pool.host_count)
 
 static const struct afd_yaml_key attn_device_keys[] = DEVICE_KEYS(attn);
 static const struct afd_yaml_key ffn_device_keys[] = DEVICE_KEYS(ffn);
@@ -152,31 +154,42 @@ static const struct afd_yaml_key ffn_keys[] = {POOL_KEYS(ffn, ffn_device_keys, f
                                                COUNT("copies", ffn.copies, 1, AFD_MAX_RANKS), END};
 static const struct afd_yaml_key pools_keys[] = {MAP("attn", attn_keys), MAP("ffn", ffn_keys), END};
 
-enum { LAUNCH_LOCAL, LAUNCH_SSH, LAUNCH_SLURM, LAUNCH_KUBERNETES };
-static const struct afd_yaml_word launch_words[] = {{"local", LAUNCH_LOCAL},
-                                                    {"ssh", LAUNCH_SSH},
-                                                    {"slurm", LAUNCH_SLURM},
-                                                    {"kubernetes", LAUNCH_KUBERNETES},
+static const struct afd_yaml_word launch_words[] = {{"local", AFD_LAUNCH_LOCAL},
+                                                    {"ssh", AFD_LAUNCH_SSH},
+                                                    {"slurm", AFD_LAUNCH_SLURM},
+                                                    {"kubernetes", AFD_LAUNCH_KUBERNETES},
                                                     {NULL, 0}};
+static const struct afd_yaml_word restart_words[] = {{"always", 0}, {"never", 1}, {NULL, 0}};
 static const struct afd_yaml_key launch_keys[] = {
-    {"by", AFD_YAML_WORD, SCRATCH(launch_by), 0, 0, launch_words, NULL, 0}, END};
+    WORD("by", launch.by, launch_words),
+    WORD("restart", launch.never_restart, restart_words),
+    LIST("ssh", launch.ssh, AFD_MAX_LAUNCH_WORDS, launch.ssh_count),
+    LIST("slurm", launch.slurm, AFD_MAX_LAUNCH_WORDS, launch.slurm_count),
+    TEXT("dir", launch.dir, AFD_PATH_BYTES),
+    TEXT("state", launch.state, AFD_PATH_BYTES),
+    END};
 
-static const struct afd_yaml_key top_keys[] = {TEXT("cluster", cluster, AFD_NAME_BYTES),
-                                               MAP("model", model_keys),
-                                               MAP("slo", slo_keys),
-                                               MAP("scheduler", scheduler_keys),
-                                               MAP("pipeline", pipeline_keys),
-                                               MAP("transport", transport_keys),
-                                               MAP("pools", pools_keys),
-                                               MAP("launch", launch_keys),
-                                               END};
+static const struct afd_yaml_key top_keys[] = {
+    TEXT("cluster", cluster, AFD_NAME_BYTES),
+    MAP("model", model_keys),
+    MAP("slo", slo_keys),
+    MAP("scheduler", scheduler_keys),
+    MAP("pipeline", pipeline_keys),
+    MAP("transport", transport_keys),
+    MAP("pools", pools_keys),
+    {"hosts", AFD_YAML_LIST, SCRATCH(hosts), 1, AFD_MAX_HOSTS, NULL, NULL, SCRATCH(host_count)},
+    MAP("launch", launch_keys),
+    END};
 
 /* Before the file is read. A 0 that no file can contain means "not given": resolve fills it in. */
 static void set_defaults(struct file_values *v)
 {
     struct afd_topology *t = &v->topology;
     strcpy(t->cluster, "afd");
-    strcpy(t->scheduler.host, "localhost");
+    v->host_count = 1;
+    strcpy(v->hosts[0], "localhost");
+    t->launch.ssh_count = 1;
+    strcpy(t->launch.ssh[0], "ssh");
     strcpy(t->scheduler.http, "127.0.0.1:8000");
     strcpy(t->scheduler.control, "127.0.0.1:7070");
     t->scheduler.max_queue = 1024;
@@ -203,9 +216,17 @@ static void set_defaults(struct file_values *v)
     struct afd_pool *pools[] = {&t->attn, &t->ffn};
     for (int i = 0; i < 2; i++) {
         pools[i]->instances = pools[i]->ranks_per_instance = pools[i]->threads = 1;
-        pools[i]->host_count = 1;
-        strcpy(pools[i]->hosts[0], "localhost");
     }
+}
+
+/* The machines of a pool that names none: all of `hosts`, or, where every instance can have one of its own,
+ * as many of them as it has instances, from `first` on. */
+static void deal_hosts(const struct file_values *v, struct afd_pool *pool, uint32_t first, int is_split)
+{
+    if (pool->host_count) return;
+    pool->host_count = is_split ? pool->max_instances : v->host_count;
+    for (uint32_t i = 0; i < pool->host_count; i++)
+        strcpy(pool->hosts[i], v->hosts[is_split ? first + i : i]);
 }
 
 /* Defaults that follow from other values. */
@@ -214,6 +235,10 @@ static void resolve(struct file_values *v)
     struct afd_topology *t = &v->topology;
     if (!t->attn.max_instances) t->attn.max_instances = t->attn.instances;
     if (!t->ffn.max_instances) t->ffn.max_instances = t->ffn.instances;
+    int is_split = v->host_count >= t->attn.max_instances + t->ffn.max_instances;
+    if (!*t->scheduler.host) strcpy(t->scheduler.host, v->hosts[0]);
+    deal_hosts(v, &t->attn, 0, is_split);
+    deal_hosts(v, &t->ffn, t->attn.max_instances, is_split);
     if (!t->attn.dp) t->attn.dp = t->attn.ranks_per_instance;
     if (!t->ffn.tp) t->ffn.tp = t->ffn.ranks_per_instance;
     if (!t->ffn.ep) t->ffn.ep = t->ffn.instances < AFD_MAX_SHARDS ? t->ffn.instances : AFD_MAX_SHARDS;
@@ -495,11 +520,86 @@ static enum afd_status check_transport(const struct afd_yaml *d, const struct fi
         return afd_yaml_fail(
             d, "transport.group", error,
             "transport.group is nccl, which joins CUDA devices; expected p2p with this device type");
-    if (v->launch_by != LAUNCH_LOCAL)
-        return afd_yaml_fail(d, "launch.by", error,
-                             "launch.by: %s: this version launches by local only; expected local",
-                             launch_words[v->launch_by].name);
     return AFD_OK;
+}
+
+/* ---- how it is launched */
+
+static int host_is_valid(const char *host)
+{
+    return *host != '-' &&
+           !host[strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-:")];
+}
+
+/* An address that means the machine which says it. */
+static int is_loopback(const char *host)
+{
+    return !strncmp(host, "127.", 4) || !strncmp(host, "localhost", 9) || !strncmp(host, "[::1]", 5);
+}
+
+/* Names that each host would take for itself reach nobody else; 127.0.0.2 beside 127.0.0.3 are one machine.
+ */
+static enum afd_status check_reach(const struct afd_yaml *d, const struct afd_topology *t,
+                                   struct afd_error *error)
+{
+    char hosts[AFD_MAX_CLUSTER_HOSTS][AFD_NAME_BYTES];
+    uint32_t count = afd_topology_hosts(t, hosts), loopback = 0;
+    for (uint32_t i = 0; i < count; i++) loopback += is_loopback(hosts[i]);
+    if (loopback && loopback < count)
+        return afd_yaml_fail(
+            d, "pools", error,
+            "the cluster has %u hosts, and one of them is called localhost, which each of them "
+            "is for itself; expected the names by which they reach each other",
+            count);
+    const char *names[] = {"http", "control"}, *addresses[] = {t->scheduler.http, t->scheduler.control};
+    for (int i = 0; i < 2; i++) {
+        char at[32];
+        snprintf(at, sizeof at, "scheduler.%s", names[i]);
+        if (!strcmp(strrchr(addresses[i], ':'), ":0"))
+            return afd_yaml_fail(
+                d, at, error, "%s has port 0, which other hosts cannot know; expected a port from 1 to 65535",
+                at);
+        if (!loopback && is_loopback(addresses[i]))
+            return afd_yaml_fail(d, at, error,
+                                 "%s is \"%s\", which other hosts cannot reach; expected 0.0.0.0:PORT, or an "
+                                 "address of %s",
+                                 at, addresses[i], t->scheduler.host);
+    }
+    return AFD_OK;
+}
+
+/* Keys that are about another launcher, and what one on several hosts needs. */
+static enum afd_status check_launch(const struct afd_yaml *d, const struct afd_topology *t,
+                                    struct afd_error *error)
+{
+    static const struct {
+        const char *key;
+        unsigned launchers;
+    } keys[] = {{"launch.ssh", 1 << AFD_LAUNCH_SSH},
+                {"launch.slurm", 1 << AFD_LAUNCH_SLURM},
+                {"launch.dir", 1 << AFD_LAUNCH_SSH | 1 << AFD_LAUNCH_SLURM},
+                {"launch.state", 1 << AFD_LAUNCH_SSH | 1 << AFD_LAUNCH_SLURM}};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (afd_yaml_has(d, keys[i].key) && !(keys[i].launchers >> t->launch.by & 1))
+            return afd_yaml_fail(d, keys[i].key, error,
+                                 "%s says nothing with launch.by: %s; expected no such key", keys[i].key,
+                                 launch_words[t->launch.by].name);
+    if (t->launch.by != AFD_LAUNCH_SSH && t->launch.by != AFD_LAUNCH_SLURM) return AFD_OK;
+    if (*t->model_path != '/')
+        return afd_yaml_fail(
+            d, "model.path", error,
+            "model.path is \"%s\", and each host reads the model itself; expected a path that "
+            "begins with / and is there on all of them",
+            t->model_path);
+    char hosts[AFD_MAX_CLUSTER_HOSTS][AFD_NAME_BYTES];
+    uint32_t count = afd_topology_hosts(t, hosts);
+    for (uint32_t i = 0; i < count; i++)
+        if (!host_is_valid(hosts[i]))
+            return afd_yaml_fail(d, "pools", error,
+                                 "\"%s\" is no name of a host; expected letters, digits, dot, dash, "
+                                 "underscore and colon, not a dash first",
+                                 hosts[i]);
+    return t->launch.by == AFD_LAUNCH_SLURM && !t->launch.names_hosts ? AFD_OK : check_reach(d, t, error);
 }
 
 static enum afd_status check(const struct afd_yaml *d, const struct file_values *v, struct afd_error *error)
@@ -522,7 +622,8 @@ static enum afd_status check(const struct afd_yaml *d, const struct file_values 
     if ((status = check_parallel(d, t, error))) return status;
     if ((status = check_pipeline(d, t, error))) return status;
     if ((status = check_scheduler(d, t, error))) return status;
-    return check_transport(d, v, error);
+    if ((status = check_transport(d, v, error))) return status;
+    return check_launch(d, t, error);
 }
 
 /* ---- loading */
@@ -589,6 +690,9 @@ enum afd_status afd_topology_load(const char *path, struct afd_topology **out, s
     afd_sha256_finish(hash, v->topology.hash);
     set_defaults(v);
     if ((status = afd_yaml_read(document, top_keys, v, error_out))) goto out;
+    v->topology.launch.names_hosts = afd_yaml_has(document, "hosts") ||
+                                     afd_yaml_has(document, "pools.attn.hosts") ||
+                                     afd_yaml_has(document, "pools.ffn.hosts");
     resolve(v);
     if ((status = take_devices(document, v, &v->topology.transport.network, error_out))) goto out;
     if ((status = check(document, v, error_out))) goto out;
@@ -631,6 +735,29 @@ const char *afd_rank_host(const struct afd_topology *topology, enum afd_role rol
 {
     const struct afd_pool *pool = pool_of(topology, role);
     return pool->hosts[rank / pool->ranks_per_instance % pool->host_count];
+}
+
+uint32_t afd_topology_hosts(const struct afd_topology *t, char out[AFD_MAX_CLUSTER_HOSTS][AFD_NAME_BYTES])
+{
+    const struct afd_pool *pools[] = {&t->attn, &t->ffn};
+    uint32_t count = 1;
+    strcpy(out[0], t->scheduler.host);
+    for (int p = 0; p < 2; p++)
+        for (uint32_t i = 0; i < pools[p]->host_count && i < pools[p]->max_instances; i++) {
+            uint32_t known = 0;
+            while (known < count && strcmp(out[known], pools[p]->hosts[i])) known++;
+            if (known == count) strcpy(out[count++], pools[p]->hosts[i]);
+        }
+    return count;
+}
+
+void afd_topology_reach(const struct afd_topology *t, const char *address, char out[2 * AFD_ADDRESS_BYTES])
+{
+    int is_any = !strncmp(address, "0.0.0.0:", 8) || !strncmp(address, "[::]:", 5);
+    if (is_any)
+        snprintf(out, 2 * AFD_ADDRESS_BYTES, "%s%s", t->scheduler.host, strrchr(address, ':'));
+    else
+        snprintf(out, 2 * AFD_ADDRESS_BYTES, "%s", address);
 }
 
 uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role, uint32_t rank)

@@ -17,6 +17,7 @@
 #include "proto/wire.h"
 
 enum { AFD_MAX_HOSTS = 64, AFD_NAME_BYTES = 64, AFD_PATH_BYTES = 512, AFD_ADDRESS_BYTES = 128 };
+enum { AFD_MAX_CLUSTER_HOSTS = 2 * AFD_MAX_HOSTS + 1, AFD_MAX_LAUNCH_WORDS = 16 };
 
 enum afd_role { AFD_ROLE_ATTN, AFD_ROLE_FFN, AFD_ROLE_COUNT };
 
@@ -39,6 +40,20 @@ struct afd_network_options {
     char ucx_tls[64];       /* UCX's transport list; "": ours */
 };
 
+enum afd_launch_by { AFD_LAUNCH_LOCAL, AFD_LAUNCH_SSH, AFD_LAUNCH_SLURM, AFD_LAUNCH_KUBERNETES };
+
+/* How the processes are started; deploy/launcher.h, docs/DEPLOY.md. */
+struct afd_launch_options {
+    enum afd_launch_by by;
+    uint32_t never_restart;
+    int names_hosts; /* the file says where the ranks run; else Slurm's allocation does */
+    uint32_t ssh_count, slurm_count;
+    char ssh[AFD_MAX_LAUNCH_WORDS][AFD_NAME_BYTES];   /* the command, ["ssh"] */
+    char slurm[AFD_MAX_LAUNCH_WORDS][AFD_NAME_BYTES]; /* more options of sbatch */
+    char dir[AFD_PATH_BYTES];                         /* of the programs on each host; "": as here */
+    char state[AFD_PATH_BYTES]; /* on each host, relative to the home folder; "": .afd/CLUSTER */
+};
+
 struct afd_pool {
     uint32_t instances, ranks_per_instance;
     uint32_t max_instances; /* slabs are sized for it; default: instances */
@@ -54,8 +69,8 @@ struct afd_pool {
     uint32_t kv_block_tokens;
     uint64_t kv_memory_bytes; /* a rank */
     uint32_t host_count;
-    char hosts[AFD_MAX_HOSTS]
-              [AFD_NAME_BYTES]; /* instance i runs on hosts[i mod host_count]; default localhost */
+    char hosts[AFD_MAX_HOSTS][AFD_NAME_BYTES]; /* instance i runs on hosts[i mod host_count]; default: those
+                                                  of the file's `hosts`, dealt out */
 };
 
 struct afd_topology {
@@ -95,6 +110,7 @@ struct afd_topology {
     } transport;
 
     struct afd_pool attn, ffn;
+    struct afd_launch_options launch;
 
     uint8_t hash[AFD_HASH_BYTES]; /* of the file's bytes: every daemon must have read the same */
 };
@@ -105,6 +121,13 @@ void afd_topology_destroy(struct afd_topology *topology); /* NULL is allowed */
 uint32_t afd_pool_ranks(const struct afd_pool *pool); /* instances * ranks_per_instance */
 const char *afd_role_name(enum afd_role role);        /* "attn", "ffn" */
 const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
+/* The machines of the cluster, each once, the scheduler's first; with those that only instances beyond the
+ * initial ones use. Returns how many. */
+uint32_t afd_topology_hosts(const struct afd_topology *topology,
+                            char out[AFD_MAX_CLUSTER_HOSTS][AFD_NAME_BYTES]);
+/* "host:port" of the scheduler's `http` or `control` address, as the other hosts reach it. */
+void afd_topology_reach(const struct afd_topology *topology, const char *address,
+                        char out[2 * AFD_ADDRESS_BYTES]);
 /* How many ranks of its host come before it, attention ranks first: the number of its device there, and what
  * spreads ranks over equal adapters. */
 uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role, uint32_t rank);

@@ -6,7 +6,11 @@
 #include "base/rng.h"
 #include "proto/limits.h"
 
-enum { HEAD_BYTES = 8, SEQUENCE_BYTES = 16, SAMPLING_BYTES = 60, ADMIT_BYTES = 8 + SAMPLING_BYTES + 4 };
+enum {
+    FRAME_BYTES = 8,
+    SEQUENCE_BYTES = 16, /* of a tokens record, without the tokens */
+    ADMIT_BYTES = 85,    /* without the arrays */
+};
 
 /* CRC-32 of IEEE 802.3, four bits at a time: a token record is some hundred bytes. */
 static uint32_t crc32_of(const uint8_t *data, size_t bytes)
@@ -68,26 +72,57 @@ static float get_float(const uint8_t **at)
 static size_t seal(uint8_t *record, size_t payload_bytes)
 {
     put32(record, (uint32_t)payload_bytes);
-    put32(record + 4, crc32_of(record + HEAD_BYTES, payload_bytes));
-    return HEAD_BYTES + payload_bytes;
+    put32(record + 4, crc32_of(record + FRAME_BYTES, payload_bytes));
+    return FRAME_BYTES + payload_bytes;
 }
 
 /* ---- writing */
 
-size_t afd_journal_admit_bytes(const struct afd_request *q)
+static uint8_t *begin(uint8_t *out, enum afd_journal_kind kind)
 {
-    return HEAD_BYTES + 1 + ADMIT_BYTES + 8 * (size_t)q->sampling.bias_count +
-           4 * (size_t)q->sampling.stop_count + 4 * (size_t)q->prompt_count;
+    out[FRAME_BYTES] = (uint8_t)kind;
+    return out + FRAME_BYTES + 1;
 }
 
-size_t afd_journal_encode_admit(const struct afd_request *q, uint8_t *out, size_t limit)
+size_t afd_journal_encode_head(uint64_t segment, const uint8_t identity[AFD_JOURNAL_IDENTITY_BYTES],
+                               uint8_t *out, size_t limit)
+{
+    if (limit < AFD_JOURNAL_HEAD_BYTES) return 0;
+    uint8_t *at = put64(put32(begin(out, AFD_JOURNAL_HEAD), AFD_JOURNAL_VERSION), segment);
+    memcpy(at, identity, AFD_JOURNAL_IDENTITY_BYTES);
+    return seal(out, AFD_JOURNAL_HEAD_BYTES - FRAME_BYTES);
+}
+
+static size_t bytes_of(uint32_t bias, uint32_t stops, size_t tokens, uint32_t origin)
+{
+    return FRAME_BYTES + 1 + ADMIT_BYTES + 8 * (size_t)bias + 4 * (size_t)stops + 4 * tokens + origin;
+}
+
+size_t afd_journal_record_most(uint32_t tokens)
+{
+    return bytes_of(AFD_MAX_LOGIT_BIAS, AFD_MAX_STOP_TOKENS, tokens, AFD_JOURNAL_ORIGIN_BYTES);
+}
+
+static uint32_t written_tokens(enum afd_journal_kind kind, const struct afd_journal_sequence *q)
+{
+    return kind == AFD_JOURNAL_KEEP ? q->generated : 0;
+}
+
+size_t afd_journal_sequence_bytes(enum afd_journal_kind kind, const struct afd_journal_sequence *q)
+{
+    return bytes_of(q->sampling.bias_count, q->sampling.stop_count,
+                    (size_t)q->prompt_count + written_tokens(kind, q), q->origin_bytes);
+}
+
+size_t afd_journal_encode_sequence(enum afd_journal_kind kind, const struct afd_journal_sequence *q,
+                                   uint8_t *out, size_t limit)
 {
     const struct afd_sampling *p = &q->sampling;
-    size_t bytes = afd_journal_admit_bytes(q);
+    size_t bytes = afd_journal_sequence_bytes(kind, q);
+    uint32_t generated = written_tokens(kind, q), count = q->prompt_count + generated;
     if (bytes > limit) return 0;
-    uint8_t *at = out + HEAD_BYTES;
-    *at++ = AFD_JOURNAL_ADMIT;
-    at = put64(at, q->id);
+    assert(q->origin_bytes <= AFD_JOURNAL_ORIGIN_BYTES);
+    uint8_t *at = put64(begin(out, kind), q->id);
     at = put_float(at, p->temperature);
     at = put32(at, p->top_k);
     at = put_float(at, p->top_p);
@@ -100,28 +135,46 @@ size_t afd_journal_encode_admit(const struct afd_request *q, uint8_t *out, size_
     at = put32(at, p->min_tokens);
     at = put32(at, p->logprobs);
     at = put32(at, p->prompt_logprobs != 0);
+    at = put32(at, q->assignment);
+    *at++ = kind == AFD_JOURNAL_KEEP ? (uint8_t)q->finish : 0;
     at = put32(at, p->bias_count);
     at = put32(at, p->stop_count);
     at = put32(at, q->prompt_count);
+    at = put32(at, generated);
+    at = put32(at, q->origin_bytes);
     for (uint32_t i = 0; i < p->bias_count; i++) at = put_float(put32(at, p->bias[i].token), p->bias[i].bias);
     for (uint32_t i = 0; i < p->stop_count; i++) at = put32(at, p->stop_tokens[i]);
-    for (uint32_t i = 0; i < q->prompt_count; i++) at = put32(at, q->tokens[i]);
-    assert((size_t)(at - out) == bytes);
-    return seal(out, bytes - HEAD_BYTES);
+    for (uint32_t i = 0; i < count; i++) at = put32(at, q->tokens[i]);
+    if (q->origin_bytes) memcpy(at, q->origin, q->origin_bytes);
+    assert((size_t)(at - out) + q->origin_bytes == bytes);
+    return seal(out, bytes - FRAME_BYTES);
 }
 
 size_t afd_journal_encode_end(uint64_t request, enum afd_finish finish, uint8_t *out, size_t limit)
 {
-    if (limit < HEAD_BYTES + 10) return 0;
-    out[HEAD_BYTES] = AFD_JOURNAL_END;
-    put64(out + HEAD_BYTES + 1, request);
-    out[HEAD_BYTES + 9] = (uint8_t)finish;
-    return seal(out, 10);
+    if (limit < AFD_JOURNAL_END_BYTES) return 0;
+    *put64(begin(out, AFD_JOURNAL_END), request) = (uint8_t)finish;
+    return seal(out, AFD_JOURNAL_END_BYTES - FRAME_BYTES);
+}
+
+size_t afd_journal_encode_forget(uint64_t request, uint8_t *out, size_t limit)
+{
+    if (limit < AFD_JOURNAL_FORGET_BYTES) return 0;
+    put64(begin(out, AFD_JOURNAL_FORGET), request);
+    return seal(out, AFD_JOURNAL_FORGET_BYTES - FRAME_BYTES);
+}
+
+size_t afd_journal_encode_cluster(const uint8_t *bytes, size_t size, uint8_t *out, size_t limit)
+{
+    if (size > AFD_JOURNAL_CLUSTER_BYTES || limit < FRAME_BYTES + 1 + size) return 0;
+    uint8_t *at = begin(out, AFD_JOURNAL_CLUSTER);
+    if (size) memcpy(at, bytes, size);
+    return seal(out, 1 + size);
 }
 
 void afd_journal_step_begin(struct afd_journal_step *s, uint8_t *out, size_t limit)
 {
-    *s = (struct afd_journal_step){.out = out, .limit = limit, .bytes = HEAD_BYTES + 5};
+    *s = (struct afd_journal_step){.out = out, .limit = limit, .bytes = FRAME_BYTES + 5};
     s->is_full = s->bytes > limit;
 }
 
@@ -142,9 +195,8 @@ void afd_journal_step_add(struct afd_journal_step *s, uint64_t request, uint32_t
 size_t afd_journal_step_finish(struct afd_journal_step *s)
 {
     if (s->is_full || !s->sequences) return 0;
-    s->out[HEAD_BYTES] = AFD_JOURNAL_TOKENS;
-    put32(s->out + HEAD_BYTES + 1, s->sequences);
-    return seal(s->out, s->bytes - HEAD_BYTES);
+    put32(begin(s->out, AFD_JOURNAL_TOKENS), s->sequences);
+    return seal(s->out, s->bytes - FRAME_BYTES);
 }
 
 /* ---- reading */
@@ -153,24 +205,21 @@ enum afd_status afd_journal_next(const uint8_t *bytes, size_t size, size_t *offs
                                  struct afd_journal_record *out)
 {
     if (*offset == size) return AFD_AGAIN;
-    if (size - *offset < HEAD_BYTES + 1) return AFD_ERR_PROTOCOL;
+    if (size - *offset < FRAME_BYTES + 1) return AFD_ERR_PROTOCOL;
     const uint8_t *at = bytes + *offset;
     uint32_t payload = get32(&at), crc = get32(&at);
-    if (!payload || payload > size - *offset - HEAD_BYTES || crc32_of(at, payload) != crc)
+    if (!payload || payload > size - *offset - FRAME_BYTES || crc32_of(at, payload) != crc)
         return AFD_ERR_PROTOCOL;
-    if (*at < AFD_JOURNAL_ADMIT || *at > AFD_JOURNAL_END) return AFD_ERR_PROTOCOL;
+    if (*at < AFD_JOURNAL_HEAD || *at > AFD_JOURNAL_CLUSTER) return AFD_ERR_PROTOCOL;
     *out = (struct afd_journal_record){(enum afd_journal_kind) * at, at + 1, payload - 1};
-    *offset += HEAD_BYTES + payload;
+    *offset += FRAME_BYTES + payload;
     return AFD_OK;
 }
 
-enum afd_status afd_journal_read_admit(const struct afd_journal_record *record, struct afd_journal_admit *out,
-                                       struct afd_logit_bias *bias, uint32_t *stop_tokens, uint32_t *prompt)
+static const uint8_t *read_counts(const uint8_t *at, struct afd_journal_admit *out)
 {
-    const uint8_t *at = record->payload;
-    if (record->kind != AFD_JOURNAL_ADMIT || record->bytes < ADMIT_BYTES) return AFD_ERR_PROTOCOL;
-    out->id = get64(&at);
     struct afd_sampling *p = &out->sampling;
+    out->id = get64(&at);
     *p = (struct afd_sampling){.temperature = get_float(&at)};
     p->top_k = get32(&at);
     p->top_p = get_float(&at);
@@ -183,36 +232,67 @@ enum afd_status afd_journal_read_admit(const struct afd_journal_record *record, 
     p->min_tokens = get32(&at);
     p->logprobs = get32(&at);
     p->prompt_logprobs = get32(&at) != 0;
+    out->assignment = get32(&at);
+    out->finish = (enum afd_finish) * at++;
     p->bias_count = get32(&at);
     p->stop_count = get32(&at);
     out->prompt_count = get32(&at);
+    out->generated = get32(&at);
+    out->origin_bytes = get32(&at);
+    return at;
+}
+
+enum afd_status afd_journal_read_admit(const struct afd_journal_record *record, struct afd_journal_admit *out,
+                                       struct afd_logit_bias *bias, uint32_t *stop_tokens, uint32_t *tokens)
+{
+    if ((record->kind != AFD_JOURNAL_ADMIT && record->kind != AFD_JOURNAL_KEEP) ||
+        record->bytes < ADMIT_BYTES)
+        return AFD_ERR_PROTOCOL;
+    const uint8_t *at = read_counts(record->body, out);
+    const struct afd_sampling *p = &out->sampling;
     if (!out->id || !out->prompt_count || p->bias_count > AFD_MAX_LOGIT_BIAS ||
         p->stop_count > AFD_MAX_STOP_TOKENS || out->prompt_count > AFD_MAX_CONTEXT ||
-        record->bytes != ADMIT_BYTES + 8 * (size_t)p->bias_count + 4 * (size_t)p->stop_count +
-                             4 * (size_t)out->prompt_count)
+        p->max_tokens > AFD_MAX_CONTEXT || out->generated > p->max_tokens ||
+        out->origin_bytes > AFD_JOURNAL_ORIGIN_BYTES || out->finish > AFD_FINISH_LENGTH ||
+        (record->kind == AFD_JOURNAL_ADMIT && (out->generated || out->finish)) ||
+        FRAME_BYTES + 1 + record->bytes != bytes_of(p->bias_count, p->stop_count,
+                                                    (size_t)out->prompt_count + out->generated,
+                                                    out->origin_bytes))
         return AFD_ERR_PROTOCOL;
-    for (uint32_t i = 0; i < p->bias_count && bias; i++) {
-        bias[i].token = get32(&at);
-        bias[i].bias = get_float(&at);
+    for (uint32_t i = 0; i < p->bias_count; i++) {
+        struct afd_logit_bias one = {.token = get32(&at)};
+        one.bias = get_float(&at);
+        if (bias) bias[i] = one;
     }
-    at = record->payload + ADMIT_BYTES + 8 * (size_t)p->bias_count;
-    for (uint32_t i = 0; i < p->stop_count && stop_tokens; i++) stop_tokens[i] = get32(&at);
-    at = record->payload + ADMIT_BYTES + 8 * (size_t)p->bias_count + 4 * (size_t)p->stop_count;
-    for (uint32_t i = 0; i < out->prompt_count && prompt; i++) prompt[i] = get32(&at);
+    for (uint32_t i = 0; i < p->stop_count; i++) {
+        uint32_t token = get32(&at);
+        if (stop_tokens) stop_tokens[i] = token;
+    }
+    for (uint32_t i = 0; i < out->prompt_count + out->generated && tokens; i++) tokens[i] = get32(&at);
+    out->origin = record->body + record->bytes - out->origin_bytes;
     return AFD_OK;
 }
 
 /* ---- concluding */
 
-void afd_journal_count(const uint8_t *bytes, size_t size, size_t *admissions_out, size_t *whole_bytes_out)
+size_t afd_journal_count(const struct afd_journal_segment *segments, size_t count)
 {
-    struct afd_journal_record record;
-    size_t offset = 0;
-    *admissions_out = 0;
-    while (afd_journal_next(bytes, size, &offset, &record) == AFD_OK)
-        *admissions_out += record.kind == AFD_JOURNAL_ADMIT;
-    *whole_bytes_out = offset;
+    size_t sequences = 0;
+    for (size_t i = 0; i < count; i++) {
+        struct afd_journal_record record;
+        for (size_t offset = 0;
+             afd_journal_next(segments[i].bytes, segments[i].size, &offset, &record) == AFD_OK;)
+            sequences += record.kind == AFD_JOURNAL_ADMIT || record.kind == AFD_JOURNAL_KEEP;
+    }
+    return sequences;
 }
+
+struct conclusion {
+    struct afd_journal_entry *table;
+    size_t capacity;
+    const uint8_t *identity;
+    struct afd_journal_conclusion *out;
+};
 
 /* The request's entry, or the free one where it belongs. Open addressing: nothing is ever taken out. */
 static struct afd_journal_entry *entry_of(struct afd_journal_entry *table, size_t capacity, uint64_t id)
@@ -220,6 +300,11 @@ static struct afd_journal_entry *entry_of(struct afd_journal_entry *table, size_
     size_t i = afd_mix64(id) & (capacity - 1);
     while (table[i].id && table[i].id != id) i = (i + 1) & (capacity - 1);
     return &table[i];
+}
+
+static int is_running(const struct afd_journal_entry *e)
+{
+    return e->id && !e->is_forgotten && !e->finish;
 }
 
 /* The next sequence of a tokens record; 0 when there is none, -1 when the record is malformed. */
@@ -234,78 +319,168 @@ static int next_sequence(const uint8_t **at, const uint8_t *end, uint64_t *id_ou
     return *id_out && *count_out <= (size_t)(end - *at) / 4 ? 1 : -1;
 }
 
-static enum afd_status conclude_tokens(const struct afd_journal_record *record,
-                                       struct afd_journal_entry *table, size_t capacity)
+/* Takes the first `limit` sequences of a tokens record, or gives them back; returns how many it could. */
+static uint32_t take_sequences(const struct conclusion *c, const struct afd_journal_record *record,
+                               uint32_t limit, int gives_back)
 {
-    const uint8_t *at = record->payload, *end = at + record->bytes;
-    if (record->bytes < 4) return AFD_ERR_PROTOCOL;
-    uint32_t sequences = get32(&at), seen = 0, position, count;
+    const uint8_t *at = record->body + 4, *end = record->body + record->bytes;
+    uint32_t seen = 0, position, count;
     uint64_t id;
-    int more;
-    while ((more = next_sequence(&at, end, &id, &position, &count)) > 0) {
-        struct afd_journal_entry *e = entry_of(table, capacity, id);
-        if (!e->id || e->is_ended || position != e->generated || count > e->max_tokens - e->generated)
-            return AFD_ERR_PROTOCOL;
-        e->generated += count;
+    for (; seen < limit && next_sequence(&at, end, &id, &position, &count) > 0; seen++) {
+        struct afd_journal_entry *e = entry_of(c->table, c->capacity, id);
+        if (gives_back)
+            e->generated -= count;
+        else if (!is_running(e) || position != e->generated || count > e->max_tokens - e->generated)
+            break;
+        else
+            e->generated += count;
         at += 4 * (size_t)count;
-        seen++;
     }
-    return more < 0 || seen != sequences ? AFD_ERR_PROTOCOL : AFD_OK;
+    return seen;
 }
 
-enum afd_status afd_journal_conclude(const uint8_t *bytes, size_t whole_bytes,
-                                     struct afd_journal_entry *table, size_t capacity, size_t *tokens_out)
+static int is_used_up(const struct afd_journal_record *record, uint32_t sequences)
 {
-    struct afd_journal_record record;
+    const uint8_t *at = record->body + 4, *end = record->body + record->bytes;
+    uint32_t position, count;
+    uint64_t id;
+    while (sequences-- && next_sequence(&at, end, &id, &position, &count) > 0) at += 4 * (size_t)count;
+    return at == end;
+}
+
+/* A record counts whole or not at all. */
+static int conclude_tokens(const struct conclusion *c, const struct afd_journal_record *record)
+{
+    const uint8_t *at = record->body;
+    if (record->bytes < 4) return 0;
+    uint32_t sequences = get32(&at), seen = take_sequences(c, record, UINT32_MAX, 0);
+    if (seen == sequences && is_used_up(record, seen)) return 1;
+    take_sequences(c, record, seen, 1);
+    return 0;
+}
+
+static int conclude_admit(const struct conclusion *c, const struct afd_journal_record *record)
+{
+    struct afd_journal_admit admit;
+    if (afd_journal_read_admit(record, &admit, NULL, NULL, NULL) != AFD_OK) return 0;
+    struct afd_journal_entry *e = entry_of(c->table, c->capacity, admit.id);
+    if (e->is_forgotten || (e->id && record->kind == AFD_JOURNAL_ADMIT)) return 0;
+    *e = (struct afd_journal_entry){.id = admit.id,
+                                    .record = *record,
+                                    .generated = admit.generated,
+                                    .max_tokens = admit.sampling.max_tokens,
+                                    .finish = admit.finish};
+    return 1;
+}
+
+static int conclude_head(const struct conclusion *c, const struct afd_journal_record *record)
+{
+    const uint8_t *at = record->body;
+    return record->bytes == AFD_JOURNAL_HEAD_BYTES - FRAME_BYTES - 1 && get32(&at) == AFD_JOURNAL_VERSION &&
+           memcmp(at + 8, c->identity, AFD_JOURNAL_IDENTITY_BYTES) == 0;
+}
+
+/* 0: it contradicts what stands before it. */
+static int conclude_record(const struct conclusion *c, const struct afd_journal_record *record)
+{
+    const uint8_t *at = record->body;
+    struct afd_journal_entry *e;
+    switch (record->kind) {
+    case AFD_JOURNAL_HEAD:
+        return 0; /* it was the first */
+    case AFD_JOURNAL_ADMIT:
+    case AFD_JOURNAL_KEEP:
+        return conclude_admit(c, record);
+    case AFD_JOURNAL_TOKENS:
+        return conclude_tokens(c, record);
+    case AFD_JOURNAL_END:
+        if (record->bytes != 9) return 0;
+        e = entry_of(c->table, c->capacity, get64(&at));
+        if (!is_running(e) || *at < AFD_FINISH_STOP || *at > AFD_FINISH_LENGTH) return 0;
+        e->finish = (enum afd_finish) * at;
+        return 1;
+    case AFD_JOURNAL_FORGET: /* of one whose admission is gone with its segment, perhaps */
+        if (record->bytes != 8) return 0;
+        e = entry_of(c->table, c->capacity, get64(&at));
+        if (e->id) e->is_forgotten = 1;
+        return 1;
+    case AFD_JOURNAL_CLUSTER:
+        if (record->bytes > AFD_JOURNAL_CLUSTER_BYTES) return 0;
+        c->out->cluster = record->body;
+        c->out->cluster_bytes = record->bytes;
+        return 1;
+    }
+    return 0;
+}
+
+void afd_journal_conclude(struct afd_journal_segment *segments, size_t count,
+                          const uint8_t identity[AFD_JOURNAL_IDENTITY_BYTES], struct afd_journal_entry *table,
+                          size_t capacity, struct afd_journal_conclusion *out)
+{
+    const struct conclusion c = {table, capacity, identity, out};
     assert((capacity & (capacity - 1)) == 0);
-    for (size_t offset = 0, begin = 0; afd_journal_next(bytes, whole_bytes, &offset, &record) == AFD_OK;
-         begin = offset) {
-        if (record.kind == AFD_JOURNAL_TOKENS) {
-            if (conclude_tokens(&record, table, capacity) != AFD_OK) return AFD_ERR_PROTOCOL;
-            continue;
-        }
-        struct afd_journal_admit admit;
-        const uint8_t *at = record.payload;
-        if (record.kind == AFD_JOURNAL_ADMIT) {
-            if (afd_journal_read_admit(&record, &admit, NULL, NULL, NULL) != AFD_OK) return AFD_ERR_PROTOCOL;
-        } else if (record.bytes != 9) {
-            return AFD_ERR_PROTOCOL;
-        }
-        struct afd_journal_entry *e = entry_of(table, capacity, get64(&at));
-        if (record.kind == AFD_JOURNAL_END) {
-            if (!e->id || e->is_ended) return AFD_ERR_PROTOCOL;
-            e->is_ended = 1;
-        } else {
-            if (e->id) return AFD_ERR_PROTOCOL; /* admitted twice */
-            *e = (struct afd_journal_entry){
-                .id = admit.id, .admit = begin, .max_tokens = admit.sampling.max_tokens};
-        }
+    *out = (struct afd_journal_conclusion){0};
+    for (size_t i = 0; i < count; i++) {
+        struct afd_journal_segment *s = &segments[i];
+        struct afd_journal_record record;
+        size_t offset = 0, whole = 0;
+        if (afd_journal_next(s->bytes, s->size, &offset, &record) == AFD_OK &&
+            record.kind == AFD_JOURNAL_HEAD && conclude_head(&c, &record))
+            for (whole = offset; afd_journal_next(s->bytes, s->size, &offset, &record) == AFD_OK &&
+                                 conclude_record(&c, &record);)
+                whole = offset;
+        out->cut += whole < s->size;
+        s->size = whole;
     }
-    *tokens_out = 0;
     for (size_t i = 0; i < capacity; i++)
-        if (table[i].id && !table[i].is_ended) *tokens_out += table[i].generated;
-    return AFD_OK;
+        if (table[i].id && !table[i].is_forgotten) out->tokens += table[i].generated;
 }
 
-void afd_journal_fill(const uint8_t *bytes, size_t whole_bytes, struct afd_journal_entry *table,
-                      size_t capacity, uint32_t *pool)
+static void fill_tokens(struct afd_journal_entry *table, size_t capacity,
+                        const struct afd_journal_record *record)
 {
-    struct afd_journal_record record;
-    for (size_t i = 0; i < capacity; i++) {
-        if (!table[i].id || table[i].is_ended) continue;
-        table[i].tokens = pool;
-        pool += table[i].generated;
+    const uint8_t *at = record->body + 4, *end = record->body + record->bytes;
+    uint32_t position, count;
+    uint64_t id;
+    while (next_sequence(&at, end, &id, &position, &count) > 0) {
+        struct afd_journal_entry *e = entry_of(table, capacity, id);
+        for (uint32_t i = 0; i < count; i++) {
+            uint32_t token = get32(&at);
+            if (e->is_filling && e->filled < e->generated) e->tokens[e->filled++] = token;
+        }
     }
-    for (size_t offset = 0; afd_journal_next(bytes, whole_bytes, &offset, &record) == AFD_OK;) {
-        const uint8_t *at = record.payload + 4, *end = record.payload + record.bytes;
-        uint32_t position, count;
-        uint64_t id;
-        while (record.kind == AFD_JOURNAL_TOKENS && next_sequence(&at, end, &id, &position, &count) > 0) {
-            struct afd_journal_entry *e = entry_of(table, capacity, id);
-            for (uint32_t i = 0; i < count; i++) {
-                uint32_t token = get32(&at);
-                if (e->tokens) e->tokens[e->filled++] = token;
-            }
+}
+
+/* The sequence's record begins what counts: what stood before a KEEP is in it. */
+static void fill_admit(struct afd_journal_entry *table, size_t capacity,
+                       const struct afd_journal_record *record)
+{
+    struct afd_journal_admit admit;
+    afd_journal_read_admit(record, &admit, NULL, NULL, NULL);
+    struct afd_journal_entry *e = entry_of(table, capacity, admit.id);
+    const uint8_t *at = admit.origin - 4 * (size_t)admit.generated;
+    if (!e->tokens || e->record.body != record->body) return;
+    e->is_filling = 1;
+    while (e->filled < admit.generated) e->tokens[e->filled++] = get32(&at);
+}
+
+void afd_journal_fill(const struct afd_journal_segment *segments, size_t count,
+                      struct afd_journal_entry *table, size_t capacity, uint32_t *pool)
+{
+    for (size_t i = 0; i < capacity; i++) {
+        struct afd_journal_entry *e = &table[i];
+        if (!e->id || e->is_forgotten) continue;
+        e->tokens = pool;
+        pool += e->generated;
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct afd_journal_record record;
+        for (size_t offset = 0;
+             afd_journal_next(segments[i].bytes, segments[i].size, &offset, &record) == AFD_OK;) {
+            if (record.kind == AFD_JOURNAL_TOKENS)
+                fill_tokens(table, capacity, &record);
+            else if (record.kind == AFD_JOURNAL_ADMIT || record.kind == AFD_JOURNAL_KEEP)
+                fill_admit(table, capacity, &record);
         }
     }
 }

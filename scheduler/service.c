@@ -386,6 +386,9 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void
     int is_member = l->member != UINT32_MAX;
     if (m->body_case == AFD__ENVELOPE__BODY_REGISTER) {
         on_register(s, l, m->register_);
+    } else if (m->body_case == AFD__ENVELOPE__BODY_HOST_REGISTER ||
+               m->body_case == AFD__ENVELOPE__BODY_HOST_REPORT) {
+        return; /* a host runs the ranks of the topology by itself */
     } else if (!is_member) {
         afd_cluster_closed(s->cluster, l->id);
         struct afd_cluster_action a = {

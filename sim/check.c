@@ -58,7 +58,7 @@ static struct sim_written *written_of(struct sim_world *w, uint64_t id)
 /* Read from the bytes: what the disk has is not what the scheduler believes it has. */
 static void take_tokens(struct sim_world *w, const struct afd_journal_record *record)
 {
-    const uint8_t *at = record->payload + 4, *end = record->payload + record->bytes;
+    const uint8_t *at = record->body + 4, *end = record->body + record->bytes;
     while (at < end) {
         uint64_t id = little(at, 8);
         uint32_t position = (uint32_t)little(at + 8, 4), count = (uint32_t)little(at + 12, 4);
@@ -81,7 +81,7 @@ void sim_check_journaled(struct sim_world *w, const uint8_t *bytes, size_t size)
         sim_fail(w, "the scheduler writes a record that cannot be read");
     if (record.kind == AFD_JOURNAL_TOKENS) take_tokens(w, &record);
     if (record.kind != AFD_JOURNAL_ADMIT) return;
-    w->checks->written[w->submits->index] = (struct sim_written){little(record.payload, 8), 0};
+    w->checks->written[w->submits->index] = (struct sim_written){little(record.body, 8), 0};
 }
 
 void sim_check_delivery(struct sim_world *w, uint64_t id, uint32_t count)

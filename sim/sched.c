@@ -40,11 +40,17 @@ static struct sim_sched *sched_of(const struct sim_node *node)
 
 /* ---- the journal */
 
+static const uint8_t identity[AFD_JOURNAL_IDENTITY_BYTES] = {1};
+
 /* 0 when the disk is full. */
 static int append(struct sim_sched *s, const uint8_t *record, size_t bytes)
 {
     struct sim_disk *d = &s->w->disk;
     if (d->is_full) return 0;
+    if (!d->size && record[8] != AFD_JOURNAL_HEAD) {
+        uint8_t head[AFD_JOURNAL_HEAD_BYTES];
+        append(s, head, afd_journal_encode_head(1, identity, head, sizeof head));
+    }
     if (d->size + bytes > d->room) {
         size_t room = 2 * (d->size + bytes);
         uint8_t *more = realloc(d->bytes, room);
@@ -86,7 +92,10 @@ static void journal_deliveries(struct sim_sched *s, uint32_t count)
 static void journal_end(struct sim_sched *s, uint64_t id, enum afd_finish finish)
 {
     uint8_t record[64];
-    append(s, record, afd_journal_encode_end(id, finish, record, sizeof record));
+    append(s, record,
+           finish == AFD_FINISH_STOP || finish == AFD_FINISH_LENGTH
+               ? afd_journal_encode_end(id, finish, record, sizeof record)
+               : afd_journal_encode_forget(id, record, sizeof record));
 }
 
 /* What the journal says must be what clients were given, and what the model answers. */
@@ -94,19 +103,19 @@ static void read_journal(struct sim_sched *s)
 {
     struct sim_world *w = s->w;
     struct sim_disk *d = &w->disk;
-    size_t admissions, whole, tokens, capacity = 1;
+    size_t capacity = 1;
     if (!d->size) return;
     sim_count(w, AFD_SIM_JOURNAL_READ);
-    afd_journal_count(d->bytes, d->size, &admissions, &whole);
-    if (whole < d->size) sim_count(w, AFD_SIM_JOURNAL_CUT);
-    while (capacity <= admissions) capacity *= 2;
+    struct afd_journal_segment segment = {d->bytes, d->size};
+    struct afd_journal_conclusion c;
+    while (capacity <= afd_journal_count(&segment, 1)) capacity *= 2;
     struct afd_journal_entry *table = sim_zero(w, capacity, sizeof *table);
-    if (afd_journal_conclude(d->bytes, whole, table, capacity, &tokens) != AFD_OK)
-        sim_fail(w, "the journal contradicts itself: %zu bytes, %zu of them whole", d->size, whole);
-    uint32_t *pool = sim_zero(w, tokens + 1, sizeof *pool);
-    afd_journal_fill(d->bytes, whole, table, capacity, pool);
+    afd_journal_conclude(&segment, 1, identity, table, capacity, &c);
+    if (c.cut) sim_count(w, AFD_SIM_JOURNAL_CUT);
+    uint32_t *pool = sim_zero(w, c.tokens + 1, sizeof *pool);
+    afd_journal_fill(&segment, 1, table, capacity, pool);
     for (size_t i = 0; i < capacity; i++)
-        if (table[i].id && !table[i].is_ended)
+        if (table[i].id && !table[i].is_forgotten && !table[i].finish)
             sim_check_concluded(w, table[i].id, table[i].tokens, table[i].generated, d->is_damaged);
     sim_check_concluded_all(w, d->is_damaged);
     d->size = 0;
@@ -416,7 +425,10 @@ enum afd_status sim_sched_submit(struct sim_world *w, struct sim_client *client,
     enum afd_status status = afd_requests_admit(s->requests, client, client->prompt, client->prompt_count,
                                                 &sampling, w->now, id_out);
     if (status) return status;
-    size_t bytes = afd_journal_encode_admit(afd_requests_get(s->requests, *id_out), s->record, RECORD_BYTES);
+    const struct afd_request *q = afd_requests_get(s->requests, *id_out);
+    struct afd_journal_sequence known = {
+        .id = q->id, .tokens = q->tokens, .prompt_count = q->prompt_count, .sampling = q->sampling};
+    size_t bytes = afd_journal_encode_sequence(AFD_JOURNAL_ADMIT, &known, s->record, RECORD_BYTES);
     if (!bytes) sim_fail(w, "the scheduler: an admission does not fit");
     w->submits = client;
     if (!append(s, s->record, bytes)) {

@@ -1,6 +1,7 @@
 /* Guards: a rank that is never restarted, or restarted for ever and at once; ranks that start before the
  * scheduler can be reached; a shutdown that takes ranks from a scheduler which still has requests, or that
- * never ends; a daemon that cannot work and is tried again and again. */
+ * never ends; a daemon that cannot work and is tried again and again; a rank that runs although nobody wants
+ * it, that never comes back when it is asked for, or that is started twice because the order came early. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -18,18 +19,37 @@ enum { SCHEDULER, ATTN, FFN, CHILDREN };
 
 static struct afd_supervisor *s;
 
-static int setup(void **state)
+static int create(int is_remote, int never_restart)
 {
-    (void)state;
     struct afd_supervisor_config config = {.children = CHILDREN,
                                            .backoff_first = AFD_MS(200),
                                            .backoff_most = AFD_SECONDS(2),
                                            .window = AFD_SECONDS(60),
-                                           .drain = AFD_SECONDS(30)};
+                                           .drain = AFD_SECONDS(30),
+                                           .is_remote = is_remote,
+                                           .never_restart = never_restart};
     s = afd_supervisor_create(&config);
     if (!s) return -1;
     afd_supervisor_set_stage(s, FFN, 2);
     return 0;
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    return create(0, 0);
+}
+
+static int setup_remote(void **state)
+{
+    (void)state;
+    return create(1, 0);
+}
+
+static int setup_never(void **state)
+{
+    (void)state;
+    return create(0, 1);
 }
 
 static int teardown(void **state)
@@ -58,6 +78,14 @@ static void bring_up(void)
     assert_string_equal(actions(), "start 0");
     afd_supervisor_scheduler_up(s, AFD_MS(50));
     assert_string_equal(actions(), "start 1, start 2");
+}
+
+static void bring_up_without_ffn(void)
+{
+    afd_supervisor_begin(s, 0);
+    assert_string_equal(actions(), "start 0");
+    afd_supervisor_scheduler_up(s, AFD_MS(50));
+    assert_string_equal(actions(), "start 1");
 }
 
 static void ranks_wait_for_the_scheduler(void **state)
@@ -258,6 +286,188 @@ static void a_stop_during_a_back_off_ends(void **state)
     assert_string_equal(actions(), "done 0");
 }
 
+/* ---- what the scheduler asks for */
+
+static void a_rank_that_left_comes_back_when_asked(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_run(s, ATTN, 1, AFD_SECONDS(1)); /* its number, from the first order on */
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(2));
+    afd_supervisor_run(s, ATTN, 1, AFD_SECONDS(3)); /* the same order again */
+    assert_string_equal(actions(), "");
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_EXITED);
+    afd_supervisor_run(s, ATTN, 2, AFD_SECONDS(4));
+    assert_string_equal(actions(), "start 1");
+    assert_int_equal(afd_supervisor_start(s, ATTN), 2);
+    assert_int_equal(afd_supervisor_restarts(s, ATTN), 1);
+}
+
+/* The scheduler sees a rank's Leave before its parent sees its end. */
+static void an_order_before_the_end_is_not_lost(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_run(s, ATTN, 1, AFD_SECONDS(1));
+    afd_supervisor_run(s, ATTN, 2, AFD_SECONDS(2));
+    assert_string_equal(actions(), ""); /* it runs: nobody ends it for that */
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(3));
+    assert_string_equal(actions(), "start 1");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(4));
+    assert_string_equal(actions(), ""); /* once an order */
+}
+
+/* It was started again after a crash, with the number of the order: there is nothing left to do. */
+static void a_crash_uses_the_order_up(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_run(s, ATTN, 1, AFD_SECONDS(1));
+    afd_supervisor_run(s, ATTN, 2, AFD_SECONDS(2));
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, AFD_SECONDS(3));
+    afd_supervisor_tick(s, AFD_SECONDS(4));
+    assert_string_equal(actions(), "start 1");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(5));
+    assert_string_equal(actions(), "");
+}
+
+static void a_given_up_rank_is_tried_again_when_asked(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_run(s, FFN, 1, AFD_SECONDS(1));
+    afd_supervisor_exited(s, FFN, AFD_CHILD_UNUSABLE, AFD_SECONDS(2));
+    assert_string_equal(actions(), "give up 2");
+    afd_supervisor_run(s, FFN, 2, AFD_SECONDS(3));
+    assert_string_equal(actions(), "start 2");
+    afd_supervisor_exited(s, FFN, AFD_CHILD_CRASHED, AFD_SECONDS(4)); /* its failures count anew */
+    assert_string_equal(actions(), "");
+    assert_int_equal(afd_supervisor_deadline(s), AFD_SECONDS(4) + AFD_MS(200));
+}
+
+static void ranks_come_and_go(void **state)
+{
+    (void)state;
+    afd_supervisor_leave(s, FFN, 0); /* not of the beginning */
+    afd_supervisor_begin(s, 0);
+    assert_string_equal(actions(), "start 0");
+    afd_supervisor_scheduler_up(s, AFD_MS(50));
+    assert_string_equal(actions(), "start 1");
+    assert_int_equal(afd_supervisor_state(s, FFN), AFD_CHILD_ABSENT);
+    afd_supervisor_run(s, FFN, 1, AFD_SECONDS(1));
+    assert_string_equal(actions(), "start 2");
+    assert_int_equal(afd_supervisor_restarts(s, FFN), 0);
+    afd_supervisor_leave(s, FFN, AFD_SECONDS(2));
+    assert_string_equal(actions(), "term 2");
+    assert_int_equal(afd_supervisor_deadline(s), AFD_SECONDS(32));
+    afd_supervisor_leave(s, FFN, AFD_SECONDS(3)); /* again: no effect */
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, FFN, AFD_CHILD_CRASHED, AFD_SECONDS(4)); /* however it ended */
+    assert_string_equal(actions(), "");
+    assert_int_equal(afd_supervisor_state(s, FFN), AFD_CHILD_ABSENT);
+    assert_true(afd_supervisor_deadline(s) == UINT64_MAX);
+}
+
+static void a_rank_wanted_again_while_it_ends_is_started_once(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_leave(s, ATTN, AFD_SECONDS(1));
+    assert_string_equal(actions(), "term 1");
+    afd_supervisor_run(s, ATTN, 1, AFD_SECONDS(2));
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(3));
+    assert_string_equal(actions(), "start 1");
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_RUNNING);
+}
+
+static void a_rank_that_does_not_leave_is_killed(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_leave(s, ATTN, AFD_SECONDS(1));
+    assert_string_equal(actions(), "term 1");
+    afd_supervisor_tick(s, AFD_SECONDS(31) - 1);
+    assert_string_equal(actions(), "");
+    afd_supervisor_tick(s, AFD_SECONDS(31));
+    assert_string_equal(actions(), "kill 1");
+    afd_supervisor_tick(s, AFD_SECONDS(32));
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, AFD_SECONDS(32));
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_ABSENT);
+}
+
+static void a_rank_that_waits_or_fell_back_leaves_at_once(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, AFD_SECONDS(1));
+    afd_supervisor_leave(s, ATTN, AFD_SECONDS(1));
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_ABSENT);
+    afd_supervisor_tick(s, AFD_SECONDS(9));
+    assert_string_equal(actions(), "");
+}
+
+/* What is asked for while the scheduler is away waits for it. */
+static void an_order_without_a_scheduler_waits(void **state)
+{
+    (void)state;
+    afd_supervisor_leave(s, FFN, 0);
+    bring_up_without_ffn();
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_CRASHED, AFD_SECONDS(1));
+    afd_supervisor_run(s, FFN, 1, AFD_SECONDS(1));
+    assert_string_equal(actions(), "");
+    afd_supervisor_tick(s, AFD_SECONDS(2));
+    assert_string_equal(actions(), "start 0");
+    afd_supervisor_scheduler_up(s, AFD_SECONDS(3));
+    assert_string_equal(actions(), "start 2");
+}
+
+static void orders_after_a_stop_change_nothing(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_stop(s, AFD_SECONDS(1));
+    assert_string_equal(actions(), "term 0");
+    afd_supervisor_run(s, ATTN, 9, AFD_SECONDS(2));
+    afd_supervisor_leave(s, FFN, AFD_SECONDS(2));
+    assert_string_equal(actions(), "");
+    afd_supervisor_exited(s, SCHEDULER, AFD_CHILD_DONE, AFD_SECONDS(3));
+    assert_string_equal(actions(), "term 1");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(3));
+    assert_string_equal(actions(), "term 2");
+}
+
+/* A host that has ranks alone: they start at once, and end in order. */
+static void ranks_of_another_host_need_no_scheduler_here(void **state)
+{
+    (void)state;
+    afd_supervisor_begin(s, 0);
+    assert_string_equal(actions(), "start 1, start 2");
+    assert_int_equal(afd_supervisor_state(s, SCHEDULER), AFD_CHILD_ABSENT);
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, AFD_SECONDS(1));
+    afd_supervisor_tick(s, AFD_SECONDS(2));
+    assert_string_equal(actions(), "start 1");
+    afd_supervisor_stop(s, AFD_SECONDS(3));
+    assert_string_equal(actions(), "term 1");
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_DONE, AFD_SECONDS(4));
+    assert_string_equal(actions(), "term 2");
+    afd_supervisor_exited(s, FFN, AFD_CHILD_DONE, AFD_SECONDS(4));
+    assert_string_equal(actions(), "done 0");
+}
+
+static void never_means_never(void **state)
+{
+    (void)state;
+    bring_up();
+    afd_supervisor_exited(s, ATTN, AFD_CHILD_CRASHED, AFD_SECONDS(1));
+    assert_string_equal(actions(), "give up 1");
+    assert_int_equal(afd_supervisor_state(s, ATTN), AFD_CHILD_FAILED);
+    afd_supervisor_run(s, ATTN, 1, AFD_SECONDS(2)); /* but what is asked for is done */
+    assert_string_equal(actions(), "start 1");
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -275,6 +485,18 @@ int main(void)
         TEST(what_does_not_stop_is_killed),
         TEST(a_stop_before_the_ranks_started_ends),
         TEST(a_stop_during_a_back_off_ends),
+        TEST(a_rank_that_left_comes_back_when_asked),
+        TEST(an_order_before_the_end_is_not_lost),
+        TEST(a_crash_uses_the_order_up),
+        TEST(a_given_up_rank_is_tried_again_when_asked),
+        TEST(ranks_come_and_go),
+        TEST(a_rank_wanted_again_while_it_ends_is_started_once),
+        TEST(a_rank_that_does_not_leave_is_killed),
+        TEST(a_rank_that_waits_or_fell_back_leaves_at_once),
+        TEST(an_order_without_a_scheduler_waits),
+        TEST(orders_after_a_stop_change_nothing),
+        cmocka_unit_test_setup_teardown(ranks_of_another_host_need_no_scheduler_here, setup_remote, teardown),
+        cmocka_unit_test_setup_teardown(never_means_never, setup_never, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

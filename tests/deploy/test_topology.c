@@ -50,6 +50,7 @@ struct mistake {
 };
 
 #define MODEL "model: { path: m }\n"
+#define REMOTE "model: { path: /m }\nlaunch: { by: ssh }\n"
 
 static const struct mistake mistakes[] = {
     /* the language */
@@ -206,10 +207,18 @@ static const struct mistake mistakes[] = {
     {MODEL "transport: { network: { service_level: 16 } }\n", "2:40", "expected a number from 0 to 15"},
     {MODEL "transport: { path: shm }\npools: { attn: { hosts: [a, b] } }\n", "2:20",
      "the pools are on more than one host; expected tcp, rdma or auto"},
-    {MODEL "launch: { by: ssh }\n", "2:15", "launch.by: ssh: this version launches by local only"},
-    {MODEL "launch: { by: slurm }\n", "2:15", "launch.by: slurm: this version launches by local only"},
-    {MODEL "launch: { by: kubernetes }\n", "2:15",
-     "launch.by: kubernetes: this version launches by local only"},
+    {MODEL "launch: { by: ssh }\n", "1:16", "model.path is \"m\", and each host reads the model itself"},
+    {REMOTE "pools: { attn: { hosts: [a] }, ffn: { hosts: [localhost] } }\n", "3:8",
+     "one of them is called localhost"},
+    {REMOTE "hosts: [a, b]\nscheduler: { control: \"0.0.0.0:0\", http: \"0.0.0.0:8000\" }\n", "4:23",
+     "scheduler.control has port 0, which other hosts cannot know"},
+    {REMOTE "hosts: [a, b]\nscheduler: { control: \"0.0.0.0:7070\" }\n", "4:12",
+     "scheduler.http is \"127.0.0.1:8000\", which other hosts cannot reach"},
+    {REMOTE "hosts: [a, -b]\n", "1:1", "\"-b\" is no name of a host"},
+    {MODEL "launch: { ssh: [ssh] }\n", "2:16", "launch.ssh says nothing with launch.by: local"},
+    {MODEL "launch: { by: kubernetes, dir: /bin }\n", "2:32",
+     "launch.dir says nothing with launch.by: kubernetes"},
+    {MODEL "launch: { restart: often }\n", "2:20", "launch.restart is \"often\"; expected one of: always"},
     {MODEL "launch: { by: mail }\n", "2:15", "launch.by is \"mail\"; expected one of: local"},
 };
 
@@ -346,6 +355,31 @@ static void ranks_of_a_host_are_counted(void **state)
     static const uint32_t attn[] = {0, 1, 0, 1, 2, 3}, ffn[] = {2, 3, 0, 1};
     for (uint32_t i = 0; i < 6; i++) assert_int_equal(afd_rank_local(t, AFD_ROLE_ATTN, i), attn[i]);
     for (uint32_t i = 0; i < 4; i++) assert_int_equal(afd_rank_local(t, AFD_ROLE_FFN, i), ffn[i]);
+    afd_topology_destroy(t);
+}
+
+/* Ranks on machines that the file gives to nobody in particular; supervisors that nobody starts. */
+static void hosts_are_dealt_out(void **state)
+{
+    (void)state;
+    char hosts[AFD_MAX_CLUSTER_HOSTS][AFD_NAME_BYTES], address[2 * AFD_ADDRESS_BYTES];
+    struct afd_topology *t =
+        load_good(REMOTE "scheduler: { http: \"0.0.0.0:80\", control: \"0.0.0.0:81\" }\n"
+                         "hosts: [a, b, c, d]\n"
+                         "pools: { attn: { max_instances: 2 }, ffn: { instances: 2 } }\n");
+    assert_string_equal(t->scheduler.host, "a"); /* enough for one an instance */
+    assert_string_equal(afd_rank_host(t, AFD_ROLE_ATTN, 1), "b");
+    assert_string_equal(afd_rank_host(t, AFD_ROLE_FFN, 0), "c");
+    assert_string_equal(afd_rank_host(t, AFD_ROLE_FFN, 1), "d");
+    assert_int_equal(afd_topology_hosts(t, hosts), 4);
+    assert_string_equal(hosts[1], "b"); /* of an instance that is not there yet */
+    afd_topology_reach(t, t->scheduler.control, address);
+    assert_string_equal(address, "a:81");
+    afd_topology_destroy(t);
+
+    t = load_good(MODEL "hosts: [a, b]\npools: { attn: { instances: 3 }, ffn: { hosts: [b, c, d] } }\n");
+    assert_string_equal(afd_rank_host(t, AFD_ROLE_ATTN, 2), "a"); /* too few: shared */
+    assert_int_equal(afd_topology_hosts(t, hosts), 2);            /* c and d have no instance */
     afd_topology_destroy(t);
 }
 
@@ -508,6 +542,7 @@ int main(void)
         cmocka_unit_test(auto_follows_the_devices),
         cmocka_unit_test(the_network_is_taken_as_written),
         cmocka_unit_test(ranks_of_a_host_are_counted),
+        cmocka_unit_test(hosts_are_dealt_out),
         cmocka_unit_test(the_hash_is_of_the_bytes),
         cmocka_unit_test(spinning_needs_more_cores_than_threads),
         cmocka_unit_test(ranks_are_pinned_in_turn),

@@ -12,6 +12,8 @@
 
 #include "base/clock.h"
 
+enum { LOOK_EVERY_US = 5000, WAIT_S = 120 };
+
 static struct cluster *running; /* brought down, and its logs shown, when a check fails */
 
 static void show_logs(const struct cluster *cluster)
@@ -71,6 +73,12 @@ static int or_one(int value)
     return value ? value : 1;
 }
 
+static void write_pool(FILE *f, int max_instances, const char *hosts)
+{
+    if (max_instances) fprintf(f, "    max_instances: %d\n", max_instances);
+    if (hosts) fprintf(f, "    hosts: [%s]\n", hosts);
+}
+
 static void write_topology(const struct cluster *cluster, const struct cluster_spec *s)
 {
     char path[300];
@@ -78,9 +86,8 @@ static void write_topology(const struct cluster *cluster, const struct cluster_s
     FILE *f = fopen(path, "w");
     CHECK(f, "%s", path);
     fprintf(f, "cluster: test\nmodel: { path: %s }\n", s->model);
-    fprintf(f,
-            "scheduler: { host: localhost, http: \"127.0.0.1:0\", control: \"127.0.0.1:0\", lease_ms: "
-            "20000%s }\n",
+    fprintf(f, "scheduler: { host: localhost, http: \"127.0.0.1:0\", control: \"%s\", lease_ms: %d%s }\n",
+            or_else(s->control, "127.0.0.1:0"), s->lease_ms ? s->lease_ms : 20000,
             or_else(s->scheduler_extra, ""));
     fprintf(
         f, "pipeline: { microbatches: %d, max_rows: %d, prefill_rows: %d, a2f: %s, f2a: %s, dispatch: %s }\n",
@@ -94,68 +101,83 @@ static void write_topology(const struct cluster *cluster, const struct cluster_s
             "    parallel: { dp: %d, tp: 1 }\n    kv_cache: { dtype: %s, block_tokens: 64, memory: %s }\n",
             s->attn, or_one(s->attn_ranks), or_else(s->device, "cpu"), or_one(s->attn_ranks),
             or_else(s->kv, "f32"), or_else(s->kv_memory, "16MiB"));
+    write_pool(f, s->max_attn, s->attn_hosts);
     fprintf(f,
             "  ffn:\n    instances: %d\n    ranks_per_instance: %d\n    device: { type: %s, threads: 1 }\n"
             "    parallel: { ep: %d, tp: %d }\n    copies: %d\n",
             s->ffn, or_one(s->tp), or_else(s->device, "cpu"), or_one(s->ep), or_one(s->tp),
             or_one(s->copies));
+    write_pool(f, s->max_ffn, s->ffn_hosts);
     fclose(f);
 }
 
-void cluster_up(struct cluster *cluster, const struct cluster_spec *spec)
+void cluster_make(struct cluster *cluster, const struct cluster_spec *spec)
 {
     snprintf(cluster->dir, sizeof cluster->dir, "/tmp/afd-test-XXXXXX");
     CHECK(mkdtemp(cluster->dir), "mkdtemp");
     write_topology(cluster, spec);
+    running = cluster;
+}
+
+void cluster_up(struct cluster *cluster, const struct cluster_spec *spec)
+{
+    cluster_make(cluster, spec);
     cluster_up_file(cluster);
+}
+
+void cluster_find(struct cluster *cluster, char control_out[128])
+{
+    char path[300];
+    json_t *where;
+    snprintf(path, sizeof path, "%s/state/scheduler.json", cluster->dir);
+    for (afd_ns limit = afd_now() + AFD_SECONDS(WAIT_S); !(where = json_load_file(path, 0, NULL));
+         usleep(LOOK_EVERY_US))
+        CHECK(afd_now() < limit, "no %s", path);
+    snprintf(cluster->url, sizeof cluster->url, "http://%s",
+             json_string_value(json_object_get(where, "http")));
+    snprintf(control_out, 128, "%s", json_string_value(json_object_get(where, "control")));
+    json_decref(where);
 }
 
 void cluster_up_file(struct cluster *cluster)
 {
-    char command[1000], path[300];
+    char command[1000], control[128], *output;
     snprintf(command, sizeof command, "%s/afd up %s/topology.yaml --state %s/state --timeout 150",
              AFD_BIN_DIR, cluster->dir, cluster->dir);
-    char *output;
     running = cluster;
     int rc = run_command(command, &output);
     CHECK(rc == 0, "afd up exits with %d:\n%s", rc, output);
     free(output);
-    snprintf(path, sizeof path, "%s/state/scheduler.json", cluster->dir);
-    json_t *where = json_load_file(path, 0, NULL);
-    CHECK(where, "%s", path);
-    snprintf(cluster->url, sizeof cluster->url, "http://%s",
-             json_string_value(json_object_get(where, "http")));
-    json_decref(where);
+    cluster_find(cluster, control);
 }
 
-static int is_expected(const struct cluster *cluster, const char *line)
+/* The time stamp is followed by E, W, I or D. */
+static int is_bad(const struct cluster *cluster, const char *line)
 {
+    char level = strlen(line) > 27 && line[23] == 'Z' ? line[25] : 0;
     for (size_t i = 0; i < 8 && cluster->expected_warnings[i]; i++)
-        if (strstr(line, cluster->expected_warnings[i])) return 1;
-    return 0;
+        if (strstr(line, cluster->expected_warnings[i])) return 0;
+    return level == 'E' || (level == 'W' && !cluster->is_warned) || strstr(line, "Sanitizer") ||
+           strstr(line, "runtime error") || strstr(line, "UCX  ERROR");
 }
 
-/* Every line of every log: no error or warning (E, W behind the time stamp), no sanitizer report. */
-static void check_logs(const struct cluster *cluster)
+char *cluster_bad_log(const struct cluster *cluster)
 {
-    char dir[300], path[700], *line = NULL;
+    char dir[300], path[700], *line = NULL, *bad = NULL;
     size_t room = 0;
     snprintf(dir, sizeof dir, "%s/state/logs", cluster->dir);
     DIR *d = opendir(dir);
     CHECK(d, "no %s", dir);
-    for (struct dirent *e; (e = readdir(d));) {
+    for (struct dirent *e; !bad && (e = readdir(d));) {
         snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
         FILE *f = e->d_name[0] == '.' ? NULL : fopen(path, "r");
-        while (f && getline(&line, &room, f) > 0) {
-            int is_bad = (strlen(line) > 27 && line[23] == 'Z' && (line[25] == 'E' || line[25] == 'W')) ||
-                         strstr(line, "Sanitizer") || strstr(line, "runtime error") ||
-                         strstr(line, "UCX  ERROR");
-            CHECK(!is_bad || is_expected(cluster, line), "%s: %s", e->d_name, line);
-        }
+        while (f && !bad && getline(&line, &room, f) > 0)
+            if (is_bad(cluster, line) && asprintf(&bad, "%s: %s", e->d_name, line) < 0) bad = NULL;
         if (f) fclose(f);
     }
     closedir(d);
     free(line);
+    return bad;
 }
 
 void cluster_down(struct cluster *cluster)
@@ -165,10 +187,17 @@ void cluster_down(struct cluster *cluster)
     int rc = run_command(command, &output);
     CHECK(rc == 0, "afd down exits with %d: %s", rc, output);
     free(output);
-    check_logs(cluster);
+    cluster_gone(cluster);
+}
+
+void cluster_gone(struct cluster *cluster)
+{
+    char command[800], *output;
+    char *bad = cluster_bad_log(cluster);
+    CHECK(!bad, "%s", bad);
     running = NULL;
     snprintf(command, sizeof command, "pgrep -f -- '%s/state' | grep -vx %d", cluster->dir, getpid());
-    rc = run_command(command, &output);
+    run_command(command, &output);
     CHECK(!strstr(output, "afd"), "left over: %s", output);
     free(output);
     snprintf(command, sizeof command, "rm -rf %s", cluster->dir);
@@ -376,8 +405,6 @@ void cluster_expect_all_worked(const struct cluster *cluster, const char *role)
 
 /* ---- processes */
 
-enum { LOOK_EVERY_US = 5000, WAIT_S = 120 };
-
 struct process cluster_process(const struct cluster *cluster, const char *role, int rank)
 {
     char command[800], *output;
@@ -430,18 +457,19 @@ static int has_state(const char *text, const char *state)
     return good;
 }
 
+int cluster_is(const struct cluster *cluster, const char *state)
+{
+    char url[600], *text;
+    snprintf(url, sizeof url, "%s/afd/v1/cluster", cluster->url);
+    int good = http_try(url, "GET", NULL, &text) == 200 && has_state(text, state);
+    free(text);
+    return good;
+}
+
 void cluster_wait_state(const struct cluster *cluster, const char *state)
 {
-    afd_ns limit = afd_now() + AFD_SECONDS(WAIT_S);
-    char url[600];
-    snprintf(url, sizeof url, "%s/afd/v1/cluster", cluster->url);
-    for (;; usleep(LOOK_EVERY_US)) {
-        char *text;
-        int good = http_try(url, "GET", NULL, &text) == 200 && has_state(text, state);
-        CHECK(good || afd_now() < limit, "the cluster is not %s: %s", state, text);
-        free(text);
-        if (good) return;
-    }
+    for (afd_ns limit = afd_now() + AFD_SECONDS(WAIT_S); !cluster_is(cluster, state); usleep(LOOK_EVERY_US))
+        CHECK(afd_now() < limit, "the cluster is not %s", state);
 }
 
 void cluster_pids(const struct cluster *cluster, const char *role, int count, pid_t *pids_out)

@@ -23,19 +23,34 @@ struct cluster_spec {
     const char *path;                         /* NULL: shm; or tcp */
     const char *kv_memory;                    /* NULL: 16MiB */
     const char *scheduler_extra;              /* more "key: value" pairs for the scheduler, ", k: v" */
+    int lease_ms;                             /* 0: 20000 */
+    int max_attn, max_ffn;                    /* instances that the cluster may grow to; 0: as it starts */
+    const char *control;                      /* address of the scheduler for ranks; NULL: 127.0.0.1:0 */
+    const char *attn_hosts, *ffn_hosts;       /* "a, b"; NULL: localhost */
 };
 
 struct cluster {
     char dir[256];                    /* holds topology.yaml and state/ */
     char url[300];                    /* http://127.0.0.1:port */
     const char *expected_warnings[8]; /* substrings of log lines that this test provokes */
+    int is_warned;                    /* any warning is expected; errors are not */
 };
 
+/* Makes the directory and writes the topology into it; starts nothing. */
+void cluster_make(struct cluster *cluster, const struct cluster_spec *spec);
 /* Starts the cluster and waits until every rank is ready. */
 void cluster_up(struct cluster *cluster, const struct cluster_spec *spec);
 /* The same with cluster->dir/topology.yaml as it is. */
 void cluster_up_file(struct cluster *cluster);
 void cluster_down(struct cluster *cluster);
+/* What cluster_down does once all processes were told to end. */
+void cluster_gone(struct cluster *cluster);
+/* Waits until the scheduler of a cluster that was started otherwise says where it listens: sets cluster->url,
+ * and its address for ranks. */
+void cluster_find(struct cluster *cluster, char control_out[128]);
+/* The first line of a log that tells of an error, of a warning that is not expected, or of a sanitizer, with
+ * the log's name before it; NULL: none. malloc'ed. */
+char *cluster_bad_log(const struct cluster *cluster);
 
 struct process {
     pid_t pid;      /* 0: none */
@@ -47,7 +62,9 @@ struct process cluster_process(const struct cluster *cluster, const char *role, 
 /* Until the supervisor reports the state, with at least `restarts`. Ends the test after a minute. */
 struct process cluster_wait_process(const struct cluster *cluster, const char *role, int rank,
                                     const char *state, int restarts);
-/* Until the scheduler reports `state` of the cluster, and, for "ready", of every rank too. */
+/* The scheduler reports `state` of the cluster, and, for "ready", of every rank too. */
+int cluster_is(const struct cluster *cluster, const char *state);
+/* Until it does. */
 void cluster_wait_state(const struct cluster *cluster, const char *state);
 /* The pids of ranks 0 .. count - 1 of the role. Asking takes a while: ask before, then signal. */
 void cluster_pids(const struct cluster *cluster, const char *role, int count, pid_t *pids_out);

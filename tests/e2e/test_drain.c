@@ -32,7 +32,7 @@ static void expect_refused(const struct cluster *cluster)
     struct prompts one = prompts_make(1, 4, 100, 1, 0);
     struct streams *late = streams_begin(cluster, &one, 4, SEED);
     streams_wait_over(late);
-    const struct stream *s = &late->at[0];
+    const struct stream *s = late->at[0];
     CHECK(s->status == 503 && s->retry_after > 0, "status %ld, Retry-After %ld: %s", s->status,
           s->retry_after, s->text ? s->text : "");
     json_t *answer = json_loads(s->text, 0, NULL), *error = json_object_get(answer, "error");
