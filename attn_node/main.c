@@ -42,6 +42,7 @@ int main(int argc, char **argv)
                  model->layer_count, options.scheduler);
 
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, SIG_IGN); /* what comes again once it leaves: libevent puts this back */
     config.base = event_base_new();
     config.topology = topology;
     config.model = model;

@@ -48,11 +48,11 @@ struct afd_attn_node {
     uint64_t incarnation;
     struct event *transport_event, *device_event, *heartbeat, *drain_timer;
 
-    uint64_t epoch;       /* of the last Peers; 0 before */
-    uint64_t ready_epoch; /* that Ready was sent for on this connection */
-    int batch_changed;    /* a free slot may find rows now */
-    int drains, leaves;   /* takes nothing new; and ends when nothing is left */
-    int told_drained;
+    uint64_t epoch;         /* of the last Peers; 0 before */
+    uint64_t ready_epoch;   /* that Ready was sent for on this connection */
+    uint64_t settled_epoch; /* the same, when all that goes on goes by it */
+    int batch_changed;      /* a free slot may find rows now */
+    int drains;             /* takes nothing new, and ends when nothing is left */
     int is_over, exit_status;
 
     struct afd_stages stages;
@@ -304,19 +304,25 @@ static uint32_t poll_device(struct afd_attn_node *n)
 
 /* ---- the scheduler */
 
+/* Ready, when each shard can be asked for; and again when all pairs are open and nothing goes by an older
+ * placement: what that placed elsewhere may then go. */
 static void send_ready(struct afd_attn_node *n)
 {
-    if (!n->epoch || n->ready_epoch == n->epoch || !afd_member_is_connected(n->member) ||
+    if (!n->epoch || n->settled_epoch == n->epoch || !afd_member_is_connected(n->member) ||
         !afd_pipeline_is_connected(n->pipeline))
         return;
+    int settled = afd_links_are_open(n->links) && afd_pipeline_is_settled(n->pipeline);
+    if (n->ready_epoch == n->epoch && !settled) return;
     Afd__Ready ready = AFD__READY__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     ready.epoch = n->epoch;
+    ready.settled = settled;
     e.body_case = AFD__ENVELOPE__BODY_READY;
     e.ready = &ready;
     if (afd_member_send(n->member, &e) != AFD_OK) return;
     if (!n->ready_epoch) afd_log_info("ready, epoch %llu", (unsigned long long)n->epoch);
     n->ready_epoch = n->epoch;
+    if (settled) n->settled_epoch = n->epoch;
 }
 
 static void on_opened(uint32_t instance, void *user)
@@ -375,7 +381,7 @@ static void on_message(const Afd__Envelope *message, void *user)
         n->batch_changed = 1;
         break;
     case AFD__ENVELOPE__BODY_DRAIN:
-        n->drains = 1;
+        afd_attn_node_drain(n);
         break;
     default:
         afd_log_warn("the scheduler sent a message of kind %d, which is not for us", message->body_case);
@@ -385,7 +391,7 @@ static void on_message(const Afd__Envelope *message, void *user)
 static void on_connected(void *user)
 {
     struct afd_attn_node *n = user;
-    n->ready_epoch = 0;
+    n->ready_epoch = n->settled_epoch = 0;
     afd_sequences_flush(n->sequences);
     n->batch_changed = 1; /* steps may have stopped for want of room */
     send_ready(n);
@@ -395,8 +401,9 @@ static void on_refused(const char *words, void *user)
 {
     struct afd_attn_node *n = user;
     (void)words; /* logged where it was received */
-    /* Later it is the scheduler that changed: a fresh process may suit it. */
-    end(n, n->epoch ? AFD_EXIT_FAILED : AFD_EXIT_UNUSABLE);
+    /* Once drained that is how it is let go. Later it is the scheduler that changed: a fresh process may suit
+     * it. */
+    end(n, n->drains ? 0 : n->epoch ? AFD_EXIT_FAILED : AFD_EXIT_UNUSABLE);
 }
 
 static void on_orphaned(void *user)
@@ -438,34 +445,22 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
 
 /* ---- the end */
 
-static void send_empty(struct afd_attn_node *n, int leave)
+static void leave(struct afd_attn_node *n)
 {
     Afd__Leave left = AFD__LEAVE__INIT;
-    Afd__Drained drained = AFD__DRAINED__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
-    if (leave) {
-        left.why = "drained";
-        e.body_case = AFD__ENVELOPE__BODY_LEAVE;
-        e.leave = &left;
-    } else {
-        e.body_case = AFD__ENVELOPE__BODY_DRAINED;
-        e.drained = &drained;
-    }
+    left.why = "drained";
+    e.body_case = AFD__ENVELOPE__BODY_LEAVE;
+    e.leave = &left;
     afd_member_send(n->member, &e);
+    end(n, 0);
 }
 
 static void check_drained(struct afd_attn_node *n)
 {
     struct afd_batch_counts counts = afd_batch_counts(n->batch);
     int is_alone = !afd_member_is_connected(n->member); /* nothing can be delivered */
-    if (!n->drains || (counts.running + counts.waiting && !(n->leaves && is_alone))) return;
-    if (n->leaves) {
-        send_empty(n, 1);
-        end(n, 0);
-    } else if (!n->told_drained) {
-        n->told_drained = 1;
-        send_empty(n, 0);
-    }
+    if (n->drains && (!(counts.running + counts.waiting) || is_alone)) leave(n);
 }
 
 static void on_drain_timer(evutil_socket_t fd, short what, void *user)
@@ -475,16 +470,15 @@ static void on_drain_timer(evutil_socket_t fd, short what, void *user)
     (void)fd, (void)what;
     afd_log_warn("%u sequences were not finished in %u s; they go to another rank",
                  counts.running + counts.waiting, n->config.topology->scheduler.drain_s);
-    send_empty(n, 1);
-    end(n, 0);
+    leave(n);
 }
 
 void afd_attn_node_drain(struct afd_attn_node *n)
 {
     struct timeval t = {.tv_sec = n->config.topology->scheduler.drain_s};
-    if (n->leaves) return;
+    if (n->drains) return;
     afd_log_info("draining");
-    n->drains = n->leaves = 1;
+    n->drains = 1;
     evtimer_add(n->drain_timer, &t);
 }
 
@@ -496,6 +490,7 @@ static int progress(struct afd_attn_node *n)
     uint32_t events = poll_device(n);
     events += poll_transport(n);
     int acted = act(n);
+    if (n->settled_epoch != n->epoch) send_ready(n);
     check_drained(n);
     return events || acted;
 }

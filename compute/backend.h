@@ -48,8 +48,10 @@ struct afd_weight_table {
     struct afd_layer_weights *layers; /* [layer_count] */
     struct afd_matrix embed, head; /* the embedding is looked up in its view; with a tied head it is both */
     const float *final_norm;
-    void *panels; /* of all matrices */
-    uint64_t panel_bytes;
+    struct afd_panels {
+        void *memory;
+        uint64_t bytes;
+    } common, shard[AFD_MAX_SHARDS]; /* of the matrices that every shard needs; of each shard's experts */
 };
 
 /* Views every weight of the share, copies the norms and reads every byte: for ref where it is, for cpu into
@@ -57,6 +59,11 @@ struct afd_weight_table {
 enum afd_status afd_weight_table_load(const struct afd_device_config *config, struct afd_arena *arena,
                                       struct afd_weight_table *out, struct afd_error *error_out);
 void afd_weight_table_unload(struct afd_weight_table *table);
+/* The experts of one more shard, by the calling thread alone, while the device computes with the others. To
+ * be unloaded also after a failure. */
+enum afd_status afd_weight_table_add(const struct afd_device_config *config, struct afd_weight_table *table,
+                                     uint32_t shard, struct afd_error *error_out);
+void afd_weight_table_remove(struct afd_weight_table *table, uint32_t shard);
 
 /* Elements column .. column + n - 1 of a row, as float32, without their fp8 block's scale. */
 void afd_weight_read(const struct afd_weight_view *view, uint32_t row, uint32_t column, uint32_t n,
@@ -183,6 +190,7 @@ extern const struct afd_backend afd_backend_ref, afd_backend_cpu;
 
 struct afd_queue;
 struct afd_sampler;
+struct afd_loader;
 
 struct afd_device {
     struct afd_device_config config;
@@ -203,6 +211,8 @@ struct afd_device {
     struct afd_team team;
     struct afd_sampler *sampler;
     struct afd_queue *queue;
+    _Atomic uint64_t held; /* FFN: set of shards; the owner's thread changes it */
+    struct afd_loader *loader;
 };
 
 /* Largest of a field over the layers; sizes for the back ends' buffers. */

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "compute/backend.h"
+#include "compute/loader.h"
 #include "compute/queue.h"
 #include "compute/sample.h"
 
@@ -45,6 +46,7 @@ struct afd_sizes afd_device_sizes(const struct afd_device_config *config)
         s.ffn_pitch = max_u32(s.ffn_pitch, afd_pitch(f->shared_intermediate));
     }
     uint32_t held = (uint32_t)__builtin_popcountll(config->share.shards);
+    if (config->max_shards > held) held = config->max_shards;
     uint32_t parts = config->wire.shape.top_k + 1; /* shards that one row can be active in */
     s.max_outputs = config->max_batch_rows * (held < parts ? held : parts);
     return s;
@@ -202,6 +204,7 @@ enum afd_status afd_device_create(const struct afd_device_config *config, struct
     if (!device) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a device");
     memset(device, 0, sizeof *device);
     device->config = *config;
+    atomic_init(&device->held, config->share.shards);
     device->backend = config->type == AFD_DEVICE_REF ? &afd_backend_ref : &afd_backend_cpu;
     if (config->type == AFD_DEVICE_REF) device->config.threads = 1;
     device->arena = afd_arena_create(0);
@@ -224,6 +227,7 @@ enum afd_status afd_device_create(const struct afd_device_config *config, struct
 void afd_device_destroy(struct afd_device *device)
 {
     if (!device) return;
+    afd_loader_destroy(device->loader);
     afd_queue_destroy(device->queue);
     device->backend->close(device);
     afd_sampler_destroy(device->sampler);

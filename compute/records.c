@@ -145,10 +145,9 @@ struct shape {
 };
 
 /* Checks all records, and counts the items of each unit into unit_begin[unit + 1]. */
-static enum afd_status count_items(const struct afd_device *device, const struct afd_op *op,
-                                   const struct shape *shape, struct afd_ffn_plan *plan)
+static enum afd_status count_items(const struct afd_op *op, const struct shape *shape, uint64_t held,
+                                   struct afd_ffn_plan *plan)
 {
-    uint64_t held = device->config.share.shards;
     memset(plan->unit_begin, 0, (shape->experts + 2) * sizeof *plan->unit_begin);
     plan->rows = 0;
     for (uint32_t p = 0; p < op->ffn.part_count; p++) {
@@ -197,10 +196,11 @@ enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct
 {
     const struct afd_device_config *config = &device->config;
     const struct afd_ffn_desc *ffn = &config->model->layers[op->layer].ffn;
+    uint64_t held = atomic_load(&device->held); /* those that are asked for do not change meanwhile */
     int routed = ffn->kind == AFD_FFN_EXPERTS;
     struct shape shape = {&config->wire, routed ? ffn->experts : 0, routed ? ffn->top_k : 0, config->share.ep,
                           !routed || ffn->shared_intermediate > 0};
-    enum afd_status status = count_items(device, op, &shape, plan);
+    enum afd_status status = count_items(op, &shape, held, plan);
     if (status) return status;
     plan->outputs = 0;
     plan->units = shape.experts + 1;
@@ -209,7 +209,7 @@ enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct
     uint32_t row0 = 0;
     for (uint32_t p = 0; p < op->ffn.part_count; p++) {
         const struct afd_ffn_part *part = &op->ffn.parts[p];
-        for (uint64_t left = part->shards & config->share.shards; left; left &= left - 1) {
+        for (uint64_t left = part->shards & held; left; left &= left - 1) {
             uint32_t shard = (uint32_t)__builtin_ctzll(left), n = 0;
             for (uint32_t r = row0; r < row0 + part->rows; r++) {
                 if (!add_items(&shape, plan, next, r, shard, plan->outputs)) continue;

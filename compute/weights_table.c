@@ -75,6 +75,8 @@ struct load {
     const struct afd_device_config *config;
     struct afd_arena *arena;
     struct afd_weight_table *table;
+    struct afd_panels *panels; /* what is filled now: the common ones, or a shard's */
+    int experts;               /* a shard's */
     struct afd_error *error_out;
     uint64_t done, total, used;      /* used: bytes of the panels that are given out */
     struct afd_team team;            /* cpu */
@@ -219,7 +221,7 @@ static void pack_part(void *user, uint32_t index)
     uint32_t begin = (uint32_t)(panels * index / threads), end = (uint32_t)(panels * (index + 1) / threads);
     for (uint32_t p = begin; p < end; p++) {
         check_rows(load, view, p * AFD_PANEL, (p + 1) * AFD_PANEL);
-        afd_panels_pack(view, p, p + 1, (char *)load->table->panels + load->used);
+        afd_panels_pack(view, p, p + 1, (char *)load->panels->memory + load->used);
     }
 }
 
@@ -236,7 +238,7 @@ static void pack(struct load *load, struct afd_matrix *matrix)
 {
     load->matrix = matrix;
     afd_team_run(&load->team, pack_part, load);
-    matrix->panels = (char *)load->table->panels + load->used;
+    matrix->panels = (char *)load->panels->memory + load->used;
     load->used += (afd_panels_bytes(&matrix->view) + ALIGN - 1) / ALIGN * ALIGN;
 }
 
@@ -246,16 +248,23 @@ static int in_panels(const struct load *load, enum afd_weight_use use, int vecto
            (use != AFD_W_EMBED || load->config->model->tied_head);
 }
 
+static int is_of_shard(const struct afd_weight *weight)
+{
+    return weight->use == AFD_W_EXPERT_GATE || weight->use == AFD_W_EXPERT_UP ||
+           weight->use == AFD_W_EXPERT_DOWN;
+}
+
 static enum afd_status add_one(const struct afd_weight *weight, void *user)
 {
     struct load *load = user;
     const float **vector = NULL;
+    if (is_of_shard(weight) != load->experts) return AFD_OK;
     struct afd_matrix *matrix = place_of(load, weight, &vector);
     enum afd_status status = afd_weight_view(load->config->model, load->config->checkpoint, weight,
                                              &matrix->view, load->error_out);
     if (!status && in_panels(load, weight->use, vector != NULL)) {
         struct afd_weight_view held = needs_copy(&matrix->view) ? copy_shape(&matrix->view) : matrix->view;
-        load->table->panel_bytes += (afd_panels_bytes(&held) + ALIGN - 1) / ALIGN * ALIGN;
+        load->panels->bytes += (afd_panels_bytes(&held) + ALIGN - 1) / ALIGN * ALIGN;
     }
     return status;
 }
@@ -283,6 +292,7 @@ static enum afd_status load_one(const struct afd_weight *weight, void *user)
 {
     struct load *load = user;
     const float **vector = NULL;
+    if (is_of_shard(weight) != load->experts) return AFD_OK;
     struct afd_matrix *matrix = place_of(load, weight, &vector);
     const struct afd_weight_view stored = matrix->view, *view = &stored;
     enum afd_status status = AFD_OK;
@@ -334,20 +344,27 @@ static enum afd_status make_tables(struct load *load)
     return ok ? AFD_OK : afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for the table of weights");
 }
 
-/* Pages come as the team's threads first write them. The caller is member 0 and is not pinned. */
-static enum afd_status start_packing(struct load *load)
+/* Pages come as the team's threads first write them. */
+static enum afd_status map_panels(struct load *load)
 {
-    struct afd_weight_table *table = load->table;
-    const struct afd_device_config *c = load->config;
-    if (!table->panel_bytes) return AFD_OK;
-    table->panels =
-        mmap(NULL, table->panel_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (table->panels == MAP_FAILED) {
-        table->panels = NULL;
+    struct afd_panels *panels = load->panels;
+    load->used = 0;
+    if (!panels->bytes) return AFD_OK;
+    panels->memory = mmap(NULL, panels->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (panels->memory == MAP_FAILED) {
+        panels->memory = NULL;
         return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for %llu bytes of weights",
-                        (unsigned long long)table->panel_bytes);
+                        (unsigned long long)panels->bytes);
     }
-    if (table->panel_bytes >= HUGE_PAGE) madvise(table->panels, table->panel_bytes, MADV_HUGEPAGE);
+    if (panels->bytes >= HUGE_PAGE) madvise(panels->memory, panels->bytes, MADV_HUGEPAGE);
+    return AFD_OK;
+}
+
+/* The caller is member 0 and is not pinned. */
+static enum afd_status start_team(struct load *load)
+{
+    const struct afd_device_config *c = load->config;
+    if (c->type != AFD_DEVICE_CPU) return AFD_OK;
     load->team.threads = c->threads;
     load->team.members = afd_arena_alloc(load->arena, c->threads, sizeof *load->team.members);
     for (uint32_t i = 0; load->team.members && i < c->threads; i++)
@@ -357,22 +374,71 @@ static enum afd_status start_packing(struct load *load)
     return AFD_OK;
 }
 
+/* One pass: what every shard needs, or the experts of one. */
+static enum afd_status fill(struct load *load, struct afd_panels *panels, const struct afd_share *share,
+                            int experts)
+{
+    load->panels = panels;
+    load->experts = experts;
+    panels->bytes = 0;
+    enum afd_status status = afd_weights_each(load->config->model, share, add_one, load);
+    if (!status) status = map_panels(load);
+    if (!status) status = afd_weights_each(load->config->model, share, load_one, load);
+    return status;
+}
+
+static struct afd_share share_of_shard(const struct afd_share *share, uint32_t shard)
+{
+    struct afd_share one = *share;
+    one.shards = (uint64_t)1 << shard;
+    return one;
+}
+
 enum afd_status afd_weight_table_load(const struct afd_device_config *config, struct afd_arena *arena,
                                       struct afd_weight_table *out, struct afd_error *error_out)
 {
     struct load load = {.config = config, .arena = arena, .table = out, .error_out = error_out};
     load.total = afd_share_bytes(config->model, config->checkpoint, &config->share, 16);
     enum afd_status status = make_tables(&load);
-    if (!status) status = afd_weights_each(config->model, &config->share, add_one, &load);
-    if (!status) status = start_packing(&load);
-    if (!status) status = afd_weights_each(config->model, &config->share, load_one, &load);
+    if (!status) status = start_team(&load);
+    if (!status) status = fill(&load, &out->common, &config->share, 0);
+    for (uint64_t left = config->share.ffn ? config->share.shards : 0; left && !status; left &= left - 1) {
+        uint32_t shard = (uint32_t)__builtin_ctzll(left);
+        struct afd_share one = share_of_shard(&config->share, shard);
+        status = fill(&load, &out->shard[shard], &one, 1);
+    }
     if (load.team.started) afd_team_stop(&load.team);
     if (!status && !config->share.ffn && config->model->tied_head) out->head = out->embed;
     return status;
 }
 
+enum afd_status afd_weight_table_add(const struct afd_device_config *config, struct afd_weight_table *table,
+                                     uint32_t shard, struct afd_error *error_out)
+{
+    struct afd_member alone = {.core = -1};
+    struct load load = {.config = config, .table = table, .error_out = error_out};
+    struct afd_share one = share_of_shard(&config->share, shard);
+    load.team = (struct afd_team){.threads = 1, .members = &alone};
+    if (afd_team_start(&load.team))
+        return afd_fail(error_out, AFD_ERR_MEMORY, "cannot start a thread to load with");
+    enum afd_status status = fill(&load, &table->shard[shard], &one, 1);
+    afd_team_stop(&load.team);
+    return status;
+}
+
+static void unmap(struct afd_panels *panels)
+{
+    if (panels->memory) munmap(panels->memory, panels->bytes);
+    *panels = (struct afd_panels){0};
+}
+
+void afd_weight_table_remove(struct afd_weight_table *table, uint32_t shard)
+{
+    unmap(&table->shard[shard]);
+}
+
 void afd_weight_table_unload(struct afd_weight_table *table)
 {
-    if (table->panels) munmap(table->panels, table->panel_bytes);
-    table->panels = NULL;
+    unmap(&table->common);
+    for (uint32_t s = 0; s < AFD_MAX_SHARDS; s++) unmap(&table->shard[s]);
 }

@@ -17,6 +17,7 @@ enum {
     AFD_API_SEQUENCES = 512, /* prompts times n */
     AFD_API_STOPS = 16,
     AFD_API_MESSAGES = 4096,
+    AFD_API_TOOLS = 512,
 };
 
 struct afd_api_error {

@@ -27,6 +27,7 @@ struct choice {
     struct afd_detokenizer detokenizer;
     struct afd_stop stop;
     afd_ns begun, last_token;
+    uint32_t assignment; /* of the rank that the last token came from */
     struct afd_text text, ids, logprobs[LP_COUNT];
 };
 

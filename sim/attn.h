@@ -54,7 +54,7 @@ struct sim_attn {
     afd_ns device_free;
     struct sim_control *kept_first, **kept_last; /* tokens that wait for the scheduler */
     uint32_t kept_count;
-    uint64_t epoch, ready_epoch, preempted;
+    uint64_t epoch, ready_epoch, settled_epoch, preempted;
     int batch_changed, drains, leaves, wake_due;
 };
 
