@@ -1,4 +1,4 @@
-/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 3,400 seeds;
+/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 3,300 seeds;
  * a run that cannot be replayed; and checks that check nothing: each planted bug must be caught. */
 #include <setjmp.h>
 #include <stdarg.h>
