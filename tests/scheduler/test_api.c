@@ -268,8 +268,11 @@ static void test_echo_scores_a_prompt(void **state)
 /* Guards: a client that offers tools gets a call as text, or a call without the finish that says so. */
 static void test_tool_calls(void **state)
 {
-    struct fixture *f = *state;
+    struct fixture own, *f = &own;
     int status;
+    (void)state;
+    fixture_open_context(f, "", 600);
+    fixture_join(f, 1);
     f->script =
         "Hi.\n<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"w\">"
         "<steptml:parameter "
@@ -298,6 +301,7 @@ static void test_tool_calls(void **state)
     assert_string_equal(text_of(json_object_get(choice_of(root, 0), "message"), "content"), f->script);
     assert_string_equal(text_of(choice_of(root, 0), "finish_reason"), "stop");
     json_decref(root);
+    fixture_close(f);
 }
 
 static void test_stop_strings(void **state)
@@ -568,7 +572,7 @@ int main(void)
         API_TEST(test_prompts_and_n),
         API_TEST(test_stream),
         API_TEST(test_chat),
-        API_TEST(test_tool_calls),
+        cmocka_unit_test(test_tool_calls),
         API_TEST(test_logprobs_are_exact),
         API_TEST(test_echo_scores_a_prompt),
         API_TEST(test_stop_strings),
