@@ -76,9 +76,10 @@ def main():
     out, rng = [], random.Random(3)
     for name, make in FORMS.items():
         t = make()
+        shown = [i for i, a in t.get_added_tokens_decoder().items() if a.normalized]
         # The library shows added tokens through its byte alphabet, or normalized; afd as they are written.
         usable = [i for i in range(t.get_vocab_size()) if not t.id_to_token(i).startswith("<0x")
-                  and t.id_to_token(i) not in ("word", "\u00c5x")]
+                  and i not in shown]
         ids = [[rng.choice(usable) for _ in range(30)] for _ in range(12)]
         made = json.loads(t.to_str())
         made["model"]["merges"] = [m if isinstance(m, str) else " ".join(m) for m in made["model"]["merges"]]
