@@ -320,6 +320,7 @@ static void send_ready(struct afd_attn_node *n)
     e.body_case = AFD__ENVELOPE__BODY_READY;
     e.ready = &ready;
     if (afd_member_send(n->member, &e) != AFD_OK) return;
+    afd_health_ready(n->config.health);
     if (!n->ready_epoch) afd_log_info("ready, epoch %llu", (unsigned long long)n->epoch);
     n->ready_epoch = n->epoch;
     if (settled) n->settled_epoch = n->epoch;

@@ -25,8 +25,11 @@ static const struct cli_command commands[] = {
     {"bench", "serve | transport ...", "measure the cluster, or the data plane between ranks", cli_bench},
     {"sim", "FILE [--faults all] [--seeds N | --seed S] ...", "the virtual cluster: predict it, or break it",
      cli_sim},
+    {"render", "slurm|systemd|kubernetes FILE [-o DIR]", "a topology as files for another launcher",
+     cli_render},
+    {"probe", "FILE [--ready]", "does a rank in a container live? FILE: its --health", cli_probe},
     {"help", "[COMMAND]", "this list, or a command's options", cli_help},
-    {"supervise", "--topology FILE --state DIR --lock-fd N --ready-fd N", NULL, cli_supervise},
+    {"supervise", "--topology FILE --state DIR ...", NULL, cli_supervise},
 };
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

@@ -92,6 +92,8 @@ CLI_DECLARE(down);
 CLI_DECLARE(ps);
 CLI_DECLARE(logs);
 CLI_DECLARE(supervise);
+CLI_DECLARE(render);
+CLI_DECLARE(probe);
 CLI_DECLARE(status);
 CLI_DECLARE(scale);
 CLI_DECLARE(drain);

@@ -44,6 +44,7 @@ int main(int argc, char **argv)
     config.checkpoint = checkpoint;
     config.rank = options.rank;
     config.scheduler = options.scheduler;
+    config.health = options.health;
     status = afd_ffn_node_open(&config, &node, &error);
 out:
     if (status) afd_log_error("%s", error.text);
