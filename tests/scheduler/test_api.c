@@ -260,6 +260,50 @@ static void test_echo_scores_a_prompt(void **state)
     json_decref(root);
 }
 
+#define TOOLS                                                                                                \
+    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"w\",\"parameters\":{\"type\":\"object\","    \
+    "\"properties\":{\"n\":{\"type\":\"integer\"}}}}}],"
+#define ASK "\"messages\":[{\"role\":\"user\",\"content\":\"ab\"}],\"max_tokens\":400}"
+
+/* Guards: a client that offers tools gets a call as text, or a call without the finish that says so. */
+static void test_tool_calls(void **state)
+{
+    struct fixture own, *f = &own;
+    int status;
+    (void)state;
+    fixture_open_context(f, "", 600);
+    fixture_join(f, 1);
+    f->script =
+        "Hi.\n<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"w\">"
+        "<steptml:parameter "
+        "name=\"n\">3</steptml:parameter></steptml:invoke><｜tool_call_end｜><｜tool_calls_end｜>";
+    json_t *root = ask(f, "POST", "/v1/chat/completions", "{" TOOLS ASK, &status), *calls;
+    assert_int_equal(status, 200);
+    assert_string_equal(text_of(choice_of(root, 0), "finish_reason"), "tool_calls");
+    json_t *message = json_object_get(choice_of(root, 0), "message");
+    assert_string_equal(text_of(message, "content"), "Hi.");
+    calls = json_object_get(message, "tool_calls");
+    assert_int_equal(json_array_size(calls), 1);
+    json_t *function = json_object_get(json_array_get(calls, 0), "function");
+    assert_string_equal(text_of(function, "name"), "w");
+    assert_string_equal(text_of(function, "arguments"), "{\"n\":3}");
+    assert_memory_equal(text_of(json_array_get(calls, 0), "id"), "call_", 5);
+    json_decref(root);
+
+    char *body = ask_text(f, "POST", "/v1/chat/completions", "{\"stream\":true," TOOLS ASK, &status);
+    assert_non_null(strstr(body, "\"tool_calls\":[{\"index\":0,\"id\":\"call_"));
+    assert_non_null(strstr(body, "\"finish_reason\":\"tool_calls\""));
+    assert_null(strstr(body, "steptml"));
+    free(body);
+
+    /* Without tools, or with none to be called, it is text. */
+    root = ask(f, "POST", "/v1/chat/completions", "{\"tool_choice\":\"none\"," TOOLS ASK, &status);
+    assert_string_equal(text_of(json_object_get(choice_of(root, 0), "message"), "content"), f->script);
+    assert_string_equal(text_of(choice_of(root, 0), "finish_reason"), "stop");
+    json_decref(root);
+    fixture_close(f);
+}
+
 static void test_stop_strings(void **state)
 {
     struct fixture *f = *state;
@@ -538,6 +582,7 @@ int main(void)
         API_TEST(test_prompts_and_n),
         API_TEST(test_stream),
         API_TEST(test_chat),
+        cmocka_unit_test(test_tool_calls),
         API_TEST(test_logprobs_are_exact),
         API_TEST(test_echo_scores_a_prompt),
         API_TEST(test_stop_strings),
