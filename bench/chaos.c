@@ -38,8 +38,8 @@ struct row {
     const char *name, *shape;
     unsigned round;
     size_t streams, lost, wrong, attached, asked_again;
-    double gap_s, bound_s, full_speed_s, whole_s, load_s, rate, first_s,
-        stall_s;     /* less than 0: not measured */
+    double gap_s, bound_s, full_speed_s, whole_s, load_s, rate, first_s, stall_s,
+        gap_rate;    /* less than 0: not measured */
     char words[600]; /* what is against the promise; "": nothing */
 };
 
@@ -96,12 +96,13 @@ static void print_row(struct bench *b, const struct row *r)
     b->failures += r->words[0] != 0;
     json_array_append_new(
         b->json,
-        json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s}",
-                  "fault", r->name, "cluster", r->shape, "round", (int)r->round, "streams", (int)r->streams,
-                  "lost", (int)r->lost, "wrong", (int)r->wrong, "came_back", (int)r->attached, "asked_again",
-                  (int)r->asked_again, "gap_s", r->gap_s, "bound_s", r->bound_s, "full_speed_s",
-                  r->full_speed_s, "whole_s", r->whole_s, "load_s", r->load_s, "tokens_per_s", r->rate,
-                  "first_token_s", r->first_s, "client_stall_s", r->stall_s, "violation", r->words));
+        json_pack(
+            "{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s}",
+            "fault", r->name, "cluster", r->shape, "round", (int)r->round, "streams", (int)r->streams, "lost",
+            (int)r->lost, "wrong", (int)r->wrong, "came_back", (int)r->attached, "asked_again",
+            (int)r->asked_again, "gap_s", r->gap_s, "bound_s", r->bound_s, "full_speed_s", r->full_speed_s,
+            "whole_s", r->whole_s, "load_s", r->load_s, "tokens_per_s", r->rate, "first_token_s", r->first_s,
+            "client_stall_s", r->stall_s, "gap_tokens_per_s", r->gap_rate, "violation", r->words));
 }
 
 /* ---- what the streams brought */
@@ -125,6 +126,7 @@ static void judge(struct bench *b, const struct load_result *r, struct row *row)
 {
     row->streams = r->count;
     row->asked_again = r->asked_again;
+    row->gap_rate = r->gap_rate;
     row->stall_s = (double)r->stall * 1e-9;
     for (size_t i = 0; i < r->count; i++) {
         struct load_answer *a = &r->answers[i], *expected = &b->expected[a->request];

@@ -15,7 +15,7 @@ static const char *const path_names[AFD_SIM_PATH_COUNT] = {
     "cancelled",     "preempted", "again",        "group-failed", "group-formed",   "restarted",
     "drained",       "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away",
     "scaled",        "shrunk",    "rolled-on",    "repaired",     "balanced",       "rolled-back",
-    "busy-changing", "cut",       "taken-back",   "loaded-more",  "dropped"};
+    "busy-changing", "cut",       "taken-back",   "loaded-more",  "dropped",        "sent-away"};
 
 static const char *const bug_names[AFD_SIM_BUG_COUNT] = {
     "none",        "skipped-expert", "double-token",   "freed-block",   "old-generation",
@@ -301,6 +301,7 @@ static void on_operator(struct sim_world *w, struct sim_node *nobody, void *p, u
 {
     (void)nobody, (void)p, (void)a;
     sim_run_wanted(w);
+    sim_start_again(w);
     sim_at(w, w->now + AFD_MS(100), NULL, on_operator, NULL, 0);
 }
 

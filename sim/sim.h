@@ -74,6 +74,7 @@ enum afd_sim_path {
     AFD_SIM_TAKEN_BACK,     /* .. and taken back */
     AFD_SIM_LOADED_MORE,    /* an FFN rank that serves loaded a shard */
     AFD_SIM_DROPPED,        /* .. dropped one */
+    AFD_SIM_SENT_AWAY,      /* the supervisor asked a rank to end that is not to run */
     AFD_SIM_PATH_COUNT
 };
 
