@@ -68,8 +68,9 @@ struct afd_pool {
     uint32_t copies;            /* ffn: of every shard */
     uint32_t max_shards;        /* ffn: that an instance may hold: buffers are sized for it; default: what it
                                    would hold after the loss of another one */
-    uint32_t spares;            /* ffn: instances that the scheduler leaves without shards; default: those that
-                                   the initial placement does */
+    int rebalance;              /* ffn: shards are placed anew by measured load */
+    uint32_t spares; /* ffn: instances that the scheduler leaves without shards; default: those that
+                        the initial placement does */
     /* attn: KV cache */
     enum afd_dtype kv_dtype;
     uint32_t kv_block_tokens;
@@ -113,7 +114,7 @@ struct afd_topology {
         struct afd_network_options network;
         enum afd_group_kind group;
         uint32_t spin_us; /* polling before sleeping; 0: never; `auto` is UINT32_MAX: where there
-                             are more cores than threads of this host's ranks, 20, else 0 */
+                             are more cores than threads of this host's ranks, AFD_SPIN_US, else 0 */
     } transport;
 
     struct afd_pool attn, ffn;
@@ -128,9 +129,9 @@ void afd_topology_destroy(struct afd_topology *topology); /* NULL is allowed */
  * `indent` spaces. Out of memory: writes nothing. */
 void afd_topology_write(const struct afd_topology *topology, uint32_t indent, FILE *to);
 
-uint32_t afd_pool_ranks(const struct afd_pool *pool); /* instances * ranks_per_instance */
+uint32_t afd_pool_ranks(const struct afd_pool *pool);     /* instances * ranks_per_instance */
 uint32_t afd_pool_max_ranks(const struct afd_pool *pool); /* at its largest: those that have a number */
-const char *afd_role_name(enum afd_role role);        /* "attn", "ffn" */
+const char *afd_role_name(enum afd_role role);            /* "attn", "ffn" */
 const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
 /* The machines of the cluster, each once, the scheduler's first; with those that only instances beyond the
  * initial ones use. Returns how many. */
@@ -142,6 +143,9 @@ void afd_topology_reach(const struct afd_topology *topology, const char *address
 /* How many ranks of its host come before it, attention ranks first: the number of its device there, and what
  * spreads ranks over equal adapters. */
 uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
+/* What a sleep and a wake-up cost: who polls for so long before it sleeps never pays more than twice what
+ * knowing the future would cost. */
+enum { AFD_SPIN_US = 50 };
 /* Spin time of a rank on this machine, microseconds: resolves spin_us `auto`. */
 uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t cores_online);
 /* Compute threads of all ranks of a rank's host, per core of it, rounded up: above 1 they take turns. */

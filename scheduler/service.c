@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "scheduler/hosts.h"
+#include "scheduler/loads.h"
 
 enum {
     TICK_MS = 100,
@@ -37,6 +38,7 @@ struct afd_service {
     struct afd_cluster *cluster;
     struct afd_requests *requests;
     struct afd_hosts *hosts;
+    struct afd_loads loads;
     struct evconnlistener *listener;
     struct event *tick, *work;
     struct link *links;
@@ -295,6 +297,7 @@ static void on_tick(evutil_socket_t fd, short what, void *user)
     (void)fd, (void)what;
     afd_ns now = afd_now();
     afd_cluster_tick(s->cluster, now);
+    afd_loads_tick(&s->loads, s, s->cluster, s->config.model, now);
     afd_requests_tick(s->requests, now);
     work(s);
 }

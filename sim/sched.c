@@ -348,11 +348,23 @@ static void work(struct sim_sched *s)
     s->replayed = c->replayed;
 }
 
+/* Loads that stay uneven for a while: which shards are asked for most is drawn from the seed, and changes. */
+static void measure(struct sim_sched *s)
+{
+    double load[AFD_MAX_SHARDS];
+    uint64_t second = s->w->now / AFD_SECONDS(1);
+    if (!s->w->config.faults || !s->w->t->ffn.rebalance) return;
+    for (uint32_t k = 0; k < s->w->t->ffn.ep; k++)
+        load[k] = 1 + (double)(afd_random(s->w->config.seed, second, k) % 10);
+    afd_cluster_loads(s->cluster, load, s->w->now);
+}
+
 static void on_tick(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
 {
     struct sim_sched *s = sched_of(node);
     (void)p, (void)a;
     afd_cluster_tick(s->cluster, w->now);
+    measure(s);
     afd_requests_tick(s->requests, w->now);
     work(s);
     sim_at(w, w->now + AFD_MS(TICK_MS), node, on_tick, NULL, 0);

@@ -1,4 +1,4 @@
-/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 3,100 seeds;
+/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 3,300 seeds;
  * a run that cannot be replayed; and checks that check nothing: each planted bug must be caught. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,7 +11,7 @@
 
 #include "sim/sim.h"
 
-enum { SMALL_SEEDS = 2000, GROUP_SEEDS = 500, SPARE_SEEDS = 100, PLANTED_SEEDS = 200 };
+enum { SMALL_SEEDS = 2000, GROUP_SEEDS = 500, SPARE_SEEDS = 100, LOADS_SEEDS = 200, PLANTED_SEEDS = 200 };
 
 struct cluster {
     struct afd_topology *topology;
@@ -114,6 +114,12 @@ static void test_groups_with_copies(void **state)
 {
     (void)state;
     run_seeds("tests/sim/copies.yaml", GROUP_SEEDS, 1);
+}
+
+static void test_loads(void **state)
+{
+    (void)state;
+    run_seeds("tests/sim/loads.yaml", LOADS_SEEDS, 0);
 }
 
 static void test_spare(void **state)
@@ -249,6 +255,7 @@ int main(void)
         cmocka_unit_test(test_groups),
         cmocka_unit_test(test_groups_with_copies),
         cmocka_unit_test(test_spare),
+        cmocka_unit_test(test_loads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
