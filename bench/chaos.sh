@@ -1,7 +1,7 @@
 #!/bin/sh
 # What clients see of a cluster that loses processes and hosts, grows and shrinks while they stream: docs/CHAOS.md.
 #
-#   sh bench/chaos.sh                      every fault once: about ten minutes on two cores
+#   sh bench/chaos.sh                      every fault once: about four minutes on two cores
 #   sh bench/chaos.sh --repeat 20          twenty times
 #   sh bench/chaos.sh --only kill-attn     one of them; --list names all, --help says the rest
 #
