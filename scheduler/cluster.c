@@ -112,7 +112,8 @@ static void change_members(struct afd_cluster *c)
 
 static void lose(struct afd_cluster *c, struct afd_cluster_member *m, int is_orderly)
 {
-    if (m->was_ready) act(c, AFD_CLUSTER_DOWN, m)->is_orderly = is_orderly;
+    /* Also of one that was not ready: it may have gone on with what it held when it registered. */
+    if (m->connection) act(c, AFD_CLUSTER_DOWN, m)->is_orderly = is_orderly;
     m->connection = 0;
     m->state = AFD_MEMBER_LOST;
     if (c->epoch > 0) c->peers_due = 1;

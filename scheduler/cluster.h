@@ -60,7 +60,7 @@ enum afd_cluster_action_kind {
     AFD_CLUSTER_ASSIGN, /* send Assign over `connection`: afd_cluster_shards(rank) */
     AFD_CLUSTER_PEERS,  /* send the members that are connected, and the placement, to all of them */
     AFD_CLUSTER_UP,     /* the rank is ready */
-    AFD_CLUSTER_DOWN,   /* the rank is lost: what it had is to be repeated elsewhere */
+    AFD_CLUSTER_DOWN,   /* the rank is lost, ready or not: what it had is to be repeated elsewhere */
 };
 
 struct afd_cluster_action {

@@ -58,6 +58,9 @@ struct afd_journal_sequence {
     uint32_t origin_bytes;
 };
 
+/* What a rank would have said with the last token: it may have been said, and lost with the end's record. */
+enum afd_finish afd_journal_finish(const struct afd_journal_sequence *sequence, uint32_t max_context);
+
 /* ---- writing; each returns the bytes of the whole record, 0 when `limit` is too small */
 
 size_t afd_journal_encode_head(uint64_t segment, const uint8_t identity[AFD_JOURNAL_IDENTITY_BYTES],

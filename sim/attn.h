@@ -3,6 +3,7 @@
 #define AFD_SIM_ATTN_H
 
 #include "attn_node/batch.h"
+#include "attn_node/outbox.h"
 #include "attn_node/pipeline.h"
 #include "sim/world.h"
 
@@ -52,8 +53,7 @@ struct sim_attn {
     uint64_t *owners;           /* [blocks]: who wrote it last from its start */
     uint32_t block_tokens;
     afd_ns device_free;
-    struct sim_control *kept_first, **kept_last; /* tokens that wait for the scheduler */
-    uint32_t kept_count;
+    struct afd_outbox *outbox;
     uint64_t epoch, ready_epoch, preempted;
     int batch_changed, drains, leaves, wake_due;
 };

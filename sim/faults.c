@@ -12,11 +12,12 @@ static const char *const path_names[AFD_SIM_PATH_COUNT] = {
     "resent",    "waited",    "fenced",       "poisoned",     "replaced",       "refused",
     "expired",   "lease",     "came-back",    "replayed",     "stale",          "kept",
     "cancelled", "preempted", "again",        "group-failed", "group-formed",   "restarted",
-    "drained",   "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away"};
+    "drained",   "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away",
+    "restored",  "resumed",   "given-up",     "reattached",   "deserted",       "journal-dropped"};
 
-static const char *const bug_names[AFD_SIM_BUG_COUNT] = {"none",         "skipped-expert", "double-token",
-                                                         "freed-block",  "old-generation", "two-writers",
-                                                         "lost-wake-up", "early-delivery", "stale-partial"};
+static const char *const bug_names[AFD_SIM_BUG_COUNT] = {
+    "none",        "skipped-expert", "double-token",   "freed-block",   "old-generation",
+    "two-writers", "lost-wake-up",   "early-delivery", "stale-partial", "wrong-position"};
 
 const char *afd_sim_fault_name(enum afd_sim_fault fault)
 {
@@ -169,14 +170,15 @@ static int fill_disk(struct sim_world *w)
 static int tear(struct sim_world *w)
 {
     struct sim_disk *d = &w->disk;
-    if (!sim_scheduler(w)->alive || d->size < 64) return 0;
+    struct sim_file *last = d->count ? &d->segments[d->count - 1] : NULL;
+    if (!sim_scheduler(w)->alive || !last || last->size < 64) return 0;
     sim_kill(w, sim_scheduler(w));
-    size_t last = d->size < 256 ? d->size : 256, torn = 1 + draw(w, 24);
-    if (draw(w, 2) && d->room - d->size > torn) {
-        memcpy(d->bytes + d->size, d->bytes, torn); /* an admission, not all of it */
-        d->size += torn;
+    size_t end = last->size < 256 ? last->size : 256, torn = 1 + draw(w, 24);
+    if (draw(w, 2) && last->room - last->size > torn) {
+        memcpy(last->bytes + last->size, last->bytes, torn); /* a head, not all of it */
+        last->size += torn;
     } else {
-        d->bytes[d->size - 1 - draw(w, last)] ^= (uint8_t)(1u << draw(w, 8));
+        last->bytes[last->size - 1 - draw(w, end)] ^= (uint8_t)(1u << draw(w, 8));
         d->is_damaged = 1;
     }
     return 1;
