@@ -276,11 +276,6 @@ void afd_requests_detach(struct afd_requests *r, uint64_t id, afd_ns until)
     if (i != NONE) r->slots[i].request.detached_until = until;
 }
 
-void afd_requests_attach(struct afd_requests *r, uint64_t id)
-{
-    afd_requests_detach(r, id, 0);
-}
-
 void afd_requests_cancel(struct afd_requests *r, uint64_t id)
 {
     uint32_t at = (uint32_t)(id & ((1u << SLOT_BITS) - 1)), i = slot_of(r, id);

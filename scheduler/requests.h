@@ -123,9 +123,8 @@ void afd_requests_begin(struct afd_requests *requests, uint64_t id);
  * AFD_ERR_REQUEST: its id cannot be one of these. */
 enum afd_status afd_requests_restore(struct afd_requests *requests, const struct afd_request *request,
                                      afd_ns now);
-/* Its client left, and may come back until then; and is there again. Unknown ids are ignored. */
+/* Its client left, and may come back until then; 0: it is there again. Unknown ids are ignored. */
 void afd_requests_detach(struct afd_requests *requests, uint64_t id, afd_ns until);
-void afd_requests_attach(struct afd_requests *requests, uint64_t id);
 /* Unknown ids are ignored. An end that was not taken as an action yet is not reported any more. */
 void afd_requests_cancel(struct afd_requests *requests, uint64_t id);
 

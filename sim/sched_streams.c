@@ -376,7 +376,7 @@ enum afd_status sim_sched_attach(struct sim_world *w, struct sim_client *client)
     sim_count(w, AFD_SIM_REATTACHED);
     q->client = client;
     q->shown_from = client->generated + (sim_bug(w, AFD_SIM_BUG_WRONG_POSITION, 4) != 0);
-    afd_requests_attach(s->requests, client->id);
+    afd_requests_detach(s->requests, client->id, 0);
     show(s, q, 0, q->written.known.generated, q->written.known.finish);
     return AFD_OK;
 }

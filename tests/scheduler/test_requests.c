@@ -388,7 +388,7 @@ static void test_patience_for_ranks_and_clients(void **state)
     admit(r, NULL, tokens, 1, &q.sampling, AFD_SECONDS(12), &id);
     next_is(r, AFD_REQUESTS_SUBMIT);
     afd_requests_detach(r, id, AFD_SECONDS(13));
-    afd_requests_attach(r, id);
+    afd_requests_detach(r, id, 0);
     afd_requests_tick(r, AFD_SECONDS(14));
     nothing_to_do(r);
     afd_arena_destroy(arena);
