@@ -51,6 +51,8 @@ struct world {
     struct event *accept_event;
     struct afd_channel *channel;
     uint32_t registrations, readies, heartbeats, leaves;
+    uint32_t resumes; /* sequences that the node held when it registered */
+    int forgets;      /* nothing is acknowledged, and the last message before a connection ends is unknown */
     /* of the last heartbeat */
     uint64_t rows, steps, expert_rows, answers, messages;
     uint32_t running, waiting, kv_blocks_used, expert_layers;
