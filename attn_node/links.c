@@ -108,11 +108,11 @@ static void end_pair(struct link *link)
 
 static void follow(struct link *link, const Afd__Member *member)
 {
-    int is_other = !link->is_listed || link->incarnation != member->incarnation ||
+    int is_other = (!link->is_listed && !link->pair) || link->incarnation != member->incarnation ||
                    strcmp(link->address, member->data_address) != 0;
+    link->is_listed = 1;
     if (!is_other) return;
     end_pair(link);
-    link->is_listed = 1;
     link->incarnation = member->incarnation;
     snprintf(link->address, sizeof link->address, "%s", member->data_address);
     link->retry_ms = FIRST_RETRY_MS;
@@ -152,16 +152,17 @@ enum afd_status afd_links_set(struct afd_links *l, const Afd__Peers *peers, stru
     for (uint32_t instance = 0; instance < l->config.slab->instances; instance++) {
         struct link *link = &l->links[instance];
         const Afd__Member *member = NULL;
-        for (size_t i = 0; i < peers->n_members && placed >> instance & 1; i++)
+        for (size_t i = 0; i < peers->n_members; i++)
             if (peers->members[i]->role == AFD__ROLE__FFN &&
                 peers->members[i]->rank == afd_links_member(l, instance))
                 member = peers->members[i];
-        if (member) {
+        if (member && placed >> instance & 1) {
             follow(link, member);
-        } else {
-            link->is_listed = 0;
-            end_pair(link);
+            continue;
         }
+        /* Nothing new is asked of it; what it was asked it answers. */
+        link->is_listed = 0;
+        if (!member || !link->is_open || link->incarnation != member->incarnation) end_pair(link);
     }
     return AFD_OK;
 }
@@ -192,6 +193,13 @@ void afd_links_fail(struct afd_links *l, uint32_t instance, enum afd_status stat
             afd_links_member(l, instance), words);
     end_pair(link);
     if (link->is_listed) retry_later(link);
+}
+
+int afd_links_are_open(const struct afd_links *l)
+{
+    for (uint32_t i = 0; i < l->config.slab->instances; i++)
+        if (l->links[i].is_listed && !l->links[i].is_open) return 0;
+    return 1;
 }
 
 struct afd_pair *afd_links_pair(const struct afd_links *l, uint32_t instance)

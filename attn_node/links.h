@@ -1,8 +1,9 @@
 /* links.h: an attention rank's pairs: one with its rail member of every FFN instance that holds a shard.
  *
  * Follows Peers: connects, tries again with back-off while the member is listed, closes the pair of a member
- * that left or came back as another incarnation. The owner hears of each pair that opens and of each that is
- * fenced. One thread (the base's); nothing blocks. A failure reaches one pair. */
+ * that left or came back as another incarnation; that of one which holds no shard any more stays open. The
+ * owner hears of each pair that opens and of each that is fenced. One thread (the base's); nothing blocks. A
+ * failure reaches one pair. */
 #ifndef AFD_ATTN_NODE_LINKS_H
 #define AFD_ATTN_NODE_LINKS_H
 
@@ -34,6 +35,8 @@ void afd_links_event(struct afd_links *links, const struct afd_transport_event *
  * death that is noticed before its event came, is no more worth a warning than that. */
 void afd_links_fail(struct afd_links *links, uint32_t instance, enum afd_status status, const char *words);
 
+/* Every pair of the epoch is. */
+int afd_links_are_open(const struct afd_links *links);
 struct afd_pair *afd_links_pair(const struct afd_links *links, uint32_t instance); /* NULL: not open */
 /* The instance of an open pair; AFD_PIPELINE_NOBODY for any other. */
 uint32_t afd_links_instance(const struct afd_links *links, const struct afd_pair *pair);

@@ -48,10 +48,11 @@ struct afd_attn_node {
     uint64_t incarnation;
     struct event *transport_event, *device_event, *heartbeat, *drain_timer;
 
-    uint64_t epoch;       /* of the last Peers; 0 before */
-    uint64_t ready_epoch; /* that Ready was sent for on this connection */
-    int batch_changed;    /* a free slot may find rows now */
-    int drains, leaves;   /* takes nothing new; and ends when nothing is left */
+    uint64_t epoch;         /* of the last Peers; 0 before */
+    uint64_t ready_epoch;   /* that Ready was sent for on this connection */
+    uint64_t settled_epoch; /* the same, when all that goes on goes by it */
+    int batch_changed;      /* a free slot may find rows now */
+    int drains, leaves;     /* takes nothing new; and ends when nothing is left */
     int told_drained;
     int is_over, exit_status;
 
@@ -304,19 +305,25 @@ static uint32_t poll_device(struct afd_attn_node *n)
 
 /* ---- the scheduler */
 
+/* Ready, when each shard can be asked for; and again when all pairs are open and nothing goes by an older
+ * placement: what that placed elsewhere may then go. */
 static void send_ready(struct afd_attn_node *n)
 {
-    if (!n->epoch || n->ready_epoch == n->epoch || !afd_member_is_connected(n->member) ||
+    if (!n->epoch || n->settled_epoch == n->epoch || !afd_member_is_connected(n->member) ||
         !afd_pipeline_is_connected(n->pipeline))
         return;
+    int settled = afd_links_are_open(n->links) && afd_pipeline_is_settled(n->pipeline);
+    if (n->ready_epoch == n->epoch && !settled) return;
     Afd__Ready ready = AFD__READY__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     ready.epoch = n->epoch;
+    ready.settled = settled;
     e.body_case = AFD__ENVELOPE__BODY_READY;
     e.ready = &ready;
     if (afd_member_send(n->member, &e) != AFD_OK) return;
     if (!n->ready_epoch) afd_log_info("ready, epoch %llu", (unsigned long long)n->epoch);
     n->ready_epoch = n->epoch;
+    if (settled) n->settled_epoch = n->epoch;
 }
 
 static void on_opened(uint32_t instance, void *user)
@@ -395,7 +402,7 @@ static void on_registering(void *user)
 static void on_connected(void *user)
 {
     struct afd_attn_node *n = user;
-    n->ready_epoch = 0;
+    n->ready_epoch = n->settled_epoch = 0;
     send_ready(n);
 }
 
@@ -410,8 +417,9 @@ static void on_refused(const char *words, void *user)
 {
     struct afd_attn_node *n = user;
     (void)words; /* logged where it was received */
-    /* Later it is the scheduler that changed: a fresh process may suit it. */
-    end(n, n->epoch ? AFD_EXIT_FAILED : AFD_EXIT_UNUSABLE);
+    /* Once drained that is how it is let go. Later it is the scheduler that changed: a fresh process may suit
+     * it. */
+    end(n, n->drains ? 0 : n->epoch ? AFD_EXIT_FAILED : AFD_EXIT_UNUSABLE);
 }
 
 static void on_orphaned(void *user)
@@ -511,6 +519,7 @@ static int progress(struct afd_attn_node *n)
     uint32_t events = poll_device(n);
     events += poll_transport(n);
     int acted = act(n);
+    if (n->settled_epoch != n->epoch) send_ready(n);
     check_drained(n);
     return events || acted;
 }

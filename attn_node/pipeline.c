@@ -109,6 +109,24 @@ int afd_pipeline_is_connected(const struct afd_pipeline *p)
     return 1;
 }
 
+static int is_placed(const struct afd_pipeline *p, uint32_t shard, uint32_t instance)
+{
+    for (uint32_t i = 0; i < p->copies[shard]; i++)
+        if (p->placement[shard][i] == instance) return 1;
+    return 0;
+}
+
+int afd_pipeline_is_settled(const struct afd_pipeline *p)
+{
+    for (uint32_t i = 0; i < p->config.slots; i++)
+        for (uint64_t left = p->slots[i].flying; left; left &= left - 1) {
+            const struct buffer *b = &p->slots[i].buffers[lowest(left)];
+            for (uint64_t owed = b->owed; owed; owed &= owed - 1)
+                if (!is_placed(p, lowest(owed), b->target)) return 0;
+        }
+    return 1;
+}
+
 void afd_pipeline_open(struct afd_pipeline *p, uint32_t instance)
 {
     assert(instance < p->config.instances);

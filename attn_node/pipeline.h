@@ -73,6 +73,9 @@ void afd_pipeline_open(struct afd_pipeline *pipeline, uint32_t instance);
 void afd_pipeline_close(struct afd_pipeline *pipeline, uint32_t instance);
 int afd_pipeline_is_connected(const struct afd_pipeline *pipeline); /* each shard has an open pair */
 
+/* No answer is owed by an instance that is not in the shard's placement any more. */
+int afd_pipeline_is_settled(const struct afd_pipeline *pipeline);
+
 int afd_pipeline_is_free(const struct afd_pipeline *pipeline, uint32_t slot);
 void afd_pipeline_begin(struct afd_pipeline *pipeline, uint32_t slot); /* a new step in a free slot */
 

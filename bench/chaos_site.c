@@ -22,6 +22,8 @@ static struct cluster_spec spec_of(const struct site *site, enum site_shape shap
         .ep = SITE_SHARDS,
         .copies = shape == SITE_ONE_COPY ? 1 : 2,
         .path = shape == SITE_HOSTS ? "tcp" : "shm",
+        .kv_memory =
+            "64MiB", /* one rank takes all streams without preempting any: a preempted one stands still */
         .lease_ms = site->lease_ms,
         .scheduler_extra = ", heartbeat_ms: 250, drain_s: 20",
     };

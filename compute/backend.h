@@ -37,7 +37,10 @@ struct afd_matrix {
 struct afd_layer_weights {
     struct afd_matrix use[AFD_W_COUNT];
     struct afd_matrix *expert_gate, *expert_up, *expert_down; /* [experts] */
-    const float *attn_norm, *q_norm, *ffn_norm;               /* float32 copies, padded with zeros */
+    struct afd_matrix *k_up, *v_up;                           /* latent attention: [heads] */
+    /* float32 copies, padded with zeros, with the model's norm_offset */
+    const float *attn_norm, *q_norm, *q_head_norm, *k_head_norm, *kv_norm, *ffn_norm;
+    const float *router_bias;
     const struct afd_rope *rope;
 };
 
@@ -45,8 +48,10 @@ struct afd_weight_table {
     struct afd_layer_weights *layers; /* [layer_count] */
     struct afd_matrix embed, head; /* the embedding is looked up in its view; with a tied head it is both */
     const float *final_norm;
-    void *panels; /* of all matrices */
-    uint64_t panel_bytes;
+    struct afd_panels {
+        void *memory;
+        uint64_t bytes;
+    } common, shard[AFD_MAX_SHARDS]; /* of the matrices that every shard needs; of each shard's experts */
 };
 
 /* Views every weight of the share, copies the norms and reads every byte: for ref where it is, for cpu into
@@ -54,9 +59,15 @@ struct afd_weight_table {
 enum afd_status afd_weight_table_load(const struct afd_device_config *config, struct afd_arena *arena,
                                       struct afd_weight_table *out, struct afd_error *error_out);
 void afd_weight_table_unload(struct afd_weight_table *table);
+/* The experts of one more shard, by the calling thread alone, while the device computes with the others. To
+ * be unloaded also after a failure. */
+enum afd_status afd_weight_table_add(const struct afd_device_config *config, struct afd_weight_table *table,
+                                     uint32_t shard, struct afd_error *error_out);
+void afd_weight_table_remove(struct afd_weight_table *table, uint32_t shard);
 
-/* One element, as float32, without its block's scale. */
-float afd_weight_at(const struct afd_weight_view *view, uint32_t row, uint32_t column);
+/* Elements column .. column + n - 1 of a row, as float32, without their fp8 block's scale. */
+void afd_weight_read(const struct afd_weight_view *view, uint32_t row, uint32_t column, uint32_t n,
+                     float *out);
 float afd_narrow_at(const void *data, enum afd_dtype dtype, uint64_t index);
 void afd_narrow_put(void *data, enum afd_dtype dtype, uint64_t index, float value); /* RNE; fp8 saturates */
 
@@ -75,7 +86,8 @@ struct afd_slot {
 };
 
 /* Where K (part 0) or V (part 1) of a token and head is; head_dim elements of kv_dtype. A layer's block:
- *   K [kv_heads][block_tokens][head_dim] | V [kv_heads][block_tokens][head_dim] */
+ *   K [kv_heads][block_tokens][head_dim] | V [kv_heads][block_tokens][head_dim]
+ * Latent attention: [block_tokens][kv_rank | rope.dim], K; V is its first kv_rank elements. */
 void *afd_kv_at(const struct afd_device *device, uint32_t layer, const struct afd_segment *segment,
                 uint32_t position, uint32_t head, uint32_t part);
 
@@ -110,9 +122,29 @@ struct afd_routed {
 /* Everything of a record but x and its scales. */
 void afd_record_write(const struct afd_wire_layout *wire, void *record, uint32_t position, uint32_t turn,
                       const struct afd_routed *routed);
-/* The top_k largest of probabilities [experts], ties to the lowest id, ascending by id; divided by their sum,
- * added in that order, when `renormalise`. */
-void afd_route_choose(const float *probabilities, const struct afd_ffn_desc *ffn, struct afd_routed *out);
+/* The experts of one row, of probabilities [experts] and the selection's bias (NULL: none), as struct
+ * afd_ffn_desc says; ascending by id. The sum to divide by is added in that order. `scratch` [experts]. */
+void afd_route_choose(const float *probabilities, const float *bias, const struct afd_ffn_desc *ffn,
+                      float *scratch, struct afd_routed *out);
+/* scores [experts] become probabilities: the router function but softmax, which the back ends have. */
+void afd_route_sigmoid(float *scores, uint32_t experts);
+/* Rotates the channels of x in pairs as the description says, by table: cos [dim/2], sin [dim/2]. */
+void afd_rope_interleaved(float *x, const float *table, uint32_t dim);
+/* What a query sees: the first token, and the elements of a cached K and of V. */
+static inline uint32_t afd_attn_first(const struct afd_attn_desc *a, uint32_t position)
+{
+    return a->window && position >= a->window ? position - a->window + 1 : 0;
+}
+
+static inline uint32_t afd_attn_key_dim(const struct afd_attn_desc *a)
+{
+    return a->kind == AFD_ATTN_LATENT ? a->kv_rank + a->rope.dim : a->head_dim;
+}
+
+static inline uint32_t afd_attn_sum_dim(const struct afd_attn_desc *a)
+{
+    return a->kind == AFD_ATTN_LATENT ? a->kv_rank : a->head_dim;
+}
 /* The shards that a row is active in. */
 uint64_t afd_active_shards(const struct afd_routed *routed, uint32_t experts, uint32_t ep, uint32_t turn);
 /* 1 when the row with `active` goes to destination `to`. */
@@ -158,6 +190,7 @@ extern const struct afd_backend afd_backend_ref, afd_backend_cpu;
 
 struct afd_queue;
 struct afd_sampler;
+struct afd_loader;
 
 struct afd_device {
     struct afd_device_config config;
@@ -178,11 +211,15 @@ struct afd_device {
     struct afd_team team;
     struct afd_sampler *sampler;
     struct afd_queue *queue;
+    _Atomic uint64_t held; /* FFN: set of shards; the owner's thread changes it */
+    struct afd_loader *loader;
 };
 
 /* Largest of a field over the layers; sizes for the back ends' buffers. */
 struct afd_sizes {
-    uint32_t hidden_pitch, q_rank_pitch, kv_pitch, head_pitch, attn_pitch; /* attn: heads * head_dim */
+    /* kv: K of a token, all heads; head: of one; attn: heads * the widest of query and output; latent: heads
+     * * K */
+    uint32_t hidden_pitch, q_rank_pitch, kv_pitch, head_pitch, attn_pitch, latent_pitch, heads_pitch;
     uint32_t ffn_pitch; /* widest intermediate held here (after the tp cut) */
     uint32_t experts, max_outputs;
     uint32_t vocab_pitch;

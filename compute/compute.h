@@ -10,7 +10,8 @@
  * Memory: weights and KV cache belong to the device, read-only after create (weights) or managed by the
  * caller through block numbers (KV). Everything an op points to (tables, records, partials, outputs) belongs
  * to the caller and must stay unchanged until the op's ticket has completed. Nothing is allocated after
- * create. A failed op fails the ticket; a device failure (AFD_ERR_DEVICE) fails all that follow.
+ * create, but for shards that are loaded later. A failed op fails the ticket; a device failure
+ * (AFD_ERR_DEVICE) fails all that follow.
  *
  * The life of a slot's step on an attention device:
  *   step(slot, rows..)  embed  { attn(l) route(l) [A2F, F, F2A] } for each layer  logits  sample
@@ -46,6 +47,7 @@ struct afd_device_config {
     uint32_t max_logit_rows; /* of one logits op */
     /* FFN */
     uint32_t max_batch_rows; /* of one ffn op, over its parts */
+    uint32_t max_shards;     /* that it may hold at once; 0: as many as share has */
     void (*progress)(uint64_t bytes_done, uint64_t bytes_total, void *user); /* while loading; may be NULL */
     void *progress_user;
 };
@@ -195,6 +197,18 @@ enum afd_status afd_device_submit(struct afd_device *device, const struct afd_op
 uint32_t afd_device_poll(struct afd_device *device, struct afd_device_event *events_out, uint32_t limit);
 int afd_device_event_fd(const struct afd_device *device);  /* readable when poll has something, after arm */
 enum afd_status afd_device_arm(struct afd_device *device); /* AFD_AGAIN: poll, do not sleep */
+
+/* ---- more shards, or fewer, on an FFN device that computes meanwhile */
+
+/* Begins to load the experts of `shards`, none of which it holds, in a thread of its own at low priority. One
+ * load at a time. AFD_ERR_LIMIT: more than max_shards. */
+enum afd_status afd_device_load(struct afd_device *device, uint64_t shards, struct afd_error *error_out);
+/* 1 once the load is over, and once only: afd_device_arm refuses until then, as for an event. With AFD_OK ops
+ * may ask for the shards from now on; else the device is as before. */
+int afd_device_loaded(struct afd_device *device, uint64_t *shards_out, enum afd_status *status_out,
+                      struct afd_error *error_out);
+/* Frees the experts of `shards`. No op that was submitted and has not completed asks for them. */
+void afd_device_drop(struct afd_device *device, uint64_t shards);
 
 /* ---- records, shared by both sides of the wire */
 

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 
 #include "compute/backend.h"
+#include "compute/loader.h"
 #include "compute/queue.h"
 #include "compute/sample.h"
 
@@ -16,7 +17,7 @@ uint64_t afd_kv_block_bytes(const struct afd_model *model, enum afd_dtype kv_dty
 {
     uint64_t elements = 0;
     for (uint32_t l = 0; l < model->layer_count; l++)
-        elements += 2ull * model->layers[l].attn.kv_heads * model->layers[l].attn.head_dim;
+        elements += afd_attn_kv_elements(&model->layers[l].attn);
     return elements * block_tokens * afd_dtype_bytes(kv_dtype);
 }
 
@@ -33,15 +34,19 @@ struct afd_sizes afd_device_sizes(const struct afd_device_config *config)
         const struct afd_attn_desc *a = &model->layers[l].attn;
         const struct afd_ffn_desc *f = &model->layers[l].ffn;
         s.q_rank_pitch = max_u32(s.q_rank_pitch, afd_pitch(a->q_rank));
-        s.kv_pitch = max_u32(s.kv_pitch, afd_pitch(a->kv_heads * a->head_dim));
-        s.head_pitch = max_u32(s.head_pitch, afd_pitch(a->head_dim));
-        s.attn_pitch = max_u32(s.attn_pitch, afd_pitch(a->heads * a->head_dim));
+        uint32_t key = afd_attn_key_dim(a);
+        s.kv_pitch = max_u32(s.kv_pitch, afd_pitch(a->kv_heads * key));
+        s.head_pitch = max_u32(s.head_pitch, afd_pitch(max_u32(key, a->head_dim)));
+        s.attn_pitch = max_u32(s.attn_pitch, afd_pitch(a->heads * max_u32(a->head_dim, a->value_dim)));
+        if (a->kind == AFD_ATTN_LATENT) s.latent_pitch = max_u32(s.latent_pitch, afd_pitch(a->heads * key));
+        s.heads_pitch = max_u32(s.heads_pitch, afd_pitch(a->heads));
         s.ffn_pitch = max_u32(s.ffn_pitch, afd_pitch(f->intermediate));
         if (f->kind != AFD_FFN_EXPERTS) continue;
         s.experts = max_u32(s.experts, f->experts);
         s.ffn_pitch = max_u32(s.ffn_pitch, afd_pitch(f->shared_intermediate));
     }
     uint32_t held = (uint32_t)__builtin_popcountll(config->share.shards);
+    if (config->max_shards > held) held = config->max_shards;
     uint32_t parts = config->wire.shape.top_k + 1; /* shards that one row can be active in */
     s.max_outputs = config->max_batch_rows * (held < parts ? held : parts);
     return s;
@@ -155,7 +160,7 @@ static enum afd_status make_attention(struct afd_device *device, struct afd_erro
         const struct afd_attn_desc *a = &model->layers[l].attn;
         device->kv[l] = at;
         device->kv_block_bytes[l] =
-            2ull * a->kv_heads * a->head_dim * c->kv_block_tokens * afd_dtype_bytes(c->kv_dtype);
+            (uint64_t)afd_attn_kv_elements(a) * c->kv_block_tokens * afd_dtype_bytes(c->kv_dtype);
         at += device->kv_block_bytes[l] * c->kv_blocks;
     }
     return AFD_OK;
@@ -199,6 +204,7 @@ enum afd_status afd_device_create(const struct afd_device_config *config, struct
     if (!device) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a device");
     memset(device, 0, sizeof *device);
     device->config = *config;
+    atomic_init(&device->held, config->share.shards);
     device->backend = config->type == AFD_DEVICE_REF ? &afd_backend_ref : &afd_backend_cpu;
     if (config->type == AFD_DEVICE_REF) device->config.threads = 1;
     device->arena = afd_arena_create(0);
@@ -221,6 +227,7 @@ enum afd_status afd_device_create(const struct afd_device_config *config, struct
 void afd_device_destroy(struct afd_device *device)
 {
     if (!device) return;
+    afd_loader_destroy(device->loader);
     afd_queue_destroy(device->queue);
     device->backend->close(device);
     afd_sampler_destroy(device->sampler);
@@ -314,8 +321,8 @@ void *afd_kv_at(const struct afd_device *device, uint32_t layer, const struct af
     const struct afd_device_config *c = &device->config;
     const struct afd_attn_desc *a = &c->model->layers[layer].attn;
     uint64_t block = segment->blocks[position / c->kv_block_tokens];
-    uint64_t token =
-        ((uint64_t)part * a->kv_heads + head) * c->kv_block_tokens + position % c->kv_block_tokens;
+    uint64_t row = a->kind == AFD_ATTN_LATENT ? 0 : (uint64_t)part * a->kv_heads + head;
+    uint64_t token = row * c->kv_block_tokens + position % c->kv_block_tokens;
     return device->kv[layer] + block * device->kv_block_bytes[layer] +
-           token * a->head_dim * afd_dtype_bytes(c->kv_dtype);
+           token * afd_attn_key_dim(a) * afd_dtype_bytes(c->kv_dtype);
 }

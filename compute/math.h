@@ -43,12 +43,16 @@ static inline float afd_exp(float x)
     return x < AFD_EXP_LOW ? 0.0f : y;
 }
 
-/* x / (1 + exp(-x)), by exp of the negative magnitude, which cannot overflow. */
-static inline float afd_silu(float x)
+/* 1 / (1 + exp(-x)), by exp of the negative magnitude, which cannot overflow. */
+static inline float afd_sigmoid(float x)
 {
     float e = afd_exp(-fabsf(x));
-    float s = (x < 0.0f ? e : 1.0f) / (1.0f + e);
-    return x * s;
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
+}
+
+static inline float afd_silu(float x)
+{
+    return x * afd_sigmoid(x);
 }
 
 static inline float afd_log(float x)

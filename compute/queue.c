@@ -1,5 +1,7 @@
 #include "compute/queue.h"
 
+#include "compute/loader.h"
+
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -47,6 +49,11 @@ static void signal_owner(struct afd_queue *queue)
     if (!atomic_exchange(&queue->armed, 0)) return;
     uint64_t one = 1;
     if (write(queue->event_fd, &one, sizeof one) < 0) return; /* full: it is readable already */
+}
+
+void afd_queue_wake(struct afd_queue *queue)
+{
+    signal_owner(queue);
 }
 
 static void *device_main(void *user)
@@ -197,7 +204,7 @@ enum afd_status afd_device_arm(struct afd_device *device)
     if (read(queue->event_fd, &ignored, sizeof ignored) < 0) ignored = 0; /* nothing there */
     /* Armed before the last look: what completes after the look sees it and writes the descriptor. */
     atomic_store(&queue->armed, 1);
-    if (!next_event(queue)) return AFD_OK;
+    if (!next_event(queue) && !afd_loader_is_over(device->loader)) return AFD_OK;
     atomic_store(&queue->armed, 0);
     return AFD_AGAIN;
 }

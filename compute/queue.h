@@ -13,4 +13,7 @@ enum afd_status afd_queue_create(struct afd_device *device, struct afd_error *er
 /* Waits for the op that runs; those behind it are dropped. NULL is allowed. */
 void afd_queue_destroy(struct afd_queue *queue);
 
+/* Any thread: the owner looks again, if it sleeps. */
+void afd_queue_wake(struct afd_queue *queue);
+
 #endif

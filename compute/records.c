@@ -3,6 +3,7 @@
 #include <assert.h>
 
 #include "compute/backend.h"
+#include "compute/math.h"
 
 int afd_record_is_active(const struct afd_wire_layout *wire, const void *record, uint32_t experts,
                          uint32_t ep, uint32_t shard)
@@ -53,27 +54,78 @@ void afd_record_write(const struct afd_wire_layout *wire, void *record, uint32_t
     }
 }
 
-void afd_route_choose(const float *probabilities, const struct afd_ffn_desc *ffn, struct afd_routed *out)
+void afd_route_sigmoid(float *scores, uint32_t experts)
 {
-    uint32_t best[AFD_MAX_TOP_K], count = 0; /* descending; an equal later one goes behind */
-    for (uint32_t e = 0; e < ffn->experts; e++) {
-        if (count == ffn->top_k && !(probabilities[e] > probabilities[best[count - 1]])) continue;
-        uint32_t at = count < ffn->top_k ? count++ : count - 1;
-        for (; at > 0 && probabilities[e] > probabilities[best[at - 1]]; at--) best[at] = best[at - 1];
+    for (uint32_t e = 0; e < experts; e++) scores[e] = afd_sigmoid(scores[e]);
+}
+
+void afd_rope_interleaved(float *x, const float *table, uint32_t dim)
+{
+    uint32_t half = dim / 2;
+    for (uint32_t i = 0; i < half; i++) {
+        float a = x[2 * i], b = x[2 * i + 1], c = table[i], s = table[half + i];
+        x[2 * i] = a * c - b * s;
+        x[2 * i + 1] = b * c + a * s;
+    }
+}
+
+/* The indices of the `top` largest of x [n], descending; an equal later one goes behind. */
+static uint32_t largest(const float *x, uint32_t n, uint32_t top, uint32_t *best)
+{
+    uint32_t count = 0;
+    for (uint32_t e = 0; e < n; e++) {
+        if (count == top && !(x[e] > x[best[count - 1]])) continue;
+        uint32_t at = count < top ? count++ : count - 1;
+        for (; at > 0 && x[e] > x[best[at - 1]]; at--) best[at] = best[at - 1];
         best[at] = e;
     }
-    out->count = count;
-    for (uint32_t i = 0; i < count; i++) { /* insertion sort by id */
+    return count;
+}
+
+/* What the groups that do not stay hold becomes -infinity. */
+static void keep_groups(const struct afd_ffn_desc *ffn, float *selection)
+{
+    float scores[AFD_MAX_EXPERTS];
+    uint32_t best[AFD_MAX_EXPERTS], each = ffn->experts / ffn->groups;
+    unsigned char kept[AFD_MAX_EXPERTS] = {0};
+    for (uint32_t g = 0; g < ffn->groups; g++) {
+        uint32_t two[2], n = largest(selection + g * each, each, ffn->selection_bias ? 2 : 1, two);
+        scores[g] = selection[g * each + two[0]];
+        if (n > 1) scores[g] = scores[g] + selection[g * each + two[1]];
+    }
+    uint32_t count = largest(scores, ffn->groups, ffn->group_top_k, best);
+    for (uint32_t i = 0; i < count; i++) kept[best[i]] = 1;
+    for (uint32_t e = 0; e < ffn->experts; e++)
+        if (!kept[e / each]) selection[e] = -INFINITY;
+}
+
+void afd_route_choose(const float *probabilities, const float *bias, const struct afd_ffn_desc *ffn,
+                      float *scratch, struct afd_routed *out)
+{
+    uint32_t best[AFD_MAX_TOP_K];
+    const float *selection = probabilities;
+    if (bias || ffn->groups > 1) {
+        for (uint32_t e = 0; e < ffn->experts; e++)
+            scratch[e] = bias ? probabilities[e] + bias[e] : probabilities[e];
+        if (ffn->groups > 1) keep_groups(ffn, scratch);
+        selection = scratch;
+    }
+    out->count = largest(selection, ffn->experts, ffn->top_k, best);
+    for (uint32_t i = 0; i < out->count; i++) { /* insertion sort by id */
         uint32_t at = i;
         for (; at > 0 && out->experts[at - 1] > best[i]; at--) out->experts[at] = out->experts[at - 1];
         out->experts[at] = best[i];
     }
     float sum = 0.0f;
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < out->count; i++) {
         out->weights[i] = probabilities[out->experts[i]];
         sum = sum + out->weights[i];
     }
-    for (uint32_t i = 0; ffn->renormalise && i < count; i++) out->weights[i] = out->weights[i] / sum;
+    sum = sum + 1e-20f; /* sigmoids may all be 0 */
+    for (uint32_t i = 0; i < out->count; i++) {
+        if (ffn->renormalise) out->weights[i] = out->weights[i] / sum;
+        out->weights[i] = out->weights[i] * ffn->routed_scale;
+    }
 }
 
 uint64_t afd_active_shards(const struct afd_routed *routed, uint32_t experts, uint32_t ep, uint32_t turn)
@@ -93,10 +145,9 @@ struct shape {
 };
 
 /* Checks all records, and counts the items of each unit into unit_begin[unit + 1]. */
-static enum afd_status count_items(const struct afd_device *device, const struct afd_op *op,
-                                   const struct shape *shape, struct afd_ffn_plan *plan)
+static enum afd_status count_items(const struct afd_op *op, const struct shape *shape, uint64_t held,
+                                   struct afd_ffn_plan *plan)
 {
-    uint64_t held = device->config.share.shards;
     memset(plan->unit_begin, 0, (shape->experts + 2) * sizeof *plan->unit_begin);
     plan->rows = 0;
     for (uint32_t p = 0; p < op->ffn.part_count; p++) {
@@ -145,10 +196,11 @@ enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct
 {
     const struct afd_device_config *config = &device->config;
     const struct afd_ffn_desc *ffn = &config->model->layers[op->layer].ffn;
+    uint64_t held = atomic_load(&device->held); /* those that are asked for do not change meanwhile */
     int routed = ffn->kind == AFD_FFN_EXPERTS;
     struct shape shape = {&config->wire, routed ? ffn->experts : 0, routed ? ffn->top_k : 0, config->share.ep,
                           !routed || ffn->shared_intermediate > 0};
-    enum afd_status status = count_items(device, op, &shape, plan);
+    enum afd_status status = count_items(op, &shape, held, plan);
     if (status) return status;
     plan->outputs = 0;
     plan->units = shape.experts + 1;
@@ -157,7 +209,7 @@ enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct
     uint32_t row0 = 0;
     for (uint32_t p = 0; p < op->ffn.part_count; p++) {
         const struct afd_ffn_part *part = &op->ffn.parts[p];
-        for (uint64_t left = part->shards & config->share.shards; left; left &= left - 1) {
+        for (uint64_t left = part->shards & held; left; left &= left - 1) {
             uint32_t shard = (uint32_t)__builtin_ctzll(left), n = 0;
             for (uint32_t r = row0; r < row0 + part->rows; r++) {
                 if (!add_items(&shape, plan, next, r, shard, plan->outputs)) continue;

@@ -91,6 +91,52 @@ double afd_power(double base, double exponent)
     return sum * bits_double((uint64_t)((int64_t)n + 1023) << 52);
 }
 
+/* The pair that turns `turns` times in the original context (YaRN, arXiv 2309.00071, section 3.2). */
+static double yarn_pair(const struct afd_rope_desc *d, double turns)
+{
+    return d->dim * natural_log((double)d->original / (turns * 6.28318530717958647693)) /
+           (2.0 * natural_log((double)d->theta));
+}
+
+static double yarn_step(const struct afd_rope_desc *d, uint32_t i, double step)
+{
+    double low = __builtin_floor(yarn_pair(d, (double)d->high)),
+           high = __builtin_ceil(yarn_pair(d, (double)d->low));
+    if (low < 0) low = 0;
+    if (high > d->dim - 1.0) high = d->dim - 1.0;
+    if (low == high) high += 0.001;
+    double ramp = (i - low) / (high - low);
+    ramp = ramp < 0 ? 0 : ramp > 1 ? 1 : ramp;
+    return step / (double)d->factor * ramp + step * (1.0 - ramp);
+}
+
+static double llama3_step(const struct afd_rope_desc *d, double step)
+{
+    double wavelength = 6.28318530717958647693 / step, original = (double)d->original;
+    if (wavelength < original / (double)d->high) return step;
+    if (wavelength > original / (double)d->low) return step / (double)d->factor;
+    double s = (original / wavelength - (double)d->low) / ((double)d->high - (double)d->low);
+    return (1.0 - s) * step / (double)d->factor + s * step;
+}
+
+/* The angle by which pair i turns from one position to the next. */
+static double step_of(const struct afd_rope_desc *d, uint32_t i)
+{
+    double step = afd_power((double)d->theta, -2.0 * i / d->dim);
+    switch (d->scaling) {
+    case AFD_ROPE_LINEAR:
+        return step / (double)d->factor;
+    case AFD_ROPE_LLAMA3:
+        return llama3_step(d, step);
+    case AFD_ROPE_YARN:
+        return yarn_step(d, i, step);
+    case AFD_ROPE_TABLE:
+        return step / (double)d->table[i];
+    default:
+        return step;
+    }
+}
+
 static enum afd_status build(struct afd_rope *rope, uint32_t max_context, struct afd_arena *arena,
                              struct afd_error *error_out)
 {
@@ -99,7 +145,7 @@ static enum afd_status build(struct afd_rope *rope, uint32_t max_context, struct
     double *high = afd_arena_alloc(arena, (size_t)highs * half * 2, sizeof *high);
     if (!low || !high) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the rotary tables");
     for (uint32_t i = 0; i < half; i++) {
-        double step = afd_power(rope->theta, -2.0 * i / rope->dim);
+        double step = step_of(&rope->desc, i);
         for (uint32_t p = 0; p < AFD_ROPE_LOW; p++) {
             double *at = low + ((size_t)p * half + i) * 2;
             afd_sin_cos(p * step, &at[1], &at[0]);
@@ -114,11 +160,17 @@ static enum afd_status build(struct afd_rope *rope, uint32_t max_context, struct
     return AFD_OK;
 }
 
+static int same(const struct afd_rope_desc *a, const struct afd_rope_desc *b)
+{
+    return a->dim == b->dim && a->theta == b->theta && a->scaling == b->scaling && a->factor == b->factor &&
+           a->low == b->low && a->high == b->high && a->original == b->original &&
+           a->magnitude == b->magnitude && a->table == b->table;
+}
+
 const struct afd_rope *afd_ropes_find(const struct afd_ropes *ropes, const struct afd_attn_desc *attn)
 {
     for (uint32_t i = 0; i < ropes->count; i++)
-        if (ropes->rope[i].dim == attn->rope_dim && ropes->rope[i].theta == attn->rope_theta)
-            return &ropes->rope[i];
+        if (same(&ropes->rope[i].desc, &attn->rope)) return &ropes->rope[i];
     return NULL;
 }
 
@@ -128,16 +180,16 @@ enum afd_status afd_ropes_init(struct afd_ropes *ropes, const struct afd_model *
     for (uint32_t l = 0; l < model->layer_count; l++) {
         const struct afd_attn_desc *attn = &model->layers[l].attn;
         if (afd_ropes_find(ropes, attn)) continue;
-        if (attn->rope_dim % 2 || attn->rope_dim > attn->head_dim || !(attn->rope_theta > 1.0f))
+        if (attn->rope.dim % 2 || attn->rope.dim > attn->head_dim || !(attn->rope.theta > 1.0f))
             return afd_fail(
                 error_out, AFD_ERR_CONFIG,
                 "layer %u: rotary dimension %u of %u, theta %g; expected an even part of the head "
                 "and theta above 1",
-                l, attn->rope_dim, attn->head_dim, attn->rope_theta);
+                l, attn->rope.dim, attn->head_dim, (double)attn->rope.theta);
         if (ropes->count == AFD_MAX_ROPES)
             return afd_fail(error_out, AFD_ERR_LIMIT, "more than %d rotary geometries", AFD_MAX_ROPES);
         struct afd_rope *rope = &ropes->rope[ropes->count++];
-        *rope = (struct afd_rope){.dim = attn->rope_dim, .theta = attn->rope_theta};
+        *rope = (struct afd_rope){.dim = attn->rope.dim, .desc = attn->rope};
         enum afd_status status = build(rope, max_context, arena, error_out);
         if (status) return status;
     }
@@ -147,11 +199,12 @@ enum afd_status afd_ropes_init(struct afd_ropes *ropes, const struct afd_model *
 void afd_rope_fill(const struct afd_rope *rope, uint32_t position, float *out)
 {
     uint32_t half = rope->dim / 2;
+    double magnitude = (double)rope->desc.magnitude;
     const double *a = rope->high + (size_t)(position / AFD_ROPE_LOW) * half * 2;
     const double *b = rope->low + (size_t)(position % AFD_ROPE_LOW) * half * 2;
     for (uint32_t i = 0; i < half; i++) {
         double ca = a[2 * i], sa = a[2 * i + 1], cb = b[2 * i], sb = b[2 * i + 1];
-        out[i] = (float)(ca * cb - sa * sb);
-        out[half + i] = (float)(sa * cb + ca * sb);
+        out[i] = (float)((ca * cb - sa * sb) * magnitude);
+        out[half + i] = (float)((sa * cb + ca * sb) * magnitude);
     }
 }

@@ -16,9 +16,9 @@ enum { AFD_MAX_ROPES = 4, AFD_ROPE_LOW = 256 };
 
 struct afd_rope {
     uint32_t dim;
-    float theta;
-    const double *low;  /* [AFD_ROPE_LOW][dim / 2][cos, sin] of position lo */
-    const double *high; /* [max_context / 256 + 1][dim / 2][cos, sin] of position 256 hi */
+    struct afd_rope_desc desc; /* of the first layer that has it */
+    const double *low;         /* [AFD_ROPE_LOW][dim / 2][cos, sin] of position lo */
+    const double *high;        /* [max_context / 256 + 1][dim / 2][cos, sin] of position 256 hi */
 };
 
 /* The distinct geometries of a model's layers. */

@@ -7,6 +7,7 @@
  * resident beside the copy; the page cache keeps it as long as nobody needs the memory. The embedding is
  * looked up in the mapping, and when it is the head as well, there are two of it. The norms, which are small
  * and read whole, become float32 copies. */
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "compute/backend.h"
@@ -54,15 +55,28 @@ void afd_narrow_put(void *data, enum afd_dtype dtype, uint64_t index, float valu
     }
 }
 
-float afd_weight_at(const struct afd_weight_view *view, uint32_t row, uint32_t column)
+void afd_weight_read(const struct afd_weight_view *view, uint32_t row, uint32_t column, uint32_t n,
+                     float *out)
 {
-    return afd_narrow_at((const char *)view->data + row * view->row_bytes, view->dtype, column);
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t r = view->transposed ? column + i : row, c = view->transposed ? row : column + i;
+        const char *stored = (const char *)view->data + r * view->row_bytes;
+        if (view->quant) {
+            uint32_t count = view->transposed ? 1 : n;
+            afd_quant_read(view->quant, stored, c, count, out + i);
+            i += count - 1;
+        } else {
+            out[i] = afd_narrow_at(stored, view->dtype, c);
+        }
+    }
 }
 
 struct load {
     const struct afd_device_config *config;
     struct afd_arena *arena;
     struct afd_weight_table *table;
+    struct afd_panels *panels; /* what is filled now: the common ones, or a shard's */
+    int experts;               /* a shard's */
     struct afd_error *error_out;
     uint64_t done, total, used;      /* used: bytes of the panels that are given out */
     struct afd_team team;            /* cpu */
@@ -84,27 +98,67 @@ static int has_nan(const unsigned char *row, uint64_t bytes)
     return nan != 0;
 }
 
+/* Rows as they are stored. */
+static uint32_t stored_rows(const struct afd_weight_view *view)
+{
+    return view->transposed ? view->columns : view->rows;
+}
+
 static void check_rows(struct load *load, const struct afd_weight_view *view, uint32_t begin, uint32_t end)
 {
-    for (uint32_t r = begin; r < end && r < view->rows && view->dtype == AFD_FP8; r++)
-        if (has_nan((const unsigned char *)view->data + r * view->row_bytes, view->columns))
+    for (uint32_t r = begin; r < end && r < stored_rows(view) && view->dtype == AFD_FP8; r++)
+        if (has_nan((const unsigned char *)view->data + r * view->row_bytes, afd_weight_row_bytes(view)))
             atomic_store(&load->bad_row, r);
 }
 
 /* Reads the matrix in, a byte a page. */
 static void touch(const struct afd_weight_view *view)
 {
-    uint64_t bytes = (uint64_t)view->columns * afd_dtype_bytes(view->dtype);
-    for (uint32_t r = 0; r < view->rows; r++)
+    uint64_t bytes = afd_weight_row_bytes(view);
+    for (uint32_t r = 0; r < stored_rows(view); r++)
         for (uint64_t i = 0; i < bytes; i += PAGE)
             *(const volatile unsigned char *)((const char *)view->data + r * view->row_bytes + i);
 }
 
-static const float *copy_vector(struct load *load, const struct afd_weight_view *view)
+static const float *copy_vector(struct load *load, const struct afd_weight_view *view, float offset)
 {
     float *out = afd_arena_alloc(load->arena, afd_pitch(view->columns), sizeof *out);
-    for (uint32_t i = 0; out && i < view->columns; i++) out[i] = afd_weight_at(view, 0, i);
+    if (out) afd_weight_read(view, 0, 0, view->columns, out);
+    for (uint32_t i = 0; out && i < view->columns; i++) out[i] = out[i] + offset;
     return out;
+}
+
+/* A head's part of kv_b that a product cannot use as it is stored: what is turned around, or begins inside an
+ * fp8 block, gets a copy. */
+static int needs_copy(const struct afd_weight_view *view)
+{
+    return view->transposed || view->block_row;
+}
+
+/* The copy's type: the stored one, but float32 where a block's scale would have to change places with its
+ * rows. */
+static struct afd_weight_view copy_shape(const struct afd_weight_view *view)
+{
+    struct afd_weight_view copy = {.dtype = view->quant || view->block ? AFD_F32 : view->dtype,
+                                   .rows = view->rows,
+                                   .columns = view->columns};
+    copy.row_bytes = (uint64_t)view->columns * afd_dtype_bytes(copy.dtype);
+    return copy;
+}
+
+static void copy_matrix(const struct afd_weight_view *view, const struct afd_weight_view *copy, void *data)
+{
+    for (uint32_t r = 0; r < view->rows; r++)
+        for (uint32_t c = 0; c < view->columns; c++) {
+            float x;
+            afd_weight_read(view, r, c, 1, &x);
+            if (view->block) {
+                uint32_t row = view->transposed ? c : r, column = view->transposed ? r : c;
+                x = x * view->scale[(view->block_row + row) / view->block * view->scale_pitch +
+                                    column / view->block];
+            }
+            afd_narrow_put((char *)data + r * copy->row_bytes, copy->dtype, c, x);
+        }
 }
 
 /* Where `weight` goes in the table; *vector_out: where its float32 copy goes, or NULL. */
@@ -119,11 +173,15 @@ static struct afd_matrix *place_of(struct load *load, const struct afd_weight *w
     case AFD_W_HEAD:
         return &table->head;
     case AFD_W_EXPERT_GATE:
-        return &layer->expert_gate[weight->expert];
+        return &layer->expert_gate[weight->index];
     case AFD_W_EXPERT_UP:
-        return &layer->expert_up[weight->expert];
+        return &layer->expert_up[weight->index];
     case AFD_W_EXPERT_DOWN:
-        return &layer->expert_down[weight->expert];
+        return &layer->expert_down[weight->index];
+    case AFD_W_K_UP:
+        return &layer->k_up[weight->index];
+    case AFD_W_V_UP:
+        return &layer->v_up[weight->index];
     case AFD_W_FINAL_NORM:
         *vector_out = &table->final_norm;
         break;
@@ -133,8 +191,20 @@ static struct afd_matrix *place_of(struct load *load, const struct afd_weight *w
     case AFD_W_Q_NORM:
         *vector_out = &layer->q_norm;
         break;
+    case AFD_W_Q_HEAD_NORM:
+        *vector_out = &layer->q_head_norm;
+        break;
+    case AFD_W_K_HEAD_NORM:
+        *vector_out = &layer->k_head_norm;
+        break;
+    case AFD_W_KV_NORM:
+        *vector_out = &layer->kv_norm;
+        break;
     case AFD_W_FFN_NORM:
         *vector_out = &layer->ffn_norm;
+        break;
+    case AFD_W_ROUTER_BIAS:
+        *vector_out = &layer->router_bias;
         break;
     default:
         break;
@@ -151,7 +221,7 @@ static void pack_part(void *user, uint32_t index)
     uint32_t begin = (uint32_t)(panels * index / threads), end = (uint32_t)(panels * (index + 1) / threads);
     for (uint32_t p = begin; p < end; p++) {
         check_rows(load, view, p * AFD_PANEL, (p + 1) * AFD_PANEL);
-        afd_panels_pack(view, p, p + 1, (char *)load->table->panels + load->used);
+        afd_panels_pack(view, p, p + 1, (char *)load->panels->memory + load->used);
     }
 }
 
@@ -159,18 +229,16 @@ static void pack_part(void *user, uint32_t index)
 static void advise(const struct afd_weight_view *view, int advice)
 {
     uintptr_t begin = (uintptr_t)view->data / PAGE * PAGE;
-    uintptr_t end = (uintptr_t)view->data + (view->rows - 1) * view->row_bytes +
-                    (uint64_t)view->columns * afd_dtype_bytes(view->dtype);
+    uintptr_t end =
+        (uintptr_t)view->data + (stored_rows(view) - 1) * view->row_bytes + afd_weight_row_bytes(view);
     if (view->rows) madvise((void *)begin, end - begin, advice);
 }
 
 static void pack(struct load *load, struct afd_matrix *matrix)
 {
-    advise(&matrix->view, MADV_WILLNEED);
     load->matrix = matrix;
     afd_team_run(&load->team, pack_part, load);
-    advise(&matrix->view, MADV_DONTNEED);
-    matrix->panels = (char *)load->table->panels + load->used;
+    matrix->panels = (char *)load->panels->memory + load->used;
     load->used += (afd_panels_bytes(&matrix->view) + ALIGN - 1) / ALIGN * ALIGN;
 }
 
@@ -180,38 +248,74 @@ static int in_panels(const struct load *load, enum afd_weight_use use, int vecto
            (use != AFD_W_EMBED || load->config->model->tied_head);
 }
 
+static int is_of_shard(const struct afd_weight *weight)
+{
+    return weight->use == AFD_W_EXPERT_GATE || weight->use == AFD_W_EXPERT_UP ||
+           weight->use == AFD_W_EXPERT_DOWN;
+}
+
 static enum afd_status add_one(const struct afd_weight *weight, void *user)
 {
     struct load *load = user;
     const float **vector = NULL;
+    if (is_of_shard(weight) != load->experts) return AFD_OK;
     struct afd_matrix *matrix = place_of(load, weight, &vector);
     enum afd_status status = afd_weight_view(load->config->model, load->config->checkpoint, weight,
                                              &matrix->view, load->error_out);
-    if (!status && in_panels(load, weight->use, vector != NULL))
-        load->table->panel_bytes += (afd_panels_bytes(&matrix->view) + ALIGN - 1) / ALIGN * ALIGN;
+    if (!status && in_panels(load, weight->use, vector != NULL)) {
+        struct afd_weight_view held = needs_copy(&matrix->view) ? copy_shape(&matrix->view) : matrix->view;
+        load->panels->bytes += (afd_panels_bytes(&held) + ALIGN - 1) / ALIGN * ALIGN;
+    }
     return status;
+}
+
+/* The matrix in a copy of its own, which stays for ref and is turned into panels for cpu. */
+static enum afd_status load_copy(struct load *load, struct afd_matrix *matrix)
+{
+    struct afd_weight_view stored = matrix->view;
+    int panels = load->config->type == AFD_DEVICE_CPU;
+    matrix->view = copy_shape(&stored);
+    uint64_t bytes = matrix->view.row_bytes * matrix->view.rows;
+    void *data = panels ? malloc(bytes) : afd_arena_alloc(load->arena, bytes, 1);
+    if (!data) return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for a head's part of kv_b");
+    check_rows(load, &stored, 0, stored_rows(&stored));
+    copy_matrix(&stored, &matrix->view, data);
+    matrix->view.data = data;
+    if (!panels) return AFD_OK;
+    pack(load, matrix);
+    free(data);
+    matrix->view.data = NULL;
+    return AFD_OK;
 }
 
 static enum afd_status load_one(const struct afd_weight *weight, void *user)
 {
     struct load *load = user;
     const float **vector = NULL;
+    if (is_of_shard(weight) != load->experts) return AFD_OK;
     struct afd_matrix *matrix = place_of(load, weight, &vector);
-    const struct afd_weight_view *view = &matrix->view;
+    const struct afd_weight_view stored = matrix->view, *view = &stored;
+    enum afd_status status = AFD_OK;
+    int norm = vector && weight->use != AFD_W_ROUTER_BIAS;
     atomic_store(&load->bad_row, UINT32_MAX);
-    if (in_panels(load, weight->use, vector != NULL)) {
+    if (needs_copy(view)) {
+        status = load_copy(load, matrix);
+    } else if (in_panels(load, weight->use, vector != NULL)) {
+        advise(view, MADV_WILLNEED);
         pack(load, matrix);
+        advise(view, MADV_DONTNEED);
     } else {
         touch(view);
         check_rows(load, view, 0, view->rows);
     }
+    if (status) return status;
     if (load->bad_row != UINT32_MAX)
         return afd_fail(load->error_out, AFD_ERR_CONFIG,
                         "layer %u, expert %u, weight %d: row %u has an fp8 NaN; expected numbers",
-                        weight->layer, weight->expert, (int)weight->use, weight->out_begin + load->bad_row);
-    if (vector && !(*vector = copy_vector(load, view)))
+                        weight->layer, weight->index, (int)weight->use, weight->out_begin + load->bad_row);
+    if (vector && !(*vector = copy_vector(load, view, norm ? load->config->model->norm_offset : 0.0f)))
         return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for the norms");
-    load->done += (uint64_t)view->rows * view->columns * afd_dtype_bytes(view->dtype);
+    load->done += stored_rows(view) * afd_weight_row_bytes(view);
     if (load->config->progress) load->config->progress(load->done, load->total, load->config->progress_user);
     return AFD_OK;
 }
@@ -221,6 +325,13 @@ static enum afd_status make_tables(struct load *load)
     const struct afd_model *model = load->config->model;
     struct afd_layer_weights *layers = afd_arena_alloc(load->arena, model->layer_count, sizeof *layers);
     int ok = layers != NULL;
+    for (uint32_t l = 0; ok && l < model->layer_count && !load->config->share.ffn; l++) {
+        const struct afd_attn_desc *attn = &model->layers[l].attn;
+        if (attn->kind != AFD_ATTN_LATENT) continue;
+        layers[l].k_up = afd_arena_alloc(load->arena, attn->heads, sizeof *layers->k_up);
+        layers[l].v_up = afd_arena_alloc(load->arena, attn->heads, sizeof *layers->v_up);
+        ok = layers[l].k_up && layers[l].v_up;
+    }
     for (uint32_t l = 0; ok && l < model->layer_count && load->config->share.ffn; l++) {
         const struct afd_ffn_desc *ffn = &model->layers[l].ffn;
         if (ffn->kind != AFD_FFN_EXPERTS) continue;
@@ -233,20 +344,27 @@ static enum afd_status make_tables(struct load *load)
     return ok ? AFD_OK : afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for the table of weights");
 }
 
-/* Pages come as the team's threads first write them. The caller is member 0 and is not pinned. */
-static enum afd_status start_packing(struct load *load)
+/* Pages come as the team's threads first write them. */
+static enum afd_status map_panels(struct load *load)
 {
-    struct afd_weight_table *table = load->table;
-    const struct afd_device_config *c = load->config;
-    if (!table->panel_bytes) return AFD_OK;
-    table->panels =
-        mmap(NULL, table->panel_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (table->panels == MAP_FAILED) {
-        table->panels = NULL;
+    struct afd_panels *panels = load->panels;
+    load->used = 0;
+    if (!panels->bytes) return AFD_OK;
+    panels->memory = mmap(NULL, panels->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (panels->memory == MAP_FAILED) {
+        panels->memory = NULL;
         return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for %llu bytes of weights",
-                        (unsigned long long)table->panel_bytes);
+                        (unsigned long long)panels->bytes);
     }
-    if (table->panel_bytes >= HUGE_PAGE) madvise(table->panels, table->panel_bytes, MADV_HUGEPAGE);
+    if (panels->bytes >= HUGE_PAGE) madvise(panels->memory, panels->bytes, MADV_HUGEPAGE);
+    return AFD_OK;
+}
+
+/* The caller is member 0 and is not pinned. */
+static enum afd_status start_team(struct load *load)
+{
+    const struct afd_device_config *c = load->config;
+    if (c->type != AFD_DEVICE_CPU) return AFD_OK;
     load->team.threads = c->threads;
     load->team.members = afd_arena_alloc(load->arena, c->threads, sizeof *load->team.members);
     for (uint32_t i = 0; load->team.members && i < c->threads; i++)
@@ -256,22 +374,71 @@ static enum afd_status start_packing(struct load *load)
     return AFD_OK;
 }
 
+/* One pass: what every shard needs, or the experts of one. */
+static enum afd_status fill(struct load *load, struct afd_panels *panels, const struct afd_share *share,
+                            int experts)
+{
+    load->panels = panels;
+    load->experts = experts;
+    panels->bytes = 0;
+    enum afd_status status = afd_weights_each(load->config->model, share, add_one, load);
+    if (!status) status = map_panels(load);
+    if (!status) status = afd_weights_each(load->config->model, share, load_one, load);
+    return status;
+}
+
+static struct afd_share share_of_shard(const struct afd_share *share, uint32_t shard)
+{
+    struct afd_share one = *share;
+    one.shards = (uint64_t)1 << shard;
+    return one;
+}
+
 enum afd_status afd_weight_table_load(const struct afd_device_config *config, struct afd_arena *arena,
                                       struct afd_weight_table *out, struct afd_error *error_out)
 {
     struct load load = {.config = config, .arena = arena, .table = out, .error_out = error_out};
     load.total = afd_share_bytes(config->model, config->checkpoint, &config->share, 16);
     enum afd_status status = make_tables(&load);
-    if (!status) status = afd_weights_each(config->model, &config->share, add_one, &load);
-    if (!status) status = start_packing(&load);
-    if (!status) status = afd_weights_each(config->model, &config->share, load_one, &load);
+    if (!status) status = start_team(&load);
+    if (!status) status = fill(&load, &out->common, &config->share, 0);
+    for (uint64_t left = config->share.ffn ? config->share.shards : 0; left && !status; left &= left - 1) {
+        uint32_t shard = (uint32_t)__builtin_ctzll(left);
+        struct afd_share one = share_of_shard(&config->share, shard);
+        status = fill(&load, &out->shard[shard], &one, 1);
+    }
     if (load.team.started) afd_team_stop(&load.team);
     if (!status && !config->share.ffn && config->model->tied_head) out->head = out->embed;
     return status;
 }
 
+enum afd_status afd_weight_table_add(const struct afd_device_config *config, struct afd_weight_table *table,
+                                     uint32_t shard, struct afd_error *error_out)
+{
+    struct afd_member alone = {.core = -1};
+    struct load load = {.config = config, .table = table, .error_out = error_out};
+    struct afd_share one = share_of_shard(&config->share, shard);
+    load.team = (struct afd_team){.threads = 1, .members = &alone};
+    if (afd_team_start(&load.team))
+        return afd_fail(error_out, AFD_ERR_MEMORY, "cannot start a thread to load with");
+    enum afd_status status = fill(&load, &table->shard[shard], &one, 1);
+    afd_team_stop(&load.team);
+    return status;
+}
+
+static void unmap(struct afd_panels *panels)
+{
+    if (panels->memory) munmap(panels->memory, panels->bytes);
+    *panels = (struct afd_panels){0};
+}
+
+void afd_weight_table_remove(struct afd_weight_table *table, uint32_t shard)
+{
+    unmap(&table->shard[shard]);
+}
+
 void afd_weight_table_unload(struct afd_weight_table *table)
 {
-    if (table->panels) munmap(table->panels, table->panel_bytes);
-    table->panels = NULL;
+    unmap(&table->common);
+    for (uint32_t s = 0; s < AFD_MAX_SHARDS; s++) unmap(&table->shard[s]);
 }

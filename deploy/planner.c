@@ -175,13 +175,18 @@ double afd_plan_attn_us(const struct afd_plan *plan, uint32_t l, double rows, do
 {
     const struct afd_attn_desc *a = &plan->model->layers[l].attn;
     const struct afd_hardware *h = afd_hardware_find(plan->topology->attn.device_class);
-    double heads = (double)a->heads * a->head_dim, kv = 2.0 * a->kv_heads * a->head_dim,
-           hidden = plan->model->hidden;
+    double heads = (double)a->heads * a->head_dim, kv = afd_attn_kv_elements(a), hidden = plan->model->hidden;
     double query = a->q_rank ? hidden * a->q_rank + a->q_rank * heads : hidden * heads;
-    double weights = query + hidden * kv + heads * hidden;
+    double weights = query + hidden * kv + (double)a->heads * a->value_dim * hidden;
+    double score_flops = 4 * heads; /* of a row and token */
+    if (a->kind == AFD_ATTN_LATENT) {
+        weights += (double)a->heads * a->kv_rank * (a->head_dim - a->rope.dim + a->value_dim);
+        score_flops = 2.0 * a->heads * (2.0 * a->kv_rank + a->rope.dim);
+    }
+    if (a->window && tokens > rows * a->window) tokens = rows * a->window;
     double element_bytes = plan->element_bits / 8.0;
     double kv_bytes = kv * afd_dtype_bytes(plan->topology->attn.kv_dtype);
-    double scores = larger(tokens * 4 * heads / flops_of(h, plan->topology->attn.kv_dtype == AFD_FP8),
+    double scores = larger(tokens * score_flops / flops_of(h, plan->topology->attn.kv_dtype == AFD_FP8),
                            tokens * kv_bytes / h->memory_bytes_per_s);
     double linears = larger(rows * 2 * weights / flops_of(h, plan->element_bits == 8),
                             weights * element_bytes / h->memory_bytes_per_s);
@@ -351,7 +356,7 @@ static enum afd_status plan_kv(struct afd_plan *plan, uint32_t context, struct a
     const struct afd_model *m = plan->model;
     for (uint32_t l = 0; l < m->layer_count; l++) {
         const struct afd_attn_desc *a = &m->layers[l].attn;
-        uint64_t bytes = (uint64_t)2 * a->kv_heads * a->head_dim * afd_dtype_bytes(t->attn.kv_dtype);
+        uint64_t bytes = (uint64_t)afd_attn_kv_elements(a) * afd_dtype_bytes(t->attn.kv_dtype);
         if (bytes > plan->kv_token_layer_bytes) plan->kv_token_layer_bytes = bytes;
         plan->kv_block_bytes += bytes * t->attn.kv_block_tokens;
     }
@@ -416,7 +421,7 @@ enum afd_status afd_plan_make(const struct afd_topology *topology, const struct 
     plan->topology = topology;
     plan->model = model;
     plan->max_context = topology->max_context ? topology->max_context : model->max_context;
-    plan->element_bits = model->fp8_block ? 8 : 16;
+    plan->element_bits = model->weight_bits;
     plan->cluster_rows = attn_ranks * topology->pipeline.max_rows;
     if ((status = check_model(plan, error_out))) goto out;
     if ((status = plan_kv(plan, options->context, error_out))) goto out;

@@ -100,6 +100,7 @@ static const struct afd_yaml_key scheduler_keys[] = {
     COUNT("heartbeat_ms", scheduler.heartbeat_ms, 10, 60000),
     COUNT("drain_s", scheduler.drain_s, 1, 86400),
     COUNT("orphan_s", scheduler.orphan_s, 1, 86400),
+    COUNT("scale_s", scheduler.scale_s, 1, 86400),
     END};
 static const struct afd_yaml_key pipeline_keys[] = {
     COUNT("microbatches", pipeline.microbatches, 1, AFD_MAX_SLOTS),
@@ -151,7 +152,10 @@ static const struct afd_yaml_key kv_keys[] = {
 static const struct afd_yaml_key attn_keys[] = {POOL_KEYS(attn, attn_device_keys, attn_parallel_keys),
                                                 MAP("kv_cache", kv_keys), END};
 static const struct afd_yaml_key ffn_keys[] = {POOL_KEYS(ffn, ffn_device_keys, ffn_parallel_keys),
-                                               COUNT("copies", ffn.copies, 1, AFD_MAX_RANKS), END};
+                                               COUNT("copies", ffn.copies, 1, AFD_MAX_RANKS),
+                                               COUNT("max_shards", ffn.max_shards, 1, AFD_MAX_SHARDS),
+                                               COUNT("spares", ffn.spares, 0, AFD_MAX_FFN_INSTANCES),
+                                               END};
 static const struct afd_yaml_key pools_keys[] = {MAP("attn", attn_keys), MAP("ffn", ffn_keys), END};
 
 static const struct afd_yaml_word launch_words[] = {{"local", AFD_LAUNCH_LOCAL},
@@ -201,6 +205,8 @@ static void set_defaults(struct file_values *v)
     t->scheduler.heartbeat_ms = 500;
     t->scheduler.drain_s = 30;
     t->scheduler.orphan_s = 60;
+    t->scheduler.scale_s = 120;
+    t->ffn.spares = UINT32_MAX;
     t->pipeline.microbatches = 3;
     t->pipeline.max_rows = 64;
     t->pipeline.a2f = (enum afd_dtype)AUTO_DTYPE;
@@ -217,6 +223,21 @@ static void set_defaults(struct file_values *v)
     for (int i = 0; i < 2; i++) {
         pools[i]->instances = pools[i]->ranks_per_instance = pools[i]->threads = 1;
     }
+}
+
+/* What one instance holds of all the shards when `instances` share them. */
+static uint32_t shards_of_each(const struct afd_pool *ffn, uint32_t instances)
+{
+    uint32_t copies = ffn->copies < instances ? ffn->copies : instances;
+    return (ffn->ep * copies + instances - 1) / instances;
+}
+
+static void resolve_ffn(struct afd_pool *ffn)
+{
+    if (!ffn->max_shards) ffn->max_shards = shards_of_each(ffn, ffn->instances > 1 ? ffn->instances - 1 : 1);
+    if (ffn->max_shards > ffn->ep) ffn->max_shards = ffn->ep;
+    if (ffn->spares == UINT32_MAX)
+        ffn->spares = ffn->instances > ffn->ep * ffn->copies ? ffn->instances - ffn->ep * ffn->copies : 0;
 }
 
 /* The machines of a pool that names none: all of `hosts`, or, where every instance can have one of its own,
@@ -242,6 +263,7 @@ static void resolve(struct file_values *v)
     if (!t->attn.dp) t->attn.dp = t->attn.ranks_per_instance;
     if (!t->ffn.tp) t->ffn.tp = t->ffn.ranks_per_instance;
     if (!t->ffn.ep) t->ffn.ep = t->ffn.instances < AFD_MAX_SHARDS ? t->ffn.instances : AFD_MAX_SHARDS;
+    resolve_ffn(&t->ffn);
     if (!t->pipeline.prefill_rows) t->pipeline.prefill_rows = (t->pipeline.max_rows + 1) / 2;
     if (!t->pipeline.max_sequences)
         t->pipeline.max_sequences = t->pipeline.microbatches * t->pipeline.max_rows;
@@ -345,6 +367,19 @@ static enum afd_status check_parallel(const struct afd_yaml *d, const struct afd
         return afd_yaml_fail(d, "pools.ffn.ranks_per_instance", error,
                              "pools.ffn has a tensor-parallel group of %u; expected at most %d", t->ffn.tp,
                              AFD_MAX_TP);
+    if (t->ffn.max_instances > AFD_MAX_FFN_INSTANCES)
+        return afd_yaml_fail(d, "pools.ffn.max_instances", error,
+                             "pools.ffn has %u instances at its largest; expected at most %d",
+                             t->ffn.max_instances, AFD_MAX_FFN_INSTANCES);
+    if (t->ffn.max_shards < shards_of_each(&t->ffn, t->ffn.instances) || t->ffn.max_shards > t->ffn.ep)
+        return afd_yaml_fail(d, "pools.ffn.max_shards", error,
+                             "pools.ffn.max_shards is %u, and an instance holds %u of %u shards at the start; "
+                             "expected that at least, and all at most",
+                             t->ffn.max_shards, shards_of_each(&t->ffn, t->ffn.instances), t->ffn.ep);
+    if (t->ffn.spares >= t->ffn.instances)
+        return afd_yaml_fail(d, "pools.ffn.spares", error,
+                             "pools.ffn.spares is %u of %u instances; expected one at least that serves",
+                             t->ffn.spares, t->ffn.instances);
     if (t->ffn.copies > t->ffn.instances)
         return afd_yaml_fail(
             d, "pools.ffn.copies", error,
@@ -726,6 +761,11 @@ uint32_t afd_pool_ranks(const struct afd_pool *pool)
     return pool->instances * pool->ranks_per_instance;
 }
 
+uint32_t afd_pool_max_ranks(const struct afd_pool *pool)
+{
+    return pool->max_instances * pool->ranks_per_instance;
+}
+
 const char *afd_role_name(enum afd_role role)
 {
     return role == AFD_ROLE_ATTN ? "attn" : "ffn";
@@ -765,7 +805,7 @@ uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role,
     const char *host = afd_rank_host(topology, role, rank);
     uint32_t before = 0;
     for (uint32_t i = 0; i < rank; i++) before += !strcmp(afd_rank_host(topology, role, i), host);
-    for (uint32_t i = 0; role == AFD_ROLE_FFN && i < afd_pool_ranks(&topology->attn); i++)
+    for (uint32_t i = 0; role == AFD_ROLE_FFN && i < afd_pool_max_ranks(&topology->attn); i++)
         before += !strcmp(afd_rank_host(topology, AFD_ROLE_ATTN, i), host);
     return before;
 }

@@ -64,6 +64,10 @@ struct afd_pool {
                                    (threads consecutive ones) */
     uint32_t dp, ep, tp;        /* attn: dp, tp; ffn: ep, tp */
     uint32_t copies;            /* ffn: of every shard */
+    uint32_t max_shards;        /* ffn: that an instance may hold: buffers are sized for it; default: what it
+                                   would hold after the loss of another one */
+    uint32_t spares;            /* ffn: instances that the scheduler leaves without shards; default: those that
+                                   the initial placement does */
     /* attn: KV cache */
     enum afd_dtype kv_dtype;
     uint32_t kv_block_tokens;
@@ -88,6 +92,7 @@ struct afd_topology {
         uint32_t max_body_bytes, max_tokens, max_streams;
         uint32_t request_timeout_s;
         uint32_t lease_ms, heartbeat_ms, drain_s, orphan_s;
+        uint32_t scale_s; /* for the preparation of a change: launch, load, connect */
     } scheduler;
 
     struct {
@@ -119,6 +124,7 @@ enum afd_status afd_topology_load(const char *path, struct afd_topology **out, s
 void afd_topology_destroy(struct afd_topology *topology); /* NULL is allowed */
 
 uint32_t afd_pool_ranks(const struct afd_pool *pool); /* instances * ranks_per_instance */
+uint32_t afd_pool_max_ranks(const struct afd_pool *pool); /* at its largest: those that have a number */
 const char *afd_role_name(enum afd_role role);        /* "attn", "ffn" */
 const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
 /* The machines of the cluster, each once, the scheduler's first; with those that only instances beyond the

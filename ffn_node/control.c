@@ -4,11 +4,13 @@
 #include "base/crypto.h"
 #include "ffn_node/shell.h"
 
-static void send_ready(struct afd_ffn_node *node)
+void ffn_tell_ready(struct afd_ffn_node *node)
 {
     Afd__Ready ready = AFD__READY__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     ready.epoch = node->epoch;
+    ready.shards = node->registered;
+    ready.n_shards = node->registration.n_shards;
     e.body_case = AFD__ENVELOPE__BODY_READY;
     e.ready = &ready;
     afd_member_send(node->member, &e); /* not connected: it is sent with the next Assign */
@@ -17,8 +19,8 @@ static void send_ready(struct afd_ffn_node *node)
 void ffn_set_ready(struct afd_ffn_node *node)
 {
     node->is_ready = 1;
-    afd_log_info("ready: %u shards", node->held_count);
-    send_ready(node);
+    afd_log_info("ready: %d shards", __builtin_popcountll(node->held));
+    ffn_tell_ready(node);
 }
 
 void ffn_tell_leave(struct afd_ffn_node *node, const char *why)
@@ -109,30 +111,18 @@ static void on_assign(struct afd_ffn_node *node, const Afd__Assign *assign)
         }
         shards |= 1ull << assign->shards[i];
     }
-    if (node->is_assigned && shards != node->held) {
-        afd_log_error(
-            "the scheduler assigns other shards than are loaded: this process ends, and another one "
-            "loads them");
-        ffn_exit(node, 1);
-        return;
-    }
     node->epoch = assign->epoch;
+    if (shards != node->wanted) node->unloadable = 0;
+    node->wanted = shards;
     node->heartbeat_ms = assign->heartbeat_ms ? assign->heartbeat_ms : node->topology->scheduler.heartbeat_ms;
     node->lease_ms = assign->lease_ms ? assign->lease_ms : node->topology->scheduler.lease_ms;
     beat_every(node, node->heartbeat_ms);
-    if (node->is_ready) send_ready(node); /* it was connected before */
-    if (node->is_assigned) return;
-    if (!shards) { /* a spare, with nothing to load: ready at once */
-        if (!node->is_ready) ffn_set_ready(node);
-        return;
-    }
-    node->is_assigned = 1; /* the loop loads them */
-    node->held = shards;
-    for (; shards; shards &= shards - 1) {
-        uint8_t shard = (uint8_t)__builtin_ctzll(shards);
-        node->held_at[shard] = (uint8_t)node->held_count;
-        node->held_shard[node->held_count++] = shard;
-    }
+    if (node->is_ready) ffn_tell_ready(node); /* it was connected before */
+    if (node->is_assigned) return;            /* what has changed ffn_adjust sees */
+    if (shards)
+        node->is_assigned = 1; /* the loop loads them */
+    else if (!node->is_ready)  /* a spare, with nothing to load: ready at once */
+        ffn_set_ready(node);
 }
 
 static void on_message(const Afd__Envelope *message, void *user)
@@ -165,8 +155,9 @@ static void on_refused(const char *words, void *user)
 {
     struct afd_ffn_node *node = user;
     (void)words; /* logged where it was read */
-    /* Later it is the scheduler that changed: a fresh process may suit it. */
-    ffn_exit(node, node->is_ready ? AFD_EXIT_FAILED : AFD_EXIT_UNUSABLE);
+    /* While it drains that is how it is let go. Later it is the scheduler that changed: a fresh process may
+     * suit it. */
+    ffn_exit(node, node->is_draining ? 0 : node->is_ready ? AFD_EXIT_FAILED : AFD_EXIT_UNUSABLE);
 }
 
 static void on_orphaned(void *user)
@@ -185,6 +176,7 @@ enum afd_status ffn_join(struct afd_ffn_node *node, struct afd_error *error_out)
     r->host = (char *)afd_rank_host(node->topology, AFD_ROLE_FFN, node->config.rank);
     r->data_address = node->address;
     r->model_hash = (ProtobufCBinaryData){AFD_HASH_BYTES, node->config.model_hash};
+    r->shards = node->registered;
     r->topology_hash = (ProtobufCBinaryData){AFD_HASH_BYTES, (uint8_t *)node->topology->hash};
     node->heartbeat = event_new(node->base, -1, EV_PERSIST, on_heartbeat, node);
     if (!node->heartbeat) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");

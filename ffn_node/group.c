@@ -430,6 +430,24 @@ enum afd_status afd_ffn_group_receive(struct afd_ffn_group *g, uint32_t member, 
                     member, g->config.self);
 }
 
+uint64_t afd_ffn_group_in_use(const struct afd_ffn_group *g)
+{
+    uint64_t used = 0;
+    for (size_t i = 0; g->waiting && i < (size_t)g->config.gather.sources * g->config.gather.slots; i++)
+        if (g->places[i].waits) used |= g->places[i].message.shards;
+    for (uint64_t n = g->done; n < g->announced; n++) {
+        const struct afd_ffn_batch *b = &g->batches[n % TOLD_MAX];
+        for (uint32_t i = 0; i < b->part_count; i++) used |= b->parts[i].message.shards;
+    }
+    return used;
+}
+
+void afd_ffn_group_set_shards(struct afd_ffn_group *g, uint64_t shards)
+{
+    assert(!(afd_ffn_group_in_use(g) & ~shards));
+    g->config.shards = shards;
+}
+
 uint32_t afd_ffn_group_queued(const struct afd_ffn_group *g)
 {
     return g->waiting + (uint32_t)(g->announced - g->started);

@@ -33,7 +33,7 @@ enum {
 
 struct afd_ffn_group_config {
     uint32_t members, self; /* tp, tp_index */
-    uint64_t shards;        /* held by the instance */
+    uint64_t shards;        /* held by the instance at the start */
     uint32_t max_message_rows;
     struct afd_gather_config gather; /* sources: of all members; max_parts is lowered as needed */
 };
@@ -79,6 +79,11 @@ afd_ns afd_ffn_group_deadline(const struct afd_ffn_group *group); /* as afd_gath
 void afd_ffn_group_done(struct afd_ffn_group *group, uint64_t number, afd_ns busy_ns,
                         afd_ns now); /* in order */
 void afd_ffn_group_abort(struct afd_ffn_group *group);
+
+/* The shards held from now on: a message that asks for another is refused. Those in use stay. */
+void afd_ffn_group_set_shards(struct afd_ffn_group *group, uint64_t shards);
+/* Asked for by messages that wait here or are in a batch that is not done. */
+uint64_t afd_ffn_group_in_use(const struct afd_ffn_group *group);
 
 uint32_t afd_ffn_group_queued(const struct afd_ffn_group *group);   /* own messages in no started batch */
 uint32_t afd_ffn_group_expected(const struct afd_ffn_group *group); /* as far as this member knows */

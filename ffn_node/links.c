@@ -121,7 +121,7 @@ static void connect_peers(struct afd_ffn_node *node, afd_ns now)
         struct ffn_peer *peer = &node->peers[m];
         struct afd_region regions[AFD_MAX_REGIONS];
         struct afd_error error;
-        if (peer->pair || !peer->is_listed || now < peer->retry_at) continue;
+        if (peer->pair || !peer->is_listed || !node->held || now < peer->retry_at) continue;
         struct afd_identity who = {AFD_ROLE_FFN, node->instance * node->tp + m, peer->incarnation};
         uint32_t count = afd_group_regions(node->group, m, regions, AFD_MAX_REGIONS);
         peer->pair = afd_pair_connect(node->transport, peer->address, &who, ++peer->generation, node->epoch,

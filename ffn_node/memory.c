@@ -6,11 +6,11 @@
 
 enum { MAX_MESSAGES = 1024 }; /* unread ones of a member; the core keeps what is not told yet */
 
-struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uint32_t held_count)
+struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uint32_t shards)
 {
     uint32_t slots = node->slots,
              top = node->wire.shape.top_k + 1; /* a row is active in that many shards at most */
-    uint32_t each = held_count < top ? held_count : top, own = node->attn_ranks / node->tp + 1;
+    uint32_t each = shards < top ? shards : top, own = node->attn_ranks / node->tp + 1;
     uint32_t messages = 2 * (1 + own * (1 + slots));
     return (struct afd_group_config){
         .members = node->tp,
@@ -36,15 +36,17 @@ static void on_progress(uint64_t done, uint64_t total, void *user)
 static enum afd_status create_device(struct afd_ffn_node *node, struct afd_error *error)
 {
     const struct afd_topology *t = node->topology;
+    uint64_t shards = node->wanted; /* the scheduler may want others while these load */
     struct afd_device_config config = {
         .type = t->ffn.device,
         .model = node->model,
         .checkpoint = node->config.checkpoint,
-        .share = {.ffn = 1, .shards = node->held, .ep = t->ffn.ep, .tp = node->tp, .tp_index = node->self},
+        .share = {.ffn = 1, .shards = shards, .ep = t->ffn.ep, .tp = node->tp, .tp_index = node->self},
         .wire = node->wire,
         .threads = t->ffn.threads,
         .slots = node->slots,
         .max_batch_rows = node->max_batch_rows,
+        .max_shards = node->room,
         .progress = on_progress,
         .progress_user = node,
     };
@@ -56,6 +58,7 @@ static enum afd_status create_device(struct afd_ffn_node *node, struct afd_error
     if (strcmp(promised, real))
         return afd_fail(error, AFD_ERR_DEVICE,
                         "the device computes '%s', and '%s' was promised to the other ranks", real, promised);
+    ffn_hold(node, shards);
     node->resident_bytes = afd_share_bytes(node->model, node->config.checkpoint, &config.share, 0);
     return AFD_OK;
 }
@@ -65,7 +68,7 @@ static enum afd_status create_slab(struct afd_ffn_node *node, struct afd_error *
     uint64_t places = (uint64_t)node->source_count * node->slots;
     node->source_bytes = afd_page_align(node->slots * node->wire.a2f_region_bytes); /* a pair's pages */
     uint64_t a2f_bytes = node->source_count * node->source_bytes;
-    uint64_t f2a_bytes = places * node->held_count * node->wire.f2a_region_bytes;
+    uint64_t f2a_bytes = places * node->room * node->wire.f2a_region_bytes;
     uint64_t group_at = afd_page_align(a2f_bytes + f2a_bytes);
     uint64_t group_bytes = node->tp > 1 ? afd_group_bytes(&node->group_config) : 0;
     node->slab_bytes = group_at + afd_page_align(group_bytes);
@@ -105,7 +108,7 @@ static int create_tables(struct afd_ffn_node *node)
     node->expert_rows = afd_arena_alloc(node->arena, node->model->layer_count, sizeof *node->expert_rows);
     if (!node->core || !node->outbox || !node->expert_rows) return 0;
     for (uint32_t i = 0; i < AFD_FFN_DEPTH; i++) {
-        node->runs[i].active = afd_arena_alloc(node->arena, (size_t)AFD_FFN_MAX_PARTS * node->held_count,
+        node->runs[i].active = afd_arena_alloc(node->arena, (size_t)AFD_FFN_MAX_PARTS * node->room,
                                                sizeof *node->runs[i].active);
         if (!node->runs[i].active) return 0;
     }
@@ -125,9 +128,13 @@ static void on_device_readable(evutil_socket_t fd, short what, void *user)
 
 enum afd_status ffn_load(struct afd_ffn_node *node, struct afd_error *error)
 {
+    uint32_t count = (uint32_t)__builtin_popcountll(node->wanted);
+    if (count > node->room)
+        return afd_fail(error, AFD_ERR_CONFIG, "%u shards are assigned, and there is room for %u", count,
+                        node->room);
     enum afd_status status = create_device(node, error);
     if (status) return status;
-    node->group_config = ffn_group_config_of(node, node->held_count);
+    node->group_config = ffn_group_config_of(node, node->room);
     status = create_slab(node, error);
     if (status) return status;
     if (!create_tables(node)) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
@@ -135,8 +142,9 @@ enum afd_status ffn_load(struct afd_ffn_node *node, struct afd_error *error)
                                    on_device_readable, node);
     if (!node->device_event || event_add(node->device_event, NULL))
         return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
-    afd_log_info("%s: %u of %u shards, %llu MiB of weights and regions", afd_device_describe(node->device),
-                 node->held_count, node->topology->ffn.ep, (unsigned long long)node->resident_bytes >> 20);
+    afd_log_info("%s: %d of %u shards, %llu MiB of weights and regions", afd_device_describe(node->device),
+                 __builtin_popcountll(node->held), node->topology->ffn.ep,
+                 (unsigned long long)node->resident_bytes >> 20);
     node->group_state = node->tp > 1 ? FFN_GROUP_DOWN : FFN_GROUP_UP;
     if (node->tp == 1) afd_ffn_group_ready(node->core);
     return AFD_OK;

@@ -54,10 +54,11 @@ static void on_signal(evutil_socket_t number, short what, void *user)
 {
     struct afd_ffn_node *node = user;
     (void)what;
-    if (node->is_draining) {
+    if (node->was_signalled) {
         afd_log_warn("signal %d again: ending at once", (int)number);
         _exit(1);
     }
+    node->was_signalled = 1; /* the scheduler may have told it before */
     ffn_drain(node, node->topology->scheduler.drain_s * 1000);
 }
 
@@ -101,7 +102,7 @@ static uint64_t largest_message(const struct afd_ffn_node *node)
     uint64_t bytes = node->wire.a2f_region_bytes;
     if (node->wire.f2a_region_bytes > bytes) bytes = node->wire.f2a_region_bytes;
     if (node->tp == 1) return bytes;
-    struct afd_group_config group = ffn_group_config_of(node, node->topology->ffn.ep);
+    struct afd_group_config group = ffn_group_config_of(node, node->room);
     uint64_t group_bytes = afd_group_bytes(&group); /* no region of a group is bigger than all of them */
     return group_bytes > bytes ? group_bytes : bytes;
 }
@@ -142,6 +143,7 @@ static enum afd_status init(struct afd_ffn_node *node, struct afd_error *error)
     node->wire = afd_wire_layout_of(afd_agreement_shape(t, node->model));
     node->slots = t->pipeline.microbatches;
     node->tp = t->ffn.tp;
+    node->room = t->ffn.max_shards;
     node->self = node->config.rank % node->tp;
     node->instance = node->config.rank / node->tp;
     node->attn_ranks = t->attn.max_instances * t->attn.ranks_per_instance;
@@ -192,6 +194,7 @@ static uint32_t progress(struct afd_ffn_node *node, afd_ns now)
     for (uint32_t i = 0; i < count; i++) ffn_on_transport(node, &events[i], now);
     if (!node->device) return done;
     done += ffn_group_progress(node, now);
+    done += ffn_adjust(node, now);
     done += ffn_serve(node, now);
     if (node->tp > 1) done += ffn_group_progress(node, now); /* what was just decided is told at once */
     return done;
@@ -245,7 +248,10 @@ static void loop(struct afd_ffn_node *node)
                 ffn_exit(node, afd_exit_status(status));
                 return;
             }
-            if (node->tp == 1) ffn_set_ready(node);
+            if (node->tp == 1 && !node->is_ready)
+                ffn_set_ready(node);
+            else if (node->is_ready)
+                ffn_tell_ready(node);
         }
         afd_ns now = afd_now();
         if (progress(node, now))

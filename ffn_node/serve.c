@@ -241,8 +241,8 @@ static void count_rows(struct afd_ffn_node *node, struct ffn_run *run)
     uint32_t experts = experts_of(node, layer), chosen_count;
     for (uint32_t k = 0; k < run->part_count; k++) {
         const struct afd_ffn_part *part = &run->parts[k];
-        uint32_t *active = run->active + (size_t)run->part_of[k] * node->held_count;
-        memset(active, 0, node->held_count * sizeof *active);
+        uint32_t *active = run->active + (size_t)run->part_of[k] * node->room;
+        memset(active, 0, node->room * sizeof *active);
         for (uint32_t r = 0; r < part->rows; r++) {
             const unsigned char *record =
                 (const unsigned char *)part->records + (uint64_t)r * node->wire.a2f_stride;
@@ -284,18 +284,18 @@ static enum afd_status start_reduce(struct afd_ffn_node *node, struct ffn_run *r
 {
     uint32_t rows[AFD_MAX_TP] = {0};
     for (uint32_t k = 0; k < run->part_count; k++)
-        for (uint32_t s = 0; s < node->held_count; s++)
-            rows[run->batch->parts[run->part_of[k]].member] +=
-                run->active[run->part_of[k] * node->held_count + s];
+        for (uint32_t at = 0; at < node->room; at++)
+            rows[run->batch->parts[run->part_of[k]].member] += run->active[run->part_of[k] * node->room + at];
     return afd_group_reduce_scatter(node->group, run->batch->number, rows,
                                     afd_group_partials(node->group, run->batch->number));
 }
 
 static uint32_t rows_to_pack(const struct afd_ffn_node *node, const struct ffn_run *run, uint32_t part,
-                             uint32_t at)
+                             uint32_t shard)
 {
     if (run->is_bad[part] || !is_own_part(node, run, part)) return 0;
-    return run->active[part * node->held_count + at];
+    if (!(run->batch->parts[part].message.shards >> shard & 1)) return 0;
+    return run->active[part * node->room + node->held_at[shard]];
 }
 
 static void begin_packs(struct afd_ffn_node *node, struct ffn_run *run)
@@ -304,16 +304,17 @@ static void begin_packs(struct afd_ffn_node *node, struct ffn_run *run)
     run->first_pack = 0;
     run->pack_row = run->packs_left = 0;
     for (uint32_t i = 0; i < run->batch->part_count; i++)
-        for (uint32_t s = 0; s < node->held_count; s++) run->packs_left += rows_to_pack(node, run, i, s) > 0;
+        for (uint32_t s = 0; s < node->topology->ffn.ep; s++)
+            run->packs_left += rows_to_pack(node, run, i, s) > 0;
     run->step = run->packs_left ? RUN_PACK : RUN_FINISH;
 }
 
-/* One op for each (part, shard) with rows. */
+/* One op for each (part, shard) with rows; shards ascending, as the device summed them. */
 static enum afd_status start_packs(struct afd_ffn_node *node, struct ffn_run *run)
 {
     const float *reduced = afd_group_reduced(node->group, run->batch->number);
     for (; run->packs_left; run->pack_shard++) {
-        if (run->pack_shard == node->held_count) {
+        if (run->pack_shard == node->topology->ffn.ep) {
             run->pack_shard = 0;
             run->pack_part++;
         }
@@ -322,8 +323,8 @@ static enum afd_status start_packs(struct afd_ffn_node *node, struct ffn_run *ru
         const struct afd_gather_message *m = &run->batch->parts[run->pack_part].message;
         struct afd_op op = {.kind = AFD_OP_PACK};
         op.pack.from = reduced + run->pack_row * node->wire.shape.hidden;
-        op.pack.to =
-            ffn_f2a_buffer(node, m->source, m->slot, run->pack_shard) + sizeof(struct afd_f2a_header);
+        op.pack.to = ffn_f2a_buffer(node, m->source, m->slot, node->held_at[run->pack_shard]) +
+                     sizeof(struct afd_f2a_header);
         op.pack.rows = rows;
         enum afd_status status = afd_device_submit(node->device, &op, &run->ticket);
         if (status) return status;
@@ -347,8 +348,8 @@ static void finish_run(struct afd_ffn_node *node, struct ffn_run *run, afd_ns no
             continue; /* its pair was lost: it sends again, here or elsewhere */
         for (uint64_t left = m->shards; left; left &= left - 1) {
             uint32_t shard = (uint32_t)__builtin_ctzll(left);
-            write_answer(node, source, m->slot, shard,
-                         run->active[i * node->held_count + node->held_at[shard]], run, b->parts[i].arrived);
+            write_answer(node, source, m->slot, shard, run->active[i * node->room + node->held_at[shard]],
+                         run, b->parts[i].arrived);
         }
         place->unsent = m->shards;
         put_in_outbox(node, source, m->slot);

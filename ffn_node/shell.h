@@ -4,11 +4,12 @@
  *   control.c  what the scheduler tells; the heartbeat
  *   memory.c   device, slab and cores, once the shards are known
  *   links.c    pairs: attention ranks of this rail, members of this instance
+ *   shards.c   more shards, or fewer, while it serves
  *   serve.c    messages in, batches over the device and the group, answers out
  *
  * The slab, registered with the transport as one piece:
  *   A2F receive regions [own attention ranks][slots]; each rank's begin on a page of their own
- *   F2A source buffers  [own attention ranks][slots][held shards]
+ *   F2A source buffers  [own attention ranks][slots][as many shards as it may hold]
  *   the group's memory (tp > 1) */
 #ifndef AFD_FFN_NODE_SHELL_H
 #define AFD_FFN_NODE_SHELL_H
@@ -86,9 +87,9 @@ struct ffn_run {
     uint32_t part_of[AFD_FFN_MAX_PARTS];          /* their index in the batch */
     uint8_t is_bad[AFD_FFN_MAX_PARTS];            /* by index in the batch */
     uint32_t part_count, bad_part;
-    uint32_t *active;               /* [part in the batch][held shard] rows */
+    uint32_t *active;               /* [part in the batch][room: held_at] rows */
     uint64_t ticket, first_pack;    /* of the last op submitted, and of the first pack; 0: none yet */
-    uint32_t pack_part, pack_shard; /* the next to pack: part in the batch, held shard index */
+    uint32_t pack_part, pack_shard; /* the next to pack: part in the batch, shard */
     uint32_t packs_left;            /* not submitted yet */
     uint64_t pack_row;
     afd_ns formed, step_began, group_ns, compute_ns;
@@ -110,12 +111,17 @@ struct afd_ffn_node {
     char address[AFD_ADDRESS_BYTES];
     struct afd_member *member;
     Afd__Register registration;
+    uint32_t registered[AFD_MAX_SHARDS]; /* its shards */
 
     /* what the scheduler says */
-    uint64_t epoch, held; /* held: the set of shards */
-    uint32_t held_count, heartbeat_ms, lease_ms;
-    uint8_t held_at[AFD_MAX_SHARDS], held_shard[AFD_MAX_SHARDS]; /* shard -> index, index -> shard */
-    int is_assigned, is_ready;
+    uint64_t epoch, wanted;          /* wanted: the set of shards that it is to hold */
+    uint64_t held, unloadable;       /* loaded; and those that could not be, until others are wanted */
+    uint32_t room;                   /* shards that there are buffers for */
+    uint8_t held_at[AFD_MAX_SHARDS]; /* shard -> index of its buffers */
+    uint64_t used_at;                /* set of these indexes */
+    uint32_t heartbeat_ms, lease_ms;
+    int is_assigned, is_ready, is_loading;
+    afd_ns load_began;
     uint32_t listed_sources_all; /* attention ranks of every rail that Peers lists */
 
     /* since the shards are known: memory.c */
@@ -143,7 +149,7 @@ struct afd_ffn_node {
     int is_sending;
 
     uint32_t open_pairs; /* to attention ranks */
-    int is_draining, is_exiting, exit_status, tell_drained;
+    int is_draining, is_exiting, exit_status, tell_drained, was_signalled;
     afd_ns active_at;
 };
 
@@ -155,12 +161,17 @@ void ffn_check_drained(struct afd_ffn_node *node);
 /* control.c */
 enum afd_status ffn_join(struct afd_ffn_node *node, struct afd_error *error_out);
 void ffn_set_ready(struct afd_ffn_node *node);
+void ffn_tell_ready(struct afd_ffn_node *node); /* again: with what is loaded now */
 void ffn_tell_leave(struct afd_ffn_node *node, const char *why);
 
 /* memory.c */
-struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uint32_t held_count);
+struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uint32_t shards);
 enum afd_status ffn_load(struct afd_ffn_node *node, struct afd_error *error_out);
 void ffn_unload(struct afd_ffn_node *node);
+
+/* shards.c */
+void ffn_hold(struct afd_ffn_node *node, uint64_t shards); /* they are loaded: gives them buffers */
+uint32_t ffn_adjust(struct afd_ffn_node *node, afd_ns now);
 
 /* links.c */
 void ffn_on_transport(struct afd_ffn_node *node, const struct afd_transport_event *event, afd_ns now);
@@ -192,7 +203,7 @@ static inline unsigned char *ffn_a2f_region(const struct afd_ffn_node *node, uin
 static inline unsigned char *ffn_f2a_buffer(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot,
                                             uint32_t held_at)
 {
-    uint64_t index = ((uint64_t)(rank / node->tp) * node->slots + slot) * node->held_count + held_at;
+    uint64_t index = ((uint64_t)(rank / node->tp) * node->slots + slot) * node->room + held_at;
     return node->f2a + index * node->wire.f2a_region_bytes;
 }
 

@@ -11,7 +11,8 @@
 
 enum { CONFIG_LIMIT_BYTES = 16 << 20 };
 
-static const struct afd_family *const families[] = {&afd_family_step3};
+static const struct afd_family *const families[] = {
+    &afd_family_step3, &afd_family_step3p5, &afd_family_deepseek, &afd_family_qwen3, &afd_family_llama};
 enum { FAMILY_COUNT = sizeof families / sizeof *families };
 
 const struct afd_family *afd_family_find(const char *architecture)
@@ -96,7 +97,7 @@ static enum afd_status read_eos(struct afd_model *model, const json_t *value, st
 }
 
 /* bos from config.json; eos from generation_config.json when that has one: chat models list more ends there.
- */
+ * `dir` is NULL for a GGUF model, which has none. */
 static enum afd_status read_ends(struct afd_model *model, const json_t *root, const json_t *text,
                                  const char *dir, struct afd_error *error_out)
 {
@@ -111,8 +112,8 @@ static enum afd_status read_ends(struct afd_model *model, const json_t *root, co
 
     char path[PATH_MAX];
     struct stat info;
-    snprintf(path, sizeof path, "%.*s/generation_config.json", PATH_MAX - 32, dir);
-    if (!stat(path, &info)) {
+    if (dir) snprintf(path, sizeof path, "%.*s/generation_config.json", PATH_MAX - 32, dir);
+    if (dir && !stat(path, &info)) {
         status = afd_json_load(path, CONFIG_LIMIT_BYTES, &generation, error_out);
         if (status) return status;
         if (afd_json_has(generation, "eos_token_id")) eos_owner = generation;
@@ -151,6 +152,8 @@ static enum afd_status read_quantization(struct afd_model *model, const json_t *
                         "quantization_config: weight_block_size: expected [%d, %d]", AFD_FP8_BLOCK,
                         AFD_FP8_BLOCK);
     model->fp8_block = AFD_FP8_BLOCK;
+    model->cut_granule = AFD_FP8_BLOCK;
+    model->weight_bits = 8;
     return AFD_OK;
 }
 
@@ -179,22 +182,38 @@ static enum afd_status read_root(struct afd_model *model, const json_t *root, co
     return status;
 }
 
+/* The file's name without ".gguf" and the number of its part. */
+static void name_gguf(const char *path, char out[128])
+{
+    name_model(path, out);
+    char *tail = strrchr(out, '.');
+    if (tail && !strcmp(tail, ".gguf")) *tail = 0;
+    tail = strstr(out, "-00001-of-");
+    if (tail) *tail = 0;
+}
+
 enum afd_status afd_model_load(const char *path, struct afd_model **out, struct afd_error *error_out)
 {
     char dir[PATH_MAX], config[PATH_MAX];
     json_t *root = NULL;
-    struct afd_model *model = NULL;
-    enum afd_status status = resolve(path, dir, config, error_out);
-    if (status) return status;
-    status = afd_json_load(config, CONFIG_LIMIT_BYTES, &root, error_out);
-    if (status) return status;
-    model = calloc(1, sizeof *model);
-    if (!model) {
-        status = afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the model's description");
-        goto out;
+    struct afd_gguf *gguf = NULL;
+    int is_gguf = afd_gguf_find(path, config);
+    struct afd_model *model = calloc(1, sizeof *model);
+    if (!model) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the model's description");
+    enum afd_status status = is_gguf ? AFD_OK : resolve(path, dir, config, error_out);
+    if (!status && is_gguf) status = afd_gguf_open(config, &gguf, error_out);
+    if (!status && !is_gguf) status = afd_json_load(config, CONFIG_LIMIT_BYTES, &root, error_out);
+    if (status) goto out;
+    model->cut_granule = AFD_TP_GRANULE;
+    model->weight_bits = 16;
+    if (is_gguf) {
+        name_gguf(config, model->name);
+        status = afd_gguf_config(gguf, &root, error_out);
+    } else {
+        name_model(dir, model->name);
     }
-    name_model(dir, model->name);
-    status = read_root(model, root, dir, error_out);
+    if (!status) status = read_root(model, root, is_gguf ? NULL : dir, error_out);
+    if (!status && is_gguf) status = afd_gguf_finish(gguf, model, error_out);
     if (status) {
         afd_error_prefix(error_out, "%s", config);
         goto out;
@@ -203,6 +222,7 @@ enum afd_status afd_model_load(const char *path, struct afd_model **out, struct 
     model = NULL;
 out:
     afd_model_destroy(model);
+    afd_gguf_close(gguf);
     json_decref(root);
     return status;
 }
@@ -211,5 +231,6 @@ void afd_model_destroy(struct afd_model *model)
 {
     if (!model) return;
     free(model->layers);
+    free(model->rope_table);
     free(model);
 }

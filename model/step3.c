@@ -3,32 +3,9 @@
  * MFA in every layer: a low-rank, normed query over many heads, one K and one V head (Step-3 report, arXiv
  * 2507.19427, section 5). FFN: SwiGLU, or routed experts beside one shared expert. Fields and tensor names
  * are those of the released checkpoint; docs/MODELS.md lists them. */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "model/family.h"
 
 static const char *const architectures[] = {"Step3TextForCausalLM", "Step3VLForConditionalGeneration", NULL};
-
-/* Fields that would change the arithmetic and that Step3 never sets. */
-static enum afd_status refuse_foreign(const json_t *config, struct afd_error *error_out)
-{
-    static const char *const foreign[] = {"rope_scaling", "sliding_window", "attention_bias", "mlp_bias",
-                                          "num_nextn_predict_layers"};
-    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
-        const json_t *value = json_object_get(config, foreign[i]);
-        int off = !value || json_is_null(value) || json_is_false(value) ||
-                  (json_is_integer(value) && json_integer_value(value) == 0);
-        if (!off)
-            return afd_fail(error_out, AFD_ERR_CONFIG, "%s: not supported for Step3; expected null",
-                            foreign[i]);
-    }
-    const char *act = afd_json_text(config, "hidden_act");
-    if (act && strcmp(act, "silu"))
-        return afd_fail(error_out, AFD_ERR_CONFIG, "hidden_act: \"%.40s\"; expected \"silu\"", act);
-    return AFD_OK;
-}
 
 /* "4,5,8": the layers with experts, in any order, gaps allowed. Missing: all but layer 0. Empty: none. */
 static enum afd_status read_moe_layers(const json_t *config, uint32_t layers, unsigned char *is_moe,
@@ -41,27 +18,7 @@ static enum afd_status read_moe_layers(const json_t *config, uint32_t layers, un
     const char *text = afd_json_text(config, "moe_layers_enum");
     if (!text)
         return afd_fail(error_out, AFD_ERR_CONFIG, "moe_layers_enum: expected a string such as \"4,5,6\"");
-    const char *at = text + strspn(text, " ");
-    while (*at) {
-        char *end;
-        if (*at < '0' || *at > '9')
-            return afd_fail(error_out, AFD_ERR_CONFIG,
-                            "moe_layers_enum: expected layer numbers and commas, found \"%.20s\"", at);
-        unsigned long layer = strtoul(at, &end, 10);
-        if (layer >= layers)
-            return afd_fail(error_out, AFD_ERR_CONFIG,
-                            "moe_layers_enum: layer %lu; there are %u layers, from 0", layer, layers);
-        if (is_moe[layer])
-            return afd_fail(error_out, AFD_ERR_CONFIG, "moe_layers_enum: layer %lu is listed twice", layer);
-        is_moe[layer] = 1;
-        at = end + strspn(end, " ");
-        if (!*at) break;
-        if (*at != ',' || !at[1 + strspn(at + 1, " ")])
-            return afd_fail(error_out, AFD_ERR_CONFIG,
-                            "moe_layers_enum: expected a comma and a layer number, found \"%.20s\"", at);
-        at += 1 + strspn(at + 1, " ");
-    }
-    return AFD_OK;
+    return afd_fields_layer_list(text, "moe_layers_enum", layers, is_moe, error_out);
 }
 
 static enum afd_status read_attention(const json_t *config, struct afd_attn_desc *a,
@@ -72,20 +29,21 @@ static enum afd_status read_attention(const json_t *config, struct afd_attn_desc
         (status =
              afd_json_uint(config, "num_attention_groups", 1, AFD_MAX_HEADS, 1, &a->kv_heads, error_out)) ||
         (status = afd_json_uint(config, "head_dim", 2, AFD_MAX_HEAD_DIM, -1, &a->head_dim, error_out)) ||
-        (status = afd_json_uint(config, "share_q_dim", 1, AFD_MAX_WIDTH, -1, &a->q_rank, error_out)) ||
-        (status = afd_json_real(config, "rope_theta", 1, 1e12, 500000, &a->rope_theta, error_out)))
+        (status = afd_json_uint(config, "share_q_dim", 1, AFD_MAX_WIDTH, -1, &a->q_rank, error_out)))
+        return status;
+    if (a->head_dim % 2)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "head_dim: %u is odd; rotary pairs need an even number",
+                        a->head_dim);
+    if ((status = afd_fields_rope(config, 500000, a->head_dim, AFD_MAX_CONTEXT, &a->rope, error_out)))
         return status;
     if (a->heads % a->kv_heads)
         return afd_fail(error_out, AFD_ERR_CONFIG,
                         "num_attention_groups: %u does not divide the %u attention heads", a->kv_heads,
                         a->heads);
-    if (a->head_dim % 2)
-        return afd_fail(error_out, AFD_ERR_CONFIG, "head_dim: %u is odd; rotary pairs need an even number",
-                        a->head_dim);
     if ((uint64_t)a->heads * a->head_dim > AFD_MAX_WIDTH)
         return afd_fail(error_out, AFD_ERR_CONFIG, "num_attention_heads times head_dim: %u x %u is over %d",
                         a->heads, a->head_dim, AFD_MAX_WIDTH);
-    a->rope_dim = a->head_dim;
+    a->value_dim = a->head_dim;
     a->scale = (float)(1.0 / __builtin_sqrt((double)a->head_dim));
     return AFD_OK;
 }
@@ -93,7 +51,7 @@ static enum afd_status read_attention(const json_t *config, struct afd_attn_desc
 static enum afd_status read_experts(const json_t *config, struct afd_ffn_desc *f, struct afd_error *error_out)
 {
     enum afd_status status;
-    f->kind = AFD_FFN_EXPERTS;
+    f->routed_scale = 1.0f;
     if ((status = afd_json_uint(config, "moe_num_experts", 1, AFD_MAX_EXPERTS, -1, &f->experts, error_out)) ||
         (status = afd_json_uint(config, "moe_top_k", 1, AFD_MAX_TOP_K, -1, &f->top_k, error_out)) ||
         (status = afd_json_uint(config, "moe_intermediate_size", 1, AFD_MAX_WIDTH, -1, &f->intermediate,
@@ -122,11 +80,13 @@ static enum afd_status read_context(const json_t *config, uint32_t *out, struct 
 
 static enum afd_status step3_read(const json_t *config, struct afd_model *model, struct afd_error *error_out)
 {
-    struct afd_attn_desc attn;
+    static const char *const foreign[] = {"rope_scaling", "sliding_window",           "attention_bias",
+                                          "mlp_bias",     "num_nextn_predict_layers", NULL};
+    struct afd_attn_desc attn = {.kind = AFD_ATTN_GROUPED};
     struct afd_ffn_desc dense = {.kind = AFD_FFN_DENSE}, experts = {.kind = AFD_FFN_EXPERTS};
     unsigned char is_moe[AFD_MAX_LAYERS] = {0};
     enum afd_status status;
-    if ((status = refuse_foreign(config, error_out)) ||
+    if ((status = afd_fields_refuse(config, "Step3", foreign, error_out)) ||
         (status = afd_json_uint(config, "hidden_size", 1, AFD_MAX_HIDDEN, -1, &model->hidden, error_out)) ||
         (status = afd_json_uint(config, "vocab_size", 1, AFD_MAX_VOCAB, -1, &model->vocab, error_out)) ||
         (status = afd_json_uint(config, "num_hidden_layers", 1, AFD_MAX_LAYERS, -1, &model->layer_count,
@@ -145,16 +105,11 @@ static enum afd_status step3_read(const json_t *config, struct afd_model *model,
                                 error_out)))
         return status;
 
-    model->layers = calloc(model->layer_count, sizeof *model->layers);
-    if (!model->layers)
-        return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for %u layers", model->layer_count);
-    for (uint32_t l = 0; l < model->layer_count; l++)
-        model->layers[l] = (struct afd_layer){attn, is_moe[l] ? experts : dense};
-    return AFD_OK;
+    return afd_fields_layers(model, &attn, is_moe, &experts, &dense, error_out);
 }
 
 static int step3_tensor(const struct afd_model *model, enum afd_weight_use use, uint32_t layer,
-                        uint32_t expert, char name_out[AFD_TENSOR_NAME_BYTES])
+                        uint32_t index, char name_out[AFD_TENSOR_NAME_BYTES])
 {
     /* The router is moe.gate, the experts' gate is moe.gate_proj; the shared expert is no part of moe. */
     static const char *const names[AFD_W_COUNT] = {
@@ -181,11 +136,8 @@ static int step3_tensor(const struct afd_model *model, enum afd_weight_use use, 
         [AFD_W_SHARED_DOWN] = "share_expert.down_proj",
     };
     (void)model;
-    (void)expert;
-    if (use == AFD_W_EMBED || use == AFD_W_FINAL_NORM || use == AFD_W_HEAD)
-        snprintf(name_out, AFD_TENSOR_NAME_BYTES, "%s.weight", names[use]);
-    else
-        snprintf(name_out, AFD_TENSOR_NAME_BYTES, "model.layers.%u.%s.weight", layer, names[use]);
+    (void)index;
+    afd_fields_tensor(name_out, use, layer, names[use]);
     return use == AFD_W_EXPERT_GATE || use == AFD_W_EXPERT_UP || use == AFD_W_EXPERT_DOWN;
 }
 

@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #include "base/arena.h"
-#include "model/json.h"
+#include "model/family.h"
 
 enum {
     HEADER_LIMIT_BYTES = 100 << 20, /* the format's own limit */
@@ -39,6 +39,7 @@ struct afd_checkpoint {
     struct afd_arena *arena;
     struct file *files;
     uint32_t file_count;
+    struct afd_gguf *gguf;      /* or NULL */
     struct afd_tensor *tensors; /* by name */
     uint32_t count, room;
 };
@@ -415,6 +416,28 @@ static enum afd_status check_index(const struct afd_checkpoint *c, json_t *index
     return AFD_OK;
 }
 
+/* The tensors of a GGUF model under their own names; the mapping stays the gguf's. */
+static enum afd_status open_gguf(struct afd_checkpoint *c, const char *path, struct afd_error *error_out)
+{
+    enum afd_status status = afd_gguf_open(path, &c->gguf, error_out);
+    if (!status) status = grow(c, afd_gguf_tensor_count(c->gguf), error_out);
+    if (status) return status;
+    for (uint32_t i = 0; i < c->room; i++) {
+        const struct afd_gguf_tensor *from = afd_gguf_tensor_at(c->gguf, i);
+        struct afd_tensor *to = &c->tensors[c->count++];
+        to->name = from->name;
+        to->dtype = from->dtype;
+        to->quant = from->quant;
+        to->dims = from->dims;
+        memcpy(to->shape, from->shape, sizeof to->shape);
+        to->data = from->data;
+        to->bytes = from->bytes;
+    }
+    status = link_tensors(c, error_out);
+    if (status) afd_error_prefix(error_out, "%s", path);
+    return status;
+}
+
 enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out, struct afd_error *error_out)
 {
     const char **names = NULL;
@@ -426,7 +449,13 @@ enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out
         afd_fail(error_out, status, "%s: no memory", dir);
         goto out;
     }
+    char gguf[PATH_MAX];
     uint32_t file_count;
+    if (afd_gguf_find(dir, gguf)) {
+        status = open_gguf(c, gguf, error_out);
+        if (!status) *out = c, c = NULL;
+        goto out;
+    }
     status = list_files(dir, c->arena, &index, &names, &file_count, error_out);
     if (status) goto out;
     c->files = afd_arena_alloc(c->arena, file_count, sizeof *c->files);
@@ -465,6 +494,7 @@ void afd_checkpoint_close(struct afd_checkpoint *checkpoint)
     if (!checkpoint) return;
     for (uint32_t i = 0; i < checkpoint->file_count; i++) unmap_file(&checkpoint->files[i]);
     free(checkpoint->tensors);
+    afd_gguf_close(checkpoint->gguf);
     afd_arena_destroy(checkpoint->arena);
     free(checkpoint);
 }
@@ -488,6 +518,21 @@ static void hash_piece(struct afd_sha256 *hash, const void *data, uint64_t bytes
     afd_sha256_update(hash, data, bytes);
 }
 
+static enum afd_status hash_gguf(struct afd_sha256 *hash, const char *path, struct afd_error *error_out)
+{
+    struct afd_gguf *gguf = NULL;
+    enum afd_status status = afd_gguf_open(path, &gguf, error_out);
+    if (status) return status;
+    for (uint32_t i = 0; i < afd_gguf_file_count(gguf); i++) {
+        uint64_t bytes, file_bytes;
+        const void *header = afd_gguf_file_header(gguf, i, &bytes, &file_bytes);
+        hash_piece(hash, header, bytes);
+        hash_piece(hash, &file_bytes, sizeof file_bytes);
+    }
+    afd_gguf_close(gguf);
+    return AFD_OK;
+}
+
 enum afd_status afd_model_hash(const char *dir, uint8_t out[AFD_HASH_BYTES], struct afd_error *error_out)
 {
     char path[PATH_MAX], *config = NULL;
@@ -501,6 +546,10 @@ enum afd_status afd_model_hash(const char *dir, uint8_t out[AFD_HASH_BYTES], str
     enum afd_status status = AFD_ERR_MEMORY;
     if (!hash || !arena) {
         afd_fail(error_out, status, "%s: no memory", dir);
+        goto out;
+    }
+    if (afd_gguf_find(dir, path)) {
+        status = hash_gguf(hash, path, error_out);
         goto out;
     }
     snprintf(path, sizeof path, "%.*s/config.json", PATH_MAX - 32, dir);

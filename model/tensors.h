@@ -1,4 +1,4 @@
-/* tensors.h: a checkpoint: named tensors in one or more safetensors files, memory-mapped.
+/* tensors.h: a checkpoint: named tensors in one or more safetensors or GGUF files, memory-mapped.
  *
  * Opening reads the headers only; a tensor's bytes are touched when they are read, so a rank reads its slice
  * alone. Read-only, any thread, owned by the opener. A malformed file (truncated, tensors that overlap or
@@ -10,13 +10,15 @@
 #define AFD_MODEL_TENSORS_H
 
 #include "model/model.h"
+#include "model/quant.h"
 #include "proto/wire.h"
 
 enum { AFD_MAX_DIMS = 4 };
 
 struct afd_tensor {
     const char *name;
-    enum afd_dtype dtype; /* AFD_DTYPE_COUNT: a type that no weight has (integers, F64, ...) */
+    enum afd_dtype dtype; /* AFD_DTYPE_COUNT: quantized, or a type that no weight has (integers, F64, ...) */
+    const struct afd_quant *quant; /* GGUF, and int4 of AWQ and GPTQ: how a row's blocks decode; or NULL */
     uint32_t dims;
     uint64_t shape[AFD_MAX_DIMS]; /* row-major, outermost first */
     const void *data;             /* in the mapping, aligned to the element */
@@ -28,7 +30,8 @@ struct afd_tensor {
 
 struct afd_checkpoint;
 
-/* DIR/model.safetensors, or DIR/model.safetensors.index.json with its shards. */
+/* DIR/model.safetensors, or DIR/model.safetensors.index.json with its shards; or what afd_model_load takes
+ * for a GGUF model. */
 enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out,
                                     struct afd_error *error_out);
 void afd_checkpoint_close(struct afd_checkpoint *checkpoint); /* NULL is allowed */
@@ -38,7 +41,8 @@ uint32_t afd_checkpoint_count(const struct afd_checkpoint *checkpoint);
 /* By ascending name. */
 const struct afd_tensor *afd_checkpoint_at(const struct afd_checkpoint *checkpoint, uint32_t index);
 
-/* SHA-256 over config.json and each file's name, size and header: what hello and register compare. */
+/* SHA-256 over config.json (safetensors) and each file's name, size and header: what hello and register
+ * compare. */
 enum afd_status afd_model_hash(const char *dir, uint8_t out[AFD_HASH_BYTES], struct afd_error *error_out);
 
 #endif

@@ -30,12 +30,20 @@ static enum axis axis_of(enum afd_weight_use use)
 
 static int is_vector(enum afd_weight_use use)
 {
-    return use == AFD_W_FINAL_NORM || use == AFD_W_ATTN_NORM || use == AFD_W_Q_NORM || use == AFD_W_FFN_NORM;
+    return use == AFD_W_FINAL_NORM || use == AFD_W_ATTN_NORM || use == AFD_W_Q_NORM ||
+           use == AFD_W_Q_HEAD_NORM || use == AFD_W_K_HEAD_NORM || use == AFD_W_KV_NORM ||
+           use == AFD_W_FFN_NORM || use == AFD_W_ROUTER_BIAS;
 }
 
 static int is_expert(enum afd_weight_use use)
 {
     return use == AFD_W_EXPERT_GATE || use == AFD_W_EXPERT_UP || use == AFD_W_EXPERT_DOWN;
+}
+
+/* Heads of a latent layer share one stored kv_b matrix. */
+static int is_head(enum afd_weight_use use)
+{
+    return use == AFD_W_K_UP || use == AFD_W_V_UP;
 }
 
 /* Never stored as block-FP8: they are read row by row, or their precision decides who computes. */
@@ -78,6 +86,7 @@ static void layer_shape(const struct afd_layer *layer, uint32_t hidden, enum afd
     uint32_t dense = f->kind == AFD_FFN_DENSE ? f->intermediate : 0;
     uint32_t routed = f->kind == AFD_FFN_EXPERTS ? f->intermediate : 0;
     uint32_t shared = f->kind == AFD_FFN_EXPERTS ? f->shared_intermediate : 0;
+    int latent = a->kind == AFD_ATTN_LATENT;
     *rows = *columns = 0;
     switch (use) {
     case AFD_W_ATTN_NORM:
@@ -95,13 +104,35 @@ static void layer_shape(const struct afd_layer *layer, uint32_t hidden, enum afd
         break;
     case AFD_W_K:
     case AFD_W_V:
-        *rows = a->kv_heads * a->head_dim, *columns = hidden;
+        if (!latent) *rows = a->kv_heads * a->head_dim, *columns = hidden;
+        break;
+    case AFD_W_Q_HEAD_NORM:
+    case AFD_W_K_HEAD_NORM:
+        if (a->head_norm) *rows = 1, *columns = a->head_dim;
+        break;
+    case AFD_W_HEAD_GATE:
+        if (a->head_gate) *rows = a->heads, *columns = hidden;
+        break;
+    case AFD_W_KV_DOWN:
+        if (latent) *rows = a->kv_rank + a->rope.dim, *columns = hidden;
+        break;
+    case AFD_W_KV_NORM:
+        if (latent) *rows = 1, *columns = a->kv_rank;
+        break;
+    case AFD_W_K_UP:
+        if (latent) *rows = a->kv_rank, *columns = a->head_dim - a->rope.dim;
+        break;
+    case AFD_W_V_UP:
+        if (latent) *rows = a->value_dim, *columns = a->kv_rank;
         break;
     case AFD_W_O:
-        *rows = hidden, *columns = a->heads * a->head_dim;
+        *rows = hidden, *columns = a->heads * a->value_dim;
         break;
     case AFD_W_ROUTER:
         if (f->kind == AFD_FFN_EXPERTS) *rows = f->experts, *columns = hidden;
+        break;
+    case AFD_W_ROUTER_BIAS:
+        if (f->kind == AFD_FFN_EXPERTS && f->selection_bias) *rows = 1, *columns = f->experts;
         break;
     case AFD_W_GATE:
     case AFD_W_UP:
@@ -143,6 +174,12 @@ void afd_weight_shape(const struct afd_model *model, enum afd_weight_use use, ui
     }
 }
 
+uint32_t afd_weight_copies(const struct afd_model *model, enum afd_weight_use use, uint32_t layer)
+{
+    if (is_expert(use)) return model->layers[layer].ffn.experts;
+    return is_head(use) ? model->layers[layer].attn.heads : 1;
+}
+
 struct walk {
     const struct afd_model *model;
     const struct afd_share *share;
@@ -151,11 +188,10 @@ struct walk {
 };
 
 /* Reports the share's part of one weight, if there is any. */
-static enum afd_status visit(const struct walk *walk, enum afd_weight_use use, uint32_t layer,
-                             uint32_t expert)
+static enum afd_status visit(const struct walk *walk, enum afd_weight_use use, uint32_t layer, uint32_t index)
 {
-    struct afd_weight weight = {.use = use, .layer = layer, .expert = expert};
-    uint32_t granule = walk->model->fp8_block ? walk->model->fp8_block : AFD_TP_GRANULE;
+    struct afd_weight weight = {.use = use, .layer = layer, .index = index};
+    uint32_t granule = walk->model->cut_granule;
     afd_weight_shape(walk->model, use, layer, &weight.out_end, &weight.in_end);
     enum axis axis = axis_of(use);
     if (axis == CUT_OUT)
@@ -169,11 +205,11 @@ static enum afd_status visit(const struct walk *walk, enum afd_weight_use use, u
 }
 
 static enum afd_status visit_range(const struct walk *walk, enum afd_weight_use first,
-                                   enum afd_weight_use last, uint32_t layer, uint32_t expert)
+                                   enum afd_weight_use last, uint32_t layer, uint32_t index)
 {
     enum afd_status status = AFD_OK;
     for (int use = (int)first; !status && use <= (int)last; use++)
-        status = visit(walk, (enum afd_weight_use)use, layer, expert);
+        status = visit(walk, (enum afd_weight_use)use, layer, index);
     return status;
 }
 
@@ -187,6 +223,15 @@ static enum afd_status visit_ffn_layer(const struct walk *walk, uint32_t layer)
             status = visit_range(walk, AFD_W_EXPERT_GATE, AFD_W_EXPERT_DOWN, layer, e);
     if (!status) status = visit_range(walk, AFD_W_SHARED_GATE, AFD_W_SHARED_DOWN, layer, 0);
     return status;
+}
+
+static enum afd_status visit_attention_layer(const struct walk *walk, uint32_t layer)
+{
+    enum afd_status status = visit_range(walk, AFD_W_ATTN_NORM, AFD_W_KV_NORM, layer, 0);
+    uint32_t heads = afd_weight_copies(walk->model, AFD_W_K_UP, layer);
+    for (uint32_t h = 0; !status && h < heads; h++)
+        status = visit_range(walk, AFD_W_K_UP, AFD_W_V_UP, layer, h);
+    return status ? status : visit_range(walk, AFD_W_O, AFD_W_ROUTER_BIAS, layer, 0);
 }
 
 enum afd_status afd_weights_each(const struct afd_model *model, const struct afd_share *share,
@@ -203,8 +248,7 @@ enum afd_status afd_weights_each(const struct afd_model *model, const struct afd
         return status;
     }
     status = visit(&walk, AFD_W_EMBED, 0, 0);
-    for (uint32_t l = 0; !status && l < model->layer_count; l++)
-        status = visit_range(&walk, AFD_W_ATTN_NORM, AFD_W_ROUTER, l, 0);
+    for (uint32_t l = 0; !status && l < model->layer_count; l++) status = visit_attention_layer(&walk, l);
     if (!status) status = visit(&walk, AFD_W_FINAL_NORM, 0, 0);
     if (!status) status = visit(&walk, AFD_W_HEAD, 0, 0);
     return status;
@@ -220,23 +264,50 @@ static void print_shape(const uint64_t *shape, uint32_t dims, char *out, size_t 
     if (used < bytes) snprintf(out + used, bytes - used, "]");
 }
 
+/* How the tensor of a use is stored. */
+struct stored {
+    const struct afd_tensor *tensor;
+    int stacked; /* experts or heads are its first dimension */
+    int joined;  /* K_UP and V_UP: rows of one [heads * (keys + values), kv_rank] */
+};
+
 /* The stored tensor is what the model says: [columns], [rows, columns] or [experts, rows, columns]. */
-static enum afd_status check_tensor(const struct afd_model *model, const struct afd_weight *weight,
-                                    int stacked, const struct afd_tensor *tensor, struct afd_error *error_out)
+static enum afd_status check_shape(const struct afd_model *model, const struct afd_weight *weight,
+                                   const struct stored *stored, struct afd_error *error_out)
 {
     uint32_t rows, columns, dims = 0;
     uint64_t shape[3];
+    const struct afd_tensor *tensor = stored->tensor;
+    const struct afd_attn_desc *a = &model->layers[weight->layer].attn;
     afd_weight_shape(model, weight->use, weight->layer, &rows, &columns);
-    if (stacked) shape[dims++] = model->layers[weight->layer].ffn.experts;
+    if (stored->stacked) shape[dims++] = afd_weight_copies(model, weight->use, weight->layer);
+    if (stored->joined) rows = a->heads * (a->head_dim - a->rope.dim + a->value_dim), columns = a->kv_rank;
     if (!is_vector(weight->use)) shape[dims++] = rows;
     shape[dims++] = columns;
     if (tensor->dims != dims || memcmp(tensor->shape, shape, dims * sizeof *shape)) {
         char found[96], expected[96];
         print_shape(tensor->shape, tensor->dims, found, sizeof found);
         print_shape(shape, dims, expected, sizeof expected);
-        return afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: shape %s; config.json asks for %s",
-                        tensor->name, found, expected);
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "tensor %s: shape %s; the model's configuration asks for %s", tensor->name, found,
+                        expected);
     }
+    return AFD_OK;
+}
+
+static enum afd_status check_type(const struct afd_model *model, const struct afd_weight *weight,
+                                  const struct afd_tensor *tensor, struct afd_error *error_out)
+{
+    if (tensor->dtype == AFD_DTYPE_COUNT && !tensor->quant)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: stored as a type that no weight has",
+                        tensor->name);
+    if (tensor->quant && (is_vector(weight->use) || weight->use == AFD_W_ROUTER))
+        return afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: %s; norms and router must not be quantized",
+                        tensor->name, tensor->quant->name);
+    if (tensor->quant && weight->in_begin % tensor->quant->values)
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "tensor %s: a slice that begins at column %u cuts a block of %u", tensor->name,
+                        weight->in_begin, tensor->quant->values);
     if (tensor->dtype != AFD_FP8) return AFD_OK;
     if (is_wide(weight->use))
         return afd_fail(error_out, AFD_ERR_CONFIG,
@@ -253,39 +324,75 @@ static enum afd_status check_tensor(const struct afd_model *model, const struct 
     return AFD_OK;
 }
 
+static enum afd_status find_stored(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
+                                   const struct afd_weight *weight, struct stored *out,
+                                   struct afd_error *error_out)
+{
+    char name[AFD_TENSOR_NAME_BYTES];
+    *out = (struct stored){.joined = is_head(weight->use)};
+    if (model->format == AFD_FORMAT_GGUF) {
+        out->stacked = afd_gguf_tensor_name(model, weight->use, weight->layer, 0, name);
+        out->tensor = afd_checkpoint_find(checkpoint, name);
+        if (out->tensor) out->joined = 0;
+        if (out->joined) { /* files before attn_k_b and attn_v_b */
+            out->stacked = afd_gguf_tensor_name(model, weight->use, weight->layer, 1, name);
+            out->tensor = afd_checkpoint_find(checkpoint, name);
+        }
+    } else {
+        const struct afd_family *family = afd_family_find(model->architecture);
+        assert(family);
+        out->stacked = family->tensor(model, weight->use, weight->layer, weight->index, name);
+        out->tensor = afd_checkpoint_find(checkpoint, name);
+    }
+    if (!out->tensor) return afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: not in the checkpoint", name);
+    enum afd_status status = check_shape(model, weight, out, error_out);
+    return status ? status : check_type(model, weight, out->tensor, error_out);
+}
+
+uint64_t afd_weight_row_bytes(const struct afd_weight_view *view)
+{
+    uint64_t columns = view->transposed ? view->rows : view->columns;
+    if (view->quant) return columns / view->quant->values * view->quant->bytes;
+    return columns * afd_dtype_bytes(view->dtype);
+}
+
 enum afd_status afd_weight_view(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
                                 const struct afd_weight *weight, struct afd_weight_view *out,
                                 struct afd_error *error_out)
 {
-    const struct afd_family *family = afd_family_find(model->architecture);
     uint32_t rows, columns;
-    char name[AFD_TENSOR_NAME_BYTES];
-    assert(family);
+    struct stored stored;
     afd_weight_shape(model, weight->use, weight->layer, &rows, &columns);
     assert(weight->out_begin <= weight->out_end && weight->out_end <= rows);
     assert(weight->in_begin <= weight->in_end && weight->in_end <= columns);
-    assert(!is_expert(weight->use) || weight->expert < model->layers[weight->layer].ffn.experts);
-
-    int stacked = family->tensor(model, weight->use, weight->layer, weight->expert, name);
-    const struct afd_tensor *tensor = afd_checkpoint_find(checkpoint, name);
-    if (!tensor) return afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: not in the checkpoint", name);
-    enum afd_status status = check_tensor(model, weight, stacked, tensor, error_out);
+    assert(weight->index < afd_weight_copies(model, weight->use, weight->layer));
+    enum afd_status status = find_stored(model, checkpoint, weight, &stored, error_out);
     if (status) return status;
 
-    uint64_t element = afd_dtype_bytes(tensor->dtype), index = stacked ? weight->expert : 0;
+    const struct afd_tensor *tensor = stored.tensor;
+    uint64_t index = stored.stacked ? weight->index : 0, first = index * rows + weight->out_begin;
     *out = (struct afd_weight_view){.dtype = tensor->dtype,
+                                    .quant = tensor->quant,
                                     .rows = weight->out_end - weight->out_begin,
-                                    .columns = weight->in_end - weight->in_begin,
-                                    .row_bytes = columns * element};
-    out->data = (const char *)tensor->data + (index * rows + weight->out_begin) * out->row_bytes +
-                weight->in_begin * element;
+                                    .columns = weight->in_end - weight->in_begin};
+    if (stored.joined) { /* head by head: the keys' rows, transposed, then the values' */
+        const struct afd_attn_desc *a = &model->layers[weight->layer].attn;
+        uint32_t keys = a->head_dim - a->rope.dim;
+        first = (uint64_t)weight->index * (keys + a->value_dim) + (weight->use == AFD_W_V_UP ? keys : 0);
+        out->transposed = weight->use == AFD_W_K_UP;
+        columns = a->kv_rank;
+    }
+    uint64_t values = tensor->quant ? tensor->quant->values : 1;
+    uint64_t bytes = tensor->quant ? tensor->quant->bytes : afd_dtype_bytes(tensor->dtype);
+    out->row_bytes = columns / values * bytes;
+    out->data = (const char *)tensor->data + first * out->row_bytes + weight->in_begin / values * bytes;
     if (tensor->dtype == AFD_FP8) {
+        uint64_t block =
+            index * tensor->scale_rows + (stored.stacked ? weight->out_begin : first) / AFD_FP8_BLOCK;
         out->block = AFD_FP8_BLOCK;
+        out->block_row = stored.joined ? (uint32_t)(first % AFD_FP8_BLOCK) : 0;
         out->scale_pitch = tensor->scale_columns;
-        out->scale =
-            tensor->scale +
-            (index * tensor->scale_rows + weight->out_begin / AFD_FP8_BLOCK) * tensor->scale_columns +
-            weight->in_begin / AFD_FP8_BLOCK;
+        out->scale = tensor->scale + block * tensor->scale_columns + weight->in_begin / AFD_FP8_BLOCK;
     }
     return AFD_OK;
 }
@@ -306,8 +413,13 @@ static enum afd_status add_bytes(const struct afd_weight *weight, void *user)
     uint64_t bits = sum->element_bits;
     if (is_wide(weight->use) && bits < 16) bits = 16;
     if (is_vector(weight->use) || weight->use == AFD_W_ROUTER) bits = 16;
-    if (sum->checkpoint && !afd_weight_view(sum->model, sum->checkpoint, weight, &view, &unused))
+    if (sum->checkpoint && !afd_weight_view(sum->model, sum->checkpoint, weight, &view, &unused)) {
+        if (view.quant) {
+            sum->bytes += rows * columns / view.quant->values * view.quant->bytes;
+            return AFD_OK;
+        }
         bits = 8 * afd_dtype_bytes(view.dtype);
+    }
     sum->bytes += (rows * columns * bits + 7) / 8;
     if (bits == 8)
         sum->bytes += sizeof(float) * ((rows + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK) *
@@ -335,10 +447,10 @@ void afd_model_parameters(const struct afd_model *model, uint64_t *total_out, ui
     for (uint32_t l = 0; l < model->layer_count; l++)
         for (int use = AFD_W_ATTN_NORM; use < AFD_W_COUNT; use++) {
             const struct afd_ffn_desc *ffn = &model->layers[l].ffn;
-            int routed = is_expert((enum afd_weight_use)use);
+            uint64_t copies = afd_weight_copies(model, (enum afd_weight_use)use, l);
             afd_weight_shape(model, (enum afd_weight_use)use, l, &rows, &columns);
-            total += (uint64_t)rows * columns * (routed ? ffn->experts : 1);
-            active += (uint64_t)rows * columns * (routed ? ffn->top_k : 1);
+            total += rows * columns * copies;
+            active += rows * columns * (is_expert((enum afd_weight_use)use) ? ffn->top_k : copies);
         }
     *total_out = total;
     *active_out = active;

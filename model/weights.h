@@ -2,15 +2,15 @@
  *
  * A weight is named by its use, not by a family's tensor name; a family file maps one to the other. A rank's
  * share is cut along one axis of a matrix: `out` (rows) of gate and up, `in` (columns) of down, for tensor
- * parallel FFN; everything else is whole. Cuts fall on block boundaries of block-FP8 weights, else on
- * multiples of AFD_TP_GRANULE. A model with a tied head has no AFD_W_HEAD: the embedding is the head. Pure
+ * parallel FFN; everything else is whole. Cuts fall on multiples of the model's cut_granule, which no
+ * quantization block straddles. A model with a tied head has no AFD_W_HEAD: the embedding is the head. Pure
  * functions over the model, any thread; only afd_weight_view touches the checkpoint. */
 #ifndef AFD_MODEL_WEIGHTS_H
 #define AFD_MODEL_WEIGHTS_H
 
 #include "model/tensors.h"
 
-enum { AFD_TP_GRANULE = 16 }; /* outputs of a panel of weights (compute/cpu/panels.h) */
+enum { AFD_TP_GRANULE = 16 }; /* the least: outputs of a panel of weights (compute/cpu/panels.h) */
 
 enum afd_weight_use {
     /* attention side */
@@ -21,11 +21,19 @@ enum afd_weight_use {
     AFD_W_Q_DOWN,     /* [q_rank, hidden]; with q_rank 0 there is none */
     AFD_W_Q_NORM,     /* [q_rank] */
     AFD_W_Q_UP,       /* [heads * head_dim, q_rank or hidden] */
-    AFD_W_K,          /* [kv_heads * head_dim, hidden] */
+    AFD_W_K,          /* grouped: [kv_heads * head_dim, hidden] */
     AFD_W_V,
-    AFD_W_O,        /* [hidden, heads * head_dim] */
-    AFD_W_FFN_NORM, /* [hidden] */
-    AFD_W_ROUTER,   /* [experts, hidden] */
+    AFD_W_Q_HEAD_NORM, /* [head_dim] */
+    AFD_W_K_HEAD_NORM,
+    AFD_W_HEAD_GATE,   /* [heads, hidden] */
+    AFD_W_KV_DOWN,     /* latent: [kv_rank + rope.dim, hidden] */
+    AFD_W_KV_NORM,     /* [kv_rank] */
+    AFD_W_K_UP,        /* per head: [kv_rank, head_dim - rope.dim] */
+    AFD_W_V_UP,        /* per head: [value_dim, kv_rank] */
+    AFD_W_O,           /* [hidden, heads * value_dim] */
+    AFD_W_FFN_NORM,    /* [hidden] */
+    AFD_W_ROUTER,      /* [experts, hidden] */
+    AFD_W_ROUTER_BIAS, /* [experts] */
     /* FFN side; per expert the matrix is one slice of a stacked tensor */
     AFD_W_GATE, /* dense [intermediate, hidden] */
     AFD_W_UP,
@@ -50,7 +58,7 @@ struct afd_share {
 struct afd_weight {
     enum afd_weight_use use;
     uint32_t layer;              /* 0 for embed, final norm, head */
-    uint32_t expert;             /* of the expert uses; else 0 */
+    uint32_t index;              /* the expert or head of the uses that are per expert or head; else 0 */
     uint32_t out_begin, out_end; /* rows held of the whole matrix */
     uint32_t in_begin, in_end;   /* columns held; a vector has out 0..1 */
 };
@@ -61,6 +69,9 @@ uint32_t afd_shard_of_expert(uint32_t expert, uint32_t experts, uint32_t ep);
 void afd_tp_cut(uint32_t total, uint32_t tp, uint32_t index, uint32_t granule, uint32_t *begin_out,
                 uint32_t *end_out);
 
+/* How many matrices of the use a layer has: experts, heads, or 1. */
+uint32_t afd_weight_copies(const struct afd_model *model, enum afd_weight_use use, uint32_t layer);
+
 /* Calls `each` for every weight of the share and stops at the first status that is not 0, which it returns.
  * Order: the embedding, the layers (in a layer by use; experts ascending, gate, up, down of one after the
  * other), the final norm, the head. An FFN share without shards holds nothing; a cut that is empty is not
@@ -69,21 +80,29 @@ enum afd_status afd_weights_each(const struct afd_model *model, const struct afd
                                  enum afd_status (*each)(const struct afd_weight *weight, void *user),
                                  void *user);
 
-/* The whole shape of the matrix of a use, of one expert where the use is an expert's: rows (out) and columns
- * (in); a vector has one row. 0 and 0 where the layer has no such weight. */
+/* The whole shape of the matrix of a use, of one expert or head where the use is per expert or head: rows
+ * (out) and columns (in); a vector has one row. 0 and 0 where the layer has no such weight. */
 void afd_weight_shape(const struct afd_model *model, enum afd_weight_use use, uint32_t layer,
                       uint32_t *out_rows, uint32_t *in_columns);
 
 /* A matrix in the checkpoint: row r of the slice starts at data + r * row_bytes. */
 struct afd_weight_view {
-    enum afd_dtype dtype;
-    uint32_t rows, columns; /* of the slice */
-    uint64_t row_bytes;     /* pitch of the stored matrix */
+    enum afd_dtype dtype;          /* AFD_DTYPE_COUNT: quantized */
+    const struct afd_quant *quant; /* or NULL */
+    uint32_t rows, columns;        /* of the slice */
+    uint64_t row_bytes;            /* pitch of the stored matrix */
     const void *data;
     const float *scale;   /* block-FP8: scale of the block that holds element (0, 0) of the slice */
     uint64_t scale_pitch; /* floats from one row of blocks to the next */
     uint32_t block;       /* 128, or 0 */
+    /* A head's part of a stored kv_b matrix. Transposed: element (r, c) of the slice is column r of stored
+     * row c, which starts at data + c * row_bytes. */
+    int transposed;
+    uint32_t block_row; /* block-FP8: rows of the first block that lie before the slice */
 };
+
+/* Bytes of a stored row of the slice, without what lies between rows. */
+uint64_t afd_weight_row_bytes(const struct afd_weight_view *view);
 
 /* Finds, checks (name, dtype, shape against the model) and views one weight. AFD_ERR_CONFIG with words when
  * the checkpoint does not have it so. */

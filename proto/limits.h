@@ -8,6 +8,7 @@ enum {
 
     AFD_MAX_RANKS = 1024, /* of one role */
     AFD_MAX_SHARDS = 64,  /* a set of shards is one 64-bit mask */
+    AFD_MAX_FFN_INSTANCES = 64, /* a set of FFN instances is one, too */
     AFD_MAX_SLOTS = 8,    /* micro-batches a rank */
     AFD_MAX_ROWS = 4096,  /* rows of one micro-batch */
     AFD_MAX_LAYERS = 512,

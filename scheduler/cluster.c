@@ -1,23 +1,9 @@
-#include "scheduler/cluster.h"
-
 #include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-struct afd_cluster {
-    const struct afd_topology *topology;
-    uint8_t model_hash[AFD_HASH_BYTES];
-    uint32_t ranks[AFD_ROLE_COUNT], size;
-    struct afd_cluster_member *members; /* [size] */
-    uint64_t epoch;
-    int was_complete, peers_due;
-    afd_ns lease;
-    /* A ring of actions. Each event leaves at most three, a tick two a member; the shell empties it after
-     * each. */
-    struct afd_cluster_action *actions;
-    uint32_t capacity, head, count;
-};
+#include "scheduler/cluster_state.h"
 
 const char *afd_member_state_name(enum afd_member_state state)
 {
@@ -25,18 +11,32 @@ const char *afd_member_state_name(enum afd_member_state state)
     return names[state];
 }
 
+const char *afd_cluster_state_name(const struct afd_cluster *c, const struct afd_cluster_member *m)
+{
+    static const char *const names[] = {"absent", "preparing", "", "draining"};
+    enum afd_instance_state state = afd_place_of(c, m)->state;
+    if (state != AFD_INSTANCE_ACTIVE) return names[state];
+    return m->state == AFD_MEMBER_READY && m->is_cut ? "cut-off" : afd_member_state_name(m->state);
+}
+
 struct afd_cluster *afd_cluster_create(struct afd_arena *arena, const struct afd_topology *topology,
                                        const uint8_t model_hash[AFD_HASH_BYTES])
 {
     struct afd_cluster *c = afd_arena_alloc(arena, 1, sizeof *c);
     if (!c) return NULL;
+    const struct afd_pool *pools[AFD_ROLE_COUNT] = {&topology->attn, &topology->ffn};
     c->topology = topology;
-    c->ranks[AFD_ROLE_ATTN] = afd_pool_ranks(&topology->attn);
-    c->ranks[AFD_ROLE_FFN] = afd_pool_ranks(&topology->ffn);
-    c->size = c->ranks[AFD_ROLE_ATTN] + c->ranks[AFD_ROLE_FFN];
+    for (int role = 0; role < AFD_ROLE_COUNT; role++) {
+        c->ranks[role] = afd_pool_max_ranks(pools[role]);
+        c->each[role] = pools[role]->ranks_per_instance;
+        c->instances[role] = pools[role]->max_instances;
+        c->size += c->ranks[role];
+        c->places[role] = afd_arena_alloc(arena, c->instances[role], sizeof *c->places[role]);
+        if (!c->places[role]) return NULL;
+    }
     c->lease = AFD_MS(topology->scheduler.lease_ms);
     memcpy(c->model_hash, model_hash, AFD_HASH_BYTES);
-    c->capacity = 2 * c->size + 8;
+    c->capacity = 4 * c->size + 16; /* a change tells each member at most three things, and the hosts one */
     c->members = afd_arena_alloc(arena, c->size, sizeof *c->members);
     c->actions = afd_arena_alloc(arena, c->capacity, sizeof *c->actions);
     if (!c->members || !c->actions) return NULL;
@@ -44,13 +44,18 @@ struct afd_cluster *afd_cluster_create(struct afd_arena *arena, const struct afd
         struct afd_cluster_member *m = &c->members[i];
         m->role = i < c->ranks[AFD_ROLE_ATTN] ? AFD_ROLE_ATTN : AFD_ROLE_FFN;
         m->rank = m->role == AFD_ROLE_ATTN ? i : i - c->ranks[AFD_ROLE_ATTN];
+        m->start = 1;
     }
+    afd_placement_initial(topology, &c->placement);
+    c->shown = c->placement;
+    for (int role = 0; role < AFD_ROLE_COUNT; role++)
+        for (uint32_t i = 0; i < pools[role]->instances; i++) {
+            c->places[role][i].state = AFD_INSTANCE_ACTIVE;
+            if (role == AFD_ROLE_FFN)
+                c->places[role][i].assigned = afd_placement_shards(&c->placement, topology->ffn.ep, i);
+        }
+    c->run_due = 1;
     return c;
-}
-
-static struct afd_cluster_member *member_at(const struct afd_cluster *c, enum afd_role role, uint32_t rank)
-{
-    return &c->members[role == AFD_ROLE_ATTN ? rank : c->ranks[AFD_ROLE_ATTN] + rank];
 }
 
 static struct afd_cluster_member *member_of(const struct afd_cluster *c, uint64_t connection)
@@ -60,8 +65,8 @@ static struct afd_cluster_member *member_of(const struct afd_cluster *c, uint64_
     return NULL;
 }
 
-static struct afd_cluster_action *act(struct afd_cluster *c, enum afd_cluster_action_kind kind,
-                                      const struct afd_cluster_member *m)
+struct afd_cluster_action *afd_cluster_act(struct afd_cluster *c, enum afd_cluster_action_kind kind,
+                                           const struct afd_cluster_member *m)
 {
     assert(c->count < c->capacity);
     struct afd_cluster_action *a = &c->actions[(c->head + c->count++) % c->capacity];
@@ -74,12 +79,27 @@ static struct afd_cluster_action *act(struct afd_cluster *c, enum afd_cluster_ac
     return a;
 }
 
+void afd_cluster_say(struct afd_cluster *c, int is_orderly, const char *format, ...)
+{
+    struct afd_cluster_action *a = afd_cluster_act(c, AFD_CLUSTER_SAY, NULL);
+    a->is_orderly = is_orderly;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(a->words, sizeof a->words, format, args);
+    va_end(args);
+}
+
 int afd_cluster_next(struct afd_cluster *c, struct afd_cluster_action *out)
 {
-    if (!c->count && c->peers_due) { /* one Peers for however many changes came together */
+    while (!c->count && afd_scaling_step(c)) continue;
+    if (!c->count && c->run_due) {
+        c->run_due = 0;
+        afd_cluster_act(c, AFD_CLUSTER_RUN, NULL);
+    }
+    if (!c->count && c->peers_due && c->now >= c->hold_until) { /* one Peers for all that changed together */
         c->peers_due = 0;
         c->epoch++;
-        act(c, AFD_CLUSTER_PEERS, NULL);
+        afd_cluster_act(c, AFD_CLUSTER_PEERS, NULL);
     }
     if (!c->count) return 0;
     *out = c->actions[c->head];
@@ -88,10 +108,11 @@ int afd_cluster_next(struct afd_cluster *c, struct afd_cluster_action *out)
     return 1;
 }
 
+/* Of the members of active instances. */
 static int all_are(const struct afd_cluster *c, int (*is)(const struct afd_cluster_member *m))
 {
     for (uint32_t i = 0; i < c->size; i++)
-        if (!is(&c->members[i])) return 0;
+        if (afd_place_of(c, &c->members[i])->state == AFD_INSTANCE_ACTIVE && !is(&c->members[i])) return 0;
     return 1;
 }
 
@@ -105,33 +126,76 @@ static int is_ready(const struct afd_cluster_member *m)
     return m->state == AFD_MEMBER_READY;
 }
 
+int afd_instance_is_connected(const struct afd_cluster *c, enum afd_role role, uint32_t instance)
+{
+    for (uint32_t k = 0; k < c->each[role]; k++)
+        if (!afd_member_of(c, role, instance, k)->connection) return 0;
+    return 1;
+}
+
+int afd_instance_holds(const struct afd_cluster *c, uint32_t instance, uint64_t shards)
+{
+    for (uint32_t k = 0; k < c->each[AFD_ROLE_FFN]; k++) {
+        const struct afd_cluster_member *m = afd_member_of(c, AFD_ROLE_FFN, instance, k);
+        if (!is_ready(m) || m->is_cut || shards & ~(m->loaded & ~m->dropping)) return 0;
+    }
+    return 1;
+}
+
 static void change_members(struct afd_cluster *c)
 {
+    if (all_are(c, is_connected)) c->hold_until = 0;
     if (c->epoch > 0 || all_are(c, is_connected)) c->peers_due = 1;
 }
 
-static void lose(struct afd_cluster *c, struct afd_cluster_member *m, int is_orderly)
+static void set_state(struct afd_cluster *c, struct afd_cluster_member *m, enum afd_member_state state,
+                      const char *words)
+{
+    m->state = state;
+    m->since = c->now;
+    snprintf(m->words, sizeof m->words, "%s", words);
+}
+
+void afd_cluster_lose(struct afd_cluster *c, struct afd_cluster_member *m, int is_orderly, const char *words)
 {
     /* Also of one that was not ready: it may have gone on with what it held when it registered. */
-    if (m->connection) act(c, AFD_CLUSTER_DOWN, m)->is_orderly = is_orderly;
+    if (m->connection) afd_cluster_act(c, AFD_CLUSTER_DOWN, m)->is_orderly = is_orderly;
     m->connection = 0;
-    m->state = AFD_MEMBER_LOST;
+    m->is_cut = 0;
+    m->dropping = 0;
+    memset(m->unreachable, 0, sizeof m->unreachable);
+    set_state(c, m, AFD_MEMBER_LOST, words);
     if (c->epoch > 0) c->peers_due = 1;
+}
+
+void afd_cluster_dismiss(struct afd_cluster *c, struct afd_cluster_member *m, const char *words)
+{
+    struct afd_cluster_action *a = afd_cluster_act(c, AFD_CLUSTER_REFUSE, m);
+    a->is_orderly = 1;
+    snprintf(a->words, sizeof a->words, "%s", words);
+    afd_cluster_lose(c, m, 1, words);
 }
 
 static void become_ready(struct afd_cluster *c, struct afd_cluster_member *m)
 {
-    m->state = AFD_MEMBER_READY;
-    m->was_ready = 1;
-    act(c, AFD_CLUSTER_UP, m);
-    if (all_are(c, is_ready)) c->was_complete = 1;
+    struct afd_cluster_place *place = afd_place_of(c, m);
+    set_state(c, m, AFD_MEMBER_READY, "");
+    m->gave_up = 0;
+    /* An attention rank that is being prepared is given work once the change is committed. */
+    if (m->role == AFD_ROLE_FFN || place->state == AFD_INSTANCE_ACTIVE) {
+        m->was_ready = 1;
+        afd_cluster_act(c, AFD_CLUSTER_UP, m);
+    }
+    if (!c->was_complete && all_are(c, is_ready)) c->was_complete = c->first_plan_due = 1;
+    if (m->role == AFD_ROLE_FFN && c->was_complete) c->balance_due = 1;
 }
 
-static void refuse(struct afd_cluster *c, uint64_t connection, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static void refuse(struct afd_cluster *c, uint64_t connection, const char *format, ...)
+static void refuse(struct afd_cluster *c, enum afd_cluster_action_kind kind, uint64_t connection,
+                   const char *format, ...) __attribute__((format(printf, 4, 5)));
+static void refuse(struct afd_cluster *c, enum afd_cluster_action_kind kind, uint64_t connection,
+                   const char *format, ...)
 {
-    struct afd_cluster_action *a = act(c, AFD_CLUSTER_REFUSE, NULL);
+    struct afd_cluster_action *a = afd_cluster_act(c, kind, NULL);
     a->connection = connection;
     va_list args;
     va_start(args, format);
@@ -142,109 +206,299 @@ static void refuse(struct afd_cluster *c, uint64_t connection, const char *forma
 /* 1 if the rank may join; else it was refused with words. */
 static int check(struct afd_cluster *c, const struct afd_cluster_registration *r)
 {
+    enum afd_cluster_action_kind never = AFD_CLUSTER_REFUSE;
     if (r->role != AFD_ROLE_ATTN && r->role != AFD_ROLE_FFN) {
-        refuse(c, r->connection, "register: no such role");
+        refuse(c, never, r->connection, "register: no such role");
     } else if (r->rank >= c->ranks[r->role]) {
-        refuse(c, r->connection, "register: there is no rank %s/%u, the topology has %u of them",
+        refuse(c, never, r->connection, "register: there is no rank %s/%u, the topology has %u of them",
                afd_role_name(r->role), r->rank, c->ranks[r->role]);
     } else if (r->topology_hash_bytes != AFD_HASH_BYTES ||
                memcmp(r->topology_hash, c->topology->hash, AFD_HASH_BYTES) != 0) {
-        refuse(c, r->connection, "register: %s/%u has read another topology file than the scheduler",
+        refuse(c, never, r->connection, "register: %s/%u has read another topology file than the scheduler",
                afd_role_name(r->role), r->rank);
     } else if (r->model_hash_bytes != AFD_HASH_BYTES ||
                memcmp(r->model_hash, c->model_hash, AFD_HASH_BYTES) != 0) {
-        refuse(c, r->connection, "register: %s/%u has read another model than the scheduler",
+        refuse(c, never, r->connection, "register: %s/%u has read another model than the scheduler",
                afd_role_name(r->role), r->rank);
     } else if (strlen(r->host) >= AFD_CLUSTER_HOST_BYTES ||
                strlen(r->data_address) >= AFD_CLUSTER_HOST_BYTES || !r->data_address[0]) {
-        refuse(c, r->connection,
+        refuse(c, never, r->connection,
                "register: host and data_address must have less than %d bytes, and an address is needed",
                AFD_CLUSTER_HOST_BYTES);
     } else if (member_of(c, r->connection)) {
-        refuse(c, r->connection, "register: sent twice over one connection");
+        refuse(c, never, r->connection, "register: sent twice over one connection");
     } else {
-        return 1;
+        const struct afd_cluster_place *place = &c->places[r->role][r->rank / c->each[r->role]];
+        if (place->state == AFD_INSTANCE_ACTIVE || place->state == AFD_INSTANCE_PREPARING) return 1;
+        if (place->state == AFD_INSTANCE_DRAINING)
+            refuse(c, never, r->connection, "register: %s/%u leaves the cluster", afd_role_name(r->role),
+                   r->rank);
+        else /* an operator may start processes before asking for them */
+            refuse(c, AFD_CLUSTER_EVICT, r->connection,
+                   "register: %s/%u is not wanted now: afd scale adds it", afd_role_name(r->role), r->rank);
     }
     return 0;
 }
 
+/* What a rank has, though it is not in the plan: attention ranks may go by an older placement still, or by
+ * one that an earlier scheduler showed and did not commit. It goes when they have settled. */
+static void keep_loaded(struct afd_cluster *c, const struct afd_cluster_member *m)
+{
+    uint32_t ep = c->topology->ffn.ep;
+    uint64_t all = ep < 64 ? ((uint64_t)1 << ep) - 1 : UINT64_MAX, loaded = m->loaded & all;
+    const struct afd_cluster_place *place = afd_place_of(c, m);
+    if (m->role != AFD_ROLE_FFN || !(loaded & ~place->assigned)) return;
+    afd_cluster_assign(c, m->rank / c->each[AFD_ROLE_FFN], place->assigned | loaded);
+    if (c->settle_epoch) return;
+    c->settle_epoch = c->epoch + 1;
+    c->settle_until = c->now + AFD_SECONDS(c->topology->scheduler.drain_s);
+}
+
 void afd_cluster_register(struct afd_cluster *c, const struct afd_cluster_registration *r, afd_ns now)
 {
+    c->now = now;
     if (!check(c, r)) {
         afd_cluster_closed(c, r->connection); /* a second Register costs the place that the first one got */
         return;
     }
-    struct afd_cluster_member *m = member_at(c, r->role, r->rank);
+    struct afd_cluster_member *m = afd_member_at(c, r->role, r->rank);
     if (m->connection) {
         struct afd_cluster_action *a =
-            act(c, r->incarnation == m->incarnation ? AFD_CLUSTER_EVICT : AFD_CLUSTER_REFUSE, m);
+            afd_cluster_act(c, r->incarnation == m->incarnation ? AFD_CLUSTER_EVICT : AFD_CLUSTER_REFUSE, m);
         snprintf(a->words, sizeof a->words, "another %s of %s/%u has registered",
                  r->incarnation == m->incarnation ? "connection" : "process", afd_role_name(m->role),
                  m->rank);
-        lose(c, m, 0);
+        afd_cluster_lose(c, m, 0, "replaced");
     }
     int comes_back = m->was_ready && m->incarnation == r->incarnation;
-    m->state = AFD_MEMBER_JOINING;
+    set_state(c, m, AFD_MEMBER_JOINING, "");
     m->connection = r->connection;
     m->incarnation = r->incarnation;
     m->was_ready = 0;
     m->heard = now;
     m->pid = r->pid;
+    m->loaded = r->loaded;
+    m->dropping = 0;
+    m->settled = 0;
     snprintf(m->host, sizeof m->host, "%s", r->host);
     snprintf(m->data_address, sizeof m->data_address, "%s", r->data_address);
-    act(c, AFD_CLUSTER_ASSIGN, m);
+    afd_cluster_act(c, AFD_CLUSTER_ASSIGN, m);
+    keep_loaded(c, m);
     if (comes_back) become_ready(c, m);
     change_members(c);
 }
 
-void afd_cluster_ready(struct afd_cluster *c, uint64_t connection, afd_ns now)
+void afd_cluster_ready(struct afd_cluster *c, uint64_t connection, uint64_t epoch, uint64_t loaded,
+                       int settled, afd_ns now)
 {
     struct afd_cluster_member *m = member_of(c, connection);
     if (!m) return;
+    c->now = now;
     m->heard = now;
+    m->loaded = loaded;
+    m->dropping = m->role == AFD_ROLE_FFN ? loaded & ~afd_place_of(c, m)->assigned : 0;
+    if (settled && epoch <= c->epoch) m->settled = epoch;
     if (m->state == AFD_MEMBER_JOINING) become_ready(c, m);
 }
 
 void afd_cluster_heartbeat(struct afd_cluster *c, uint64_t connection, afd_ns now)
 {
     struct afd_cluster_member *m = member_of(c, connection);
+    c->now = now;
     if (m) m->heard = now;
 }
 
 void afd_cluster_draining(struct afd_cluster *c, uint64_t connection)
 {
     struct afd_cluster_member *m = member_of(c, connection);
-    if (m) m->state = AFD_MEMBER_DRAINING;
+    if (!m) return;
+    if (afd_place_of(c, m)->state == AFD_INSTANCE_DRAINING && m->role == AFD_ROLE_ATTN)
+        afd_cluster_dismiss(c, m, "it is done here and leaves the cluster");
+    else
+        set_state(c, m, AFD_MEMBER_DRAINING, "it was told to leave");
 }
 
 void afd_cluster_leave(struct afd_cluster *c, uint64_t connection, const char *why)
 {
     struct afd_cluster_member *m = member_of(c, connection);
     if (!m) return;
-    struct afd_cluster_action *a = act(c, AFD_CLUSTER_EVICT, m);
+    struct afd_cluster_action *a = afd_cluster_act(c, AFD_CLUSTER_EVICT, m);
     snprintf(a->words, sizeof a->words, "left: %.200s", why);
     a->is_orderly = 1;
-    lose(c, m, 1);
+    afd_cluster_lose(c, m, 1, a->words);
 }
 
 void afd_cluster_closed(struct afd_cluster *c, uint64_t connection)
 {
     struct afd_cluster_member *m = member_of(c, connection);
-    if (m) lose(c, m, m->state == AFD_MEMBER_DRAINING);
+    if (m) afd_cluster_lose(c, m, m->state == AFD_MEMBER_DRAINING, "its connection ended");
+}
+
+void afd_cluster_process(struct afd_cluster *c, enum afd_role role, uint32_t rank, uint32_t start,
+                         int gave_up, const char *words)
+{
+    if (role >= AFD_ROLE_COUNT || rank >= c->ranks[role]) return;
+    struct afd_cluster_member *m = afd_member_at(c, role, rank);
+    if (start < m->start) return; /* of a process before the one that is wanted */
+    m->start = start;
+    if (gave_up == m->gave_up) return;
+    m->gave_up = gave_up;
+    if (!gave_up) return;
+    snprintf(m->words, sizeof m->words, "its host starts it no more: %s", words);
+    afd_scaling_gave_up(c, m);
+}
+
+void afd_cluster_journaled(struct afd_cluster *c, int ok)
+{
+    afd_scaling_journaled(c, ok);
+}
+
+void afd_cluster_assign(struct afd_cluster *c, uint32_t instance, uint64_t shards)
+{
+    struct afd_cluster_place *place = &c->places[AFD_ROLE_FFN][instance];
+    if (place->assigned == shards) return;
+    place->assigned = shards;
+    for (uint32_t k = 0; k < c->each[AFD_ROLE_FFN]; k++) {
+        struct afd_cluster_member *m = afd_member_of(c, AFD_ROLE_FFN, instance, k);
+        if (!m->connection) continue;
+        m->dropping |= m->loaded & ~shards;
+        afd_cluster_act(c, AFD_CLUSTER_ASSIGN, m);
+    }
+}
+
+/* ---- who cannot reach whom */
+
+void afd_cluster_unreachable(struct afd_cluster *c, uint64_t connection, const uint32_t *ffn_ranks,
+                             size_t count)
+{
+    struct afd_cluster_member *m = member_of(c, connection);
+    if (!m || m->role != AFD_ROLE_ATTN) return;
+    memset(m->unreachable, 0, sizeof m->unreachable);
+    for (size_t i = 0; i < count; i++)
+        if (ffn_ranks[i] < c->ranks[AFD_ROLE_FFN])
+            m->unreachable[ffn_ranks[i] / 64] |= (uint64_t)1 << ffn_ranks[i] % 64;
+}
+
+/* The FFN instance's rail of an attention rank is out of its reach. */
+static int is_out_of_reach(const struct afd_cluster *c, const struct afd_cluster_member *attn,
+                           uint32_t instance)
+{
+    uint32_t rank = instance * c->each[AFD_ROLE_FFN] + attn->rank % c->each[AFD_ROLE_FFN];
+    return attn->unreachable[rank / 64] >> rank % 64 & 1;
+}
+
+/* Some shard is whole somewhere, and this rank reaches none of these instances. */
+static int is_stranded(const struct afd_cluster *c, const struct afd_cluster_member *attn)
+{
+    for (uint32_t s = 0; s < c->topology->ffn.ep; s++) {
+        uint32_t whole = 0, reached = 0;
+        for (uint32_t i = 0; i < c->placement.count[s]; i++) {
+            uint32_t instance = c->placement.at[s][i];
+            if (!afd_instance_holds(c, instance, (uint64_t)1 << s)) continue;
+            whole++;
+            reached += !is_out_of_reach(c, attn, instance);
+        }
+        if (whole && !reached) return 1;
+    }
+    return 0;
+}
+
+static int serves_now(const struct afd_cluster *c, const struct afd_cluster_member *m)
+{
+    return m->role == AFD_ROLE_ATTN && is_ready(m) && afd_place_of(c, m)->state == AFD_INSTANCE_ACTIVE;
+}
+
+static void cut(struct afd_cluster *c, struct afd_cluster_member *m, const char *words)
+{
+    m->is_cut = 1;
+    m->since = c->now;
+    snprintf(m->words, sizeof m->words, "%s", words);
+    if (m->role == AFD_ROLE_ATTN) afd_cluster_act(c, AFD_CLUSTER_DOWN, m);
+    afd_cluster_say(c, 0, "%s/%u is left out: %s", afd_role_name(m->role), m->rank, words);
+}
+
+static void take_back(struct afd_cluster *c, struct afd_cluster_member *m)
+{
+    m->is_cut = 0;
+    m->since = c->now;
+    m->words[0] = 0;
+    if (m->role == AFD_ROLE_ATTN)
+        afd_cluster_act(c, AFD_CLUSTER_UP, m);
+    else
+        c->balance_due = 1;
+    afd_cluster_say(c, 1, "%s/%u is reached again", afd_role_name(m->role), m->rank);
+}
+
+/* How many serving attention ranks cannot reach the instance, and how many there are. */
+static uint32_t missing(const struct afd_cluster *c, uint32_t instance, uint32_t *all_out)
+{
+    uint32_t count = 0;
+    *all_out = 0;
+    for (uint32_t i = 0; i < c->ranks[AFD_ROLE_ATTN]; i++) {
+        const struct afd_cluster_member *m = &c->members[i];
+        if (!serves_now(c, m) || m->is_cut) continue;
+        ++*all_out;
+        count += (uint32_t)is_out_of_reach(c, m, instance);
+    }
+    return count;
+}
+
+/* An attention rank that some shard is out of reach of waits for ever: of the two sides the smaller one is
+ * left out. FFN instance or attention rank, whichever more of the other side cannot reach, the FFN instance
+ * when it is one and one. */
+static void cut_one(struct afd_cluster *c, struct afd_cluster_member *stranded)
+{
+    char words[AFD_CLUSTER_WORDS_BYTES];
+    uint32_t unreached = 0, worst = UINT32_MAX, most = 0, all = 0;
+    for (uint32_t i = 0; i < c->instances[AFD_ROLE_FFN]; i++) {
+        if (!afd_instance_holds(c, i, 0) || !is_out_of_reach(c, stranded, i)) continue;
+        uint32_t count = missing(c, i, &all);
+        unreached++;
+        if (count > most) most = count, worst = i;
+    }
+    if (worst == UINT32_MAX) return;
+    if (most >= unreached && 2 * most >= all) {
+        snprintf(words, sizeof words, "%u of %u attention ranks cannot reach it", most, all);
+        for (uint32_t k = 0; k < c->each[AFD_ROLE_FFN]; k++)
+            cut(c, afd_member_of(c, AFD_ROLE_FFN, worst, k), words);
+    } else {
+        snprintf(words, sizeof words, "it cannot reach %u FFN instances that others reach", unreached);
+        cut(c, stranded, words);
+    }
+}
+
+static void look_at_reach(struct afd_cluster *c)
+{
+    uint32_t all;
+    for (uint32_t i = 0; i < c->size; i++) {
+        struct afd_cluster_member *m = &c->members[i];
+        if (!m->is_cut) continue;
+        if (m->role == AFD_ROLE_ATTN ? !is_stranded(c, m)
+                                     : !missing(c, m->rank / c->each[AFD_ROLE_FFN], &all))
+            take_back(c, m);
+    }
+    for (uint32_t i = 0; i < c->ranks[AFD_ROLE_ATTN]; i++) {
+        struct afd_cluster_member *m = &c->members[i];
+        if (serves_now(c, m) && !m->is_cut && is_stranded(c, m)) cut_one(c, m);
+    }
 }
 
 void afd_cluster_tick(struct afd_cluster *c, afd_ns now)
 {
+    c->now = now;
     for (uint32_t i = 0; i < c->size; i++) {
         struct afd_cluster_member *m = &c->members[i];
         int holds_lease = m->state == AFD_MEMBER_READY || m->state == AFD_MEMBER_DRAINING;
         if (!holds_lease || now < m->heard || now - m->heard <= c->lease) continue;
-        struct afd_cluster_action *a = act(c, AFD_CLUSTER_EVICT, m);
+        struct afd_cluster_action *a = afd_cluster_act(c, AFD_CLUSTER_EVICT, m);
         snprintf(a->words, sizeof a->words, "no heartbeat of %s/%u for %u ms", afd_role_name(m->role),
                  m->rank, (unsigned)((now - m->heard) / AFD_MS(1)));
-        lose(c, m, 0);
+        afd_cluster_lose(c, m, 0, a->words);
     }
+    look_at_reach(c);
 }
+
+/* ---- what there is */
 
 const struct afd_topology *afd_cluster_topology(const struct afd_cluster *c)
 {
@@ -261,6 +515,15 @@ uint32_t afd_cluster_size(const struct afd_cluster *c)
     return c->size;
 }
 
+int afd_cluster_has_all(const struct afd_cluster *c, enum afd_role role)
+{
+    for (uint32_t i = 0; i < c->size; i++) {
+        const struct afd_cluster_member *m = &c->members[i];
+        if (m->role == role && !m->connection && afd_cluster_runs(c, role, m->rank)) return 0;
+    }
+    return 1;
+}
+
 const struct afd_cluster_member *afd_cluster_at(const struct afd_cluster *c, uint32_t index)
 {
     return &c->members[index];
@@ -271,17 +534,32 @@ const struct afd_cluster_member *afd_cluster_of(const struct afd_cluster *c, uin
     return member_of(c, connection);
 }
 
-uint32_t afd_cluster_placement(const struct afd_cluster *c, uint32_t shard, uint32_t *out)
+uint32_t afd_cluster_index(const struct afd_cluster *c, enum afd_role role, uint32_t rank)
 {
-    return afd_topology_placement(c->topology, shard, out);
+    return (uint32_t)(afd_member_at(c, role, rank) - c->members);
 }
 
-static int holds(const struct afd_cluster *c, uint32_t shard, uint32_t instance)
+enum afd_instance_state afd_cluster_instance(const struct afd_cluster *c, enum afd_role role,
+                                             uint32_t instance)
 {
-    uint32_t instances[AFD_MAX_RANKS], count = afd_cluster_placement(c, shard, instances);
-    for (uint32_t i = 0; i < count; i++)
-        if (instances[i] == instance) return 1;
-    return 0;
+    return c->places[role][instance].state;
+}
+
+int afd_cluster_lists(const struct afd_cluster *c, const struct afd_cluster_member *m)
+{
+    return m->connection && !afd_place_of(c, m)->is_unlisted;
+}
+
+int afd_cluster_runs(const struct afd_cluster *c, enum afd_role role, uint32_t rank)
+{
+    return afd_place_of(c, afd_member_at(c, role, rank))->state != AFD_INSTANCE_ABSENT;
+}
+
+uint32_t afd_cluster_placement(const struct afd_cluster *c, uint32_t shard,
+                               uint32_t out[AFD_MAX_FFN_INSTANCES])
+{
+    for (uint32_t i = 0; i < c->shown.count[shard]; i++) out[i] = c->shown.at[shard][i];
+    return c->shown.count[shard];
 }
 
 uint32_t afd_cluster_shards(const struct afd_cluster *c, enum afd_role role, uint32_t rank,
@@ -289,9 +567,8 @@ uint32_t afd_cluster_shards(const struct afd_cluster *c, enum afd_role role, uin
 {
     uint32_t count = 0;
     if (role != AFD_ROLE_FFN) return 0;
-    uint32_t instance = rank / c->topology->ffn.ranks_per_instance;
-    for (uint32_t s = 0; s < c->topology->ffn.ep; s++)
-        if (holds(c, s, instance)) shards_out[count++] = s;
+    uint64_t set = c->places[AFD_ROLE_FFN][rank / c->each[AFD_ROLE_FFN]].assigned;
+    for (; set; set &= set - 1) shards_out[count++] = (uint32_t)__builtin_ctzll(set);
     return count;
 }
 
@@ -300,23 +577,17 @@ int afd_cluster_was_complete(const struct afd_cluster *c)
     return c->was_complete;
 }
 
-static int instance_is_whole(const struct afd_cluster *c, uint32_t instance)
-{
-    uint32_t each = c->topology->ffn.ranks_per_instance;
-    for (uint32_t i = 0; i < each; i++)
-        if (!is_ready(member_at(c, AFD_ROLE_FFN, instance * each + i))) return 0;
-    return 1;
-}
-
 int afd_cluster_serves(const struct afd_cluster *c)
 {
     if (!c->was_complete) return 0;
     uint32_t ready = 0;
-    for (uint32_t i = 0; i < c->ranks[AFD_ROLE_ATTN]; i++) ready += is_ready(&c->members[i]);
+    for (uint32_t i = 0; i < c->ranks[AFD_ROLE_ATTN]; i++)
+        ready += serves_now(c, &c->members[i]) && !c->members[i].is_cut;
     if (!ready) return 0;
     for (uint32_t s = 0; s < c->topology->ffn.ep; s++) {
-        uint32_t instances[AFD_MAX_RANKS], count = afd_cluster_placement(c, s, instances), whole = 0;
-        for (uint32_t i = 0; i < count; i++) whole += instance_is_whole(c, instances[i]);
+        int whole = 0;
+        for (uint32_t i = 0; i < c->shown.count[s] && !whole; i++)
+            whole = afd_instance_holds(c, c->shown.at[s][i], (uint64_t)1 << s);
         if (!whole) return 0;
     }
     return 1;

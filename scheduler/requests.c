@@ -26,7 +26,6 @@ struct list {
 struct rank {
     struct list list; /* running on it */
     int takes;        /* is up and does not drain */
-    int has_reported; /* what it holds, to this scheduler */
     uint32_t resumes; /* of its list, for which RESUME is due */
 };
 
@@ -338,12 +337,9 @@ static void release_restored(struct afd_requests *r)
     while (r->restored.first != NONE) enqueue(r, &r->restored, r->restored.first);
 }
 
-void afd_requests_held_all(struct afd_requests *r, uint32_t rank)
+void afd_requests_held_all(struct afd_requests *r)
 {
-    int all = 1;
-    r->ranks[rank].has_reported = 1;
-    for (uint32_t k = 0; k < r->config.ranks; k++) all &= r->ranks[k].has_reported;
-    if (all) release_restored(r);
+    release_restored(r);
 }
 
 void afd_requests_rank_draining(struct afd_requests *r, uint32_t rank)

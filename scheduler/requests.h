@@ -128,11 +128,11 @@ void afd_requests_detach(struct afd_requests *requests, uint64_t id, afd_ns unti
 /* Unknown ids are ignored. An end that was not taken as an action yet is not reported any more. */
 void afd_requests_cancel(struct afd_requests *requests, uint64_t id);
 
-/* A rank has registered: each sequence that it holds, then that this was all. Answered by RESUME or CANCEL.
- */
+/* A rank has registered: each sequence that it holds. Answered by RESUME or CANCEL. */
 void afd_requests_held(struct afd_requests *requests, uint32_t rank, uint64_t id, uint32_t assignment,
                        uint32_t generated);
-void afd_requests_held_all(struct afd_requests *requests, uint32_t rank);
+/* All ranks that there are have registered: what none of them holds is not waited for any longer. */
+void afd_requests_held_all(struct afd_requests *requests);
 void afd_requests_rank_up(struct afd_requests *requests, uint32_t rank);
 void afd_requests_rank_draining(struct afd_requests *requests, uint32_t rank); /* keeps what it has */
 void afd_requests_rank_down(struct afd_requests *requests, uint32_t rank);

@@ -9,14 +9,15 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "scheduler/hosts.h"
 #include "scheduler/journal_file.h"
 
 enum {
     TICK_MS = 100,
-    HEARTBEAT_BYTES = 4 << 20, /* of a kept heartbeat; the largest models need some 100 KB */
-    EXTRA_LINKS = 64,          /* connections beyond one a rank: those that are being superseded or refused */
-    SEGMENT_BYTES = 32 << 20,  /* growth of the journal until it is written anew */
-    KEEP_BYTES = 4 << 20,      /* of it a tick */
+    HEARTBEAT_BYTES = 4 << 20,            /* of a kept heartbeat; the largest models need some 100 KB */
+    EXTRA_LINKS = 64 + AFD_MAX_HOSTS * 2, /* beyond one a rank: hosts, those being superseded or refused */
+    SEGMENT_BYTES = 32 << 20,             /* growth of the journal until it is written anew */
+    KEEP_BYTES = 4 << 20,                 /* of it a tick */
 };
 
 /* One control connection. */
@@ -42,6 +43,7 @@ struct afd_service {
     struct afd_journal_file *journal;
     const Afd__Tokens *message; /* whose tokens are being delivered */
     uint64_t *serials;          /* [cluster size] of the last Tokens; 0: acknowledged */
+    struct afd_hosts *hosts;
     struct evconnlistener *listener;
     struct event *tick, *work;
     struct link *links;
@@ -93,7 +95,7 @@ static void send_assign(struct afd_service *s, struct link *l, const struct afd_
 static void broadcast_peers(struct afd_service *s)
 {
     uint32_t size = afd_cluster_size(s->cluster), ep = s->config.topology->ffn.ep;
-    uint32_t copies = s->config.topology->ffn.copies;
+    uint32_t copies = AFD_MAX_FFN_INSTANCES;
     Afd__Member *members = calloc(size, sizeof *members), **member_at = calloc(size, sizeof *member_at);
     Afd__ShardPlacement *shards = calloc(ep, sizeof *shards), **shard_at = calloc(ep, sizeof *shard_at);
     uint32_t *instances = calloc((size_t)ep * copies, sizeof *instances);
@@ -106,7 +108,7 @@ static void broadcast_peers(struct afd_service *s)
     peers.epoch = afd_cluster_epoch(s->cluster);
     for (uint32_t i = 0; i < size; i++) {
         const struct afd_cluster_member *m = afd_cluster_at(s->cluster, i);
-        if (!m->connection) continue;
+        if (!afd_cluster_lists(s->cluster, m)) continue;
         Afd__Member *to = &members[peers.n_members];
         afd__member__init(to);
         to->role = m->role == AFD_ROLE_FFN ? AFD__ROLE__FFN : AFD__ROLE__ATTN;
@@ -226,6 +228,16 @@ static void acknowledge(struct afd_service *s)
     }
 }
 
+static void send_drain(struct link *l, uint32_t ms)
+{
+    Afd__Drain drain = AFD__DRAIN__INIT;
+    drain.deadline_ms = ms;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    e.body_case = AFD__ENVELOPE__BODY_DRAIN;
+    e.drain = &drain;
+    afd_channel_send(l->channel, &e);
+}
+
 /* ---- carrying out what the cores decide */
 
 static void deliver(struct afd_service *s, const struct afd_writer_accepted *a)
@@ -289,6 +301,16 @@ static void end_link(struct afd_service *s, const struct afd_cluster_action *a)
     afd_channel_refuse(channel, a->kind == AFD_CLUSTER_EVICT, "%s", a->words);
 }
 
+/* What the cluster is about to be: on the disk before it is. */
+static void journal_plan(struct afd_service *s)
+{
+    uint8_t plan[AFD_CLUSTER_PLAN_BYTES];
+    make_room(s);
+    afd_writer_cluster(s->writer, plan, afd_cluster_encode(s->cluster, plan));
+    work_on_journal(s);
+    afd_cluster_journaled(s->cluster, afd_writer_is_open(s->writer));
+}
+
 static void work_on_cluster(struct afd_service *s)
 {
     struct afd_cluster_action a;
@@ -313,6 +335,19 @@ static void work_on_cluster(struct afd_service *s)
             afd_log(a.is_orderly ? AFD_LOG_INFO : AFD_LOG_WARN, "%s/%u is %s", afd_role_name(a.role), a.rank,
                     a.is_orderly ? "gone" : "lost");
             if (a.role == AFD_ROLE_ATTN) afd_requests_rank_down(s->requests, a.rank);
+            break;
+        case AFD_CLUSTER_DRAIN:
+            if (a.role == AFD_ROLE_ATTN) afd_requests_rank_draining(s->requests, a.rank);
+            if ((l = link_find(s, a.connection))) send_drain(l, a.ms);
+            break;
+        case AFD_CLUSTER_RUN:
+            afd_hosts_run(s->hosts);
+            break;
+        case AFD_CLUSTER_JOURNAL:
+            journal_plan(s);
+            break;
+        case AFD_CLUSTER_SAY:
+            afd_log(a.is_orderly ? AFD_LOG_INFO : AFD_LOG_WARN, "%s", a.words);
             break;
         }
     }
@@ -362,7 +397,15 @@ static void take_held(struct afd_service *s, const struct link *l, const Afd__Re
         afd_requests_held(s->requests, rank, h->request, h->assignment, h->generated);
         work_on_requests(s);
     }
-    afd_requests_held_all(s->requests, rank);
+    if (afd_cluster_has_all(s->cluster, AFD_ROLE_ATTN)) afd_requests_held_all(s->requests);
+}
+
+static uint64_t set_of(const uint32_t *shards, size_t count)
+{
+    uint64_t set = 0;
+    for (size_t i = 0; i < count; i++)
+        if (shards[i] < AFD_MAX_SHARDS) set |= (uint64_t)1 << shards[i];
+    return set;
 }
 
 static void on_register(struct afd_service *s, struct link *l, const Afd__Register *m)
@@ -381,12 +424,12 @@ static void on_register(struct afd_service *s, struct link *l, const Afd__Regist
         .model_hash_bytes = m->model_hash.len,
         .topology_hash = m->topology_hash.data,
         .topology_hash_bytes = m->topology_hash.len,
+        .loaded = set_of(m->shards, m->n_shards),
     };
     afd_cluster_register(s->cluster, &r, afd_now());
     const struct afd_cluster_member *member = afd_cluster_of(s->cluster, l->id);
     if (!member) return;
-    l->member = member->role == AFD_ROLE_ATTN ? member->rank
-                                              : afd_pool_ranks(&s->config.topology->attn) + member->rank;
+    l->member = afd_cluster_index(s->cluster, member->role, member->rank);
     s->of_member[l->member] = l;
     s->heartbeats[l->member].size = 0;
     s->serials[l->member] = 0;
@@ -398,6 +441,7 @@ static void on_register(struct afd_service *s, struct link *l, const Afd__Regist
 static void on_heartbeat(struct afd_service *s, struct link *l, const Afd__Heartbeat *m)
 {
     afd_cluster_heartbeat(s->cluster, l->id, afd_now());
+    afd_cluster_unreachable(s->cluster, l->id, m->unreachable, m->n_unreachable);
     struct heartbeat *keep = &s->heartbeats[l->member];
     size_t size = afd__heartbeat__get_packed_size(m);
     if (size > HEARTBEAT_BYTES) return;
@@ -485,13 +529,12 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void
 {
     struct link *l = user;
     struct afd_service *s = l->service;
-    (void)channel;
     int is_member = l->member != UINT32_MAX;
     if (m->body_case == AFD__ENVELOPE__BODY_REGISTER) {
         on_register(s, l, m->register_);
-    } else if (m->body_case == AFD__ENVELOPE__BODY_HOST_REGISTER ||
-               m->body_case == AFD__ENVELOPE__BODY_HOST_REPORT) {
-        return; /* a host runs the ranks of the topology by itself */
+    } else if (!is_member && afd_hosts_message(s->hosts, l->id, channel, m)) {
+        work(s);
+        return;
     } else if (!is_member) {
         afd_cluster_closed(s->cluster, l->id);
         struct afd_cluster_action a = {
@@ -499,7 +542,8 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void
         end_link(s, &a);
         return;
     } else if (m->body_case == AFD__ENVELOPE__BODY_READY) {
-        afd_cluster_ready(s->cluster, l->id, afd_now());
+        afd_cluster_ready(s->cluster, l->id, m->ready->epoch, set_of(m->ready->shards, m->ready->n_shards),
+                          m->ready->settled, afd_now());
     } else if (m->body_case == AFD__ENVELOPE__BODY_HEARTBEAT) {
         on_heartbeat(s, l, m->heartbeat);
     } else if (m->body_case == AFD__ENVELOPE__BODY_TOKENS &&
@@ -524,6 +568,7 @@ static void on_closed(struct afd_channel *channel, enum afd_status status, const
                  afd_channel_peer_name(channel)[0] ? afd_channel_peer_name(channel) : "a connection", words);
     uint64_t id = l->id;
     link_free(l);
+    afd_hosts_closed(s->hosts, id);
     afd_channel_close(channel);
     afd_cluster_closed(s->cluster, id);
     work(s);
@@ -587,7 +632,17 @@ static enum afd_status open_journal(struct afd_service *s, struct afd_error *err
     if (!s->journal) return AFD_ERR_IO;
     config.first_segment = afd_journal_file_next(s->journal);
     s->writer = afd_writer_create(s->arena, &config);
-    return s->writer ? AFD_OK : afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    if (!s->writer) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    size_t bytes;
+    const uint8_t *plan = afd_journal_file_cluster(s->journal, &bytes);
+    if (!plan) return AFD_OK;
+    /* A plan that is not understood is as good as none: the topology file has the first one. */
+    struct afd_error words;
+    if (afd_cluster_restore(s->cluster, plan, bytes, afd_now(), &words))
+        afd_log_warn("journal: %s", words.text);
+    else
+        afd_writer_cluster(s->writer, plan, bytes);
+    return AFD_OK;
 }
 
 struct afd_service *afd_service_create(const struct afd_service_config *config, int fd,
@@ -606,7 +661,7 @@ struct afd_service *afd_service_create(const struct afd_service_config *config, 
     if (!s->listener) close(fd);
     if (!s->arena || !s->listener) goto out;
     evconnlistener_set_error_cb(s->listener, on_accept_error);
-    uint32_t ranks = afd_pool_ranks(&t->attn);
+    uint32_t ranks = afd_pool_max_ranks(&t->attn);
     uint64_t capacity = (uint64_t)ranks * t->pipeline.max_sequences + t->scheduler.max_queue;
     struct afd_requests_config requests = {
         .capacity = capacity > 1 << 20 ? 1 << 20 : (uint32_t)capacity,
@@ -621,7 +676,8 @@ struct afd_service *afd_service_create(const struct afd_service_config *config, 
     requests.first_id >>= 1; /* room to count */
     s->cluster = afd_cluster_create(s->arena, t, config->model_hash);
     s->requests = afd_requests_create(s->arena, &requests);
-    if (!s->cluster || !s->requests) goto out;
+    s->hosts = afd_hosts_create(s->cluster);
+    if (!s->cluster || !s->requests || !s->hosts) goto out;
     s->of_member = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->of_member);
     s->heartbeats = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->heartbeats);
     s->serials = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->serials);
@@ -653,6 +709,7 @@ void afd_service_destroy(struct afd_service *s)
     if (s->work) event_free(s->work);
     afd_journal_file_close(s->journal);
     for (uint32_t i = 0; s->heartbeats && i < afd_cluster_size(s->cluster); i++) free(s->heartbeats[i].bytes);
+    afd_hosts_destroy(s->hosts);
     afd_arena_destroy(s->arena);
     free(s);
 }
@@ -731,6 +788,29 @@ void afd_service_forget(struct afd_service *s, struct afd_sequence *sequence)
 void afd_service_detach(struct afd_service *s, struct afd_sequence *sequence, afd_ns until)
 {
     afd_requests_detach(s->requests, sequence->written.known.id, until);
+}
+
+enum afd_status afd_service_scale(struct afd_service *s, uint32_t attn, uint32_t ffn, struct afd_error *error)
+{
+    enum afd_status status = afd_cluster_scale(s->cluster, attn, ffn, afd_now(), error);
+    event_active(s->work, 0, 0);
+    return status;
+}
+
+enum afd_status afd_service_drain(struct afd_service *s, struct afd_cluster_rank rank,
+                                  struct afd_error *error)
+{
+    enum afd_status status = afd_cluster_drain(s->cluster, rank.role, rank.rank, afd_now(), error);
+    event_active(s->work, 0, 0);
+    return status;
+}
+
+enum afd_status afd_service_restart(struct afd_service *s, const struct afd_cluster_rank *ranks,
+                                    uint32_t count, struct afd_error *error)
+{
+    enum afd_status status = afd_cluster_restart(s->cluster, ranks, count, afd_now(), error);
+    event_active(s->work, 0, 0);
+    return status;
 }
 
 const struct afd_cluster *afd_service_cluster(const struct afd_service *s)

@@ -63,6 +63,14 @@ void afd_service_forget(struct afd_service *service, struct afd_sequence *sequen
 /* Its client left, and may come back until then; 0: it is there again. */
 void afd_service_detach(struct afd_service *service, struct afd_sequence *sequence, afd_ns until);
 
+/* What an operator asks for: as afd_cluster_scale and its neighbours. */
+enum afd_status afd_service_scale(struct afd_service *service, uint32_t attn, uint32_t ffn,
+                                  struct afd_error *error_out);
+enum afd_status afd_service_drain(struct afd_service *service, struct afd_cluster_rank rank,
+                                  struct afd_error *error_out);
+enum afd_status afd_service_restart(struct afd_service *service, const struct afd_cluster_rank *ranks,
+                                    uint32_t count, struct afd_error *error_out);
+
 const struct afd_cluster *afd_service_cluster(const struct afd_service *service);
 const struct afd_requests *afd_service_requests(const struct afd_service *service);
 /* The last heartbeat of a member (index of afd_cluster_at), to be freed with afd__heartbeat__free_unpacked;

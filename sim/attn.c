@@ -140,14 +140,27 @@ static void submit(struct sim_attn *n, const struct sim_control *m)
 
 /* ---- links */
 
+static int links_are_open(const struct sim_attn *n)
+{
+    for (uint32_t i = 0; i < n->instances; i++)
+        if (n->links[i].is_listed && !n->links[i].is_open) return 0;
+    return 1;
+}
+
 static void send_ready(struct sim_attn *n)
 {
-    if (!n->epoch || n->ready_epoch == n->epoch || !sim_is_connected(n->node) ||
+    if (!n->epoch || n->settled_epoch == n->epoch || !sim_is_connected(n->node) ||
         !afd_pipeline_is_connected(n->pipeline))
         return;
+    int settled = links_are_open(n) && afd_pipeline_is_settled(n->pipeline);
+    if (n->w->config.bug == AFD_SIM_BUG_DROPPED_SHARD) settled = 1;
+    if (n->ready_epoch == n->epoch && !settled) return;
     struct sim_control *m = sim_control_make(n->w, SIM_READY);
     m->epoch = n->epoch;
-    if (sim_control_send(n->w, n->node, m) == AFD_OK) n->ready_epoch = n->epoch;
+    m->settled = settled;
+    if (sim_control_send(n->w, n->node, m)) return;
+    n->ready_epoch = n->epoch;
+    if (settled) n->settled_epoch = n->epoch;
 }
 
 static struct sim_node *rail_of(struct sim_attn *n, uint32_t instance)
@@ -196,9 +209,10 @@ static void fail_link(struct sim_attn *n, uint32_t instance)
 
 static void follow(struct sim_attn *n, struct sim_link *link, uint64_t incarnation)
 {
-    if (link->is_listed && link->incarnation == incarnation) return;
-    end_link(n, link);
+    int is_other = (!link->is_listed && !link->pair) || link->incarnation != incarnation;
     link->is_listed = 1;
+    if (!is_other) return;
+    end_link(n, link);
     link->incarnation = incarnation;
     link->retry_ms = FIRST_RETRY_MS;
     connect_now(n, link);
@@ -209,20 +223,20 @@ static void on_peers(struct sim_attn *n, const struct sim_peers *peers)
     uint64_t placed = 0;
     for (uint32_t s = 0; s < n->shards; s++)
         for (uint32_t k = 0; k < peers->placed[s]; k++)
-            placed |= (uint64_t)1 << peers->placement[s * peers->copies + k];
+            placed |= (uint64_t)1 << peers->placement[s * AFD_MAX_FFN_INSTANCES + k];
     n->epoch = peers->epoch;
     for (uint32_t i = 0; i < n->instances; i++) {
         struct sim_link *link = &n->links[i];
-        uint64_t incarnation = placed >> i & 1 ? peers->members[rail_of(n, i)->index].incarnation : 0;
-        if (incarnation) {
+        uint64_t incarnation = peers->members[rail_of(n, i)->index].incarnation;
+        if (incarnation && placed >> i & 1) {
             follow(n, link, incarnation);
-        } else {
-            link->is_listed = 0;
-            end_link(n, link);
+            continue;
         }
+        link->is_listed = 0;
+        if (!incarnation || !link->is_open || link->incarnation != incarnation) end_link(n, link);
     }
     for (uint32_t s = 0; s < n->shards; s++)
-        afd_pipeline_place(n->pipeline, s, peers->placement + s * peers->copies, peers->placed[s]);
+        afd_pipeline_place(n->pipeline, s, peers->placement + s * AFD_MAX_FFN_INSTANCES, peers->placed[s]);
     send_ready(n);
 }
 
@@ -461,6 +475,9 @@ static void attn_told(struct sim_world *w, struct sim_node *node, struct sim_con
         afd_outbox_acknowledge(n->outbox, m->serial);
         n->batch_changed = 1;
         break;
+    case SIM_DRAIN:
+        n->drains = node->is_let_go = 1;
+        break;
     default:
         sim_fail(w, "attn/%u was sent a message of kind %d", node->rank, m->kind);
     }
@@ -486,7 +503,8 @@ static void attn_connected(struct sim_world *w, struct sim_node *node)
 {
     struct sim_attn *n = attn_of(node);
     (void)w;
-    n->ready_epoch = 0;
+    n->ready_epoch = n->settled_epoch = 0;
+    n->told_drained = 0;
     n->batch_changed = 1;
     send_ready(n);
 }
@@ -539,10 +557,15 @@ static void attn_drain(struct sim_world *w, struct sim_node *node)
 static void attn_after(struct sim_world *w, struct sim_node *node)
 {
     struct sim_attn *n = attn_of(node);
-    (void)w;
     act(n);
-    if (!n->leaves) return;
+    if (n->settled_epoch != n->epoch) send_ready(n);
     struct afd_batch_counts counts = afd_batch_counts(n->batch);
+    if (n->drains && !n->leaves && !n->told_drained && !(counts.running + counts.waiting) &&
+        sim_is_connected(node)) {
+        n->told_drained = 1;
+        sim_control_send(w, node, sim_control_make(w, SIM_DRAINED));
+    }
+    if (!n->leaves) return;
     if (!(counts.running + counts.waiting) || !sim_is_connected(node)) leave(n);
 }
 
@@ -621,7 +644,7 @@ static void attn_start(struct sim_world *w, struct sim_node *node)
     n->slots = w->t->pipeline.microbatches;
     n->layers = w->model->layer_count;
     n->shards = w->t->ffn.ep;
-    n->instances = w->t->ffn.instances;
+    n->instances = w->t->ffn.max_instances;
     n->tp = w->t->ffn.tp;
     n->block_tokens = w->t->attn.kv_block_tokens;
     create_slots(n, w->t->pipeline.max_rows);

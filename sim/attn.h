@@ -54,8 +54,8 @@ struct sim_attn {
     uint32_t block_tokens;
     afd_ns device_free;
     struct afd_outbox *outbox;
-    uint64_t epoch, ready_epoch, preempted;
-    int batch_changed, drains, leaves, wake_due;
+    uint64_t epoch, ready_epoch, settled_epoch, preempted;
+    int batch_changed, drains, leaves, told_drained, wake_due;
 };
 
 static inline struct sim_region *sim_region_of(struct sim_attn *n, uint32_t instance, uint32_t slot,

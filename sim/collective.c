@@ -17,8 +17,8 @@ struct sim_collectives {
 
 uint32_t sim_ffn_collectives(struct sim_world *w)
 {
-    w->collectives = sim_zero(w, w->t->ffn.instances, sizeof *w->collectives);
-    for (uint32_t i = 0; i < w->t->ffn.instances; i++)
+    w->collectives = sim_zero(w, w->t->ffn.max_instances, sizeof *w->collectives);
+    for (uint32_t i = 0; i < w->t->ffn.max_instances; i++)
         w->collectives[i].cells =
             sim_zero(w, (size_t)PHASES * BATCHES * w->t->ffn.tp, sizeof(struct sim_cell));
     return 1;

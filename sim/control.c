@@ -21,7 +21,7 @@ void sim_control_free(struct sim_world *w, struct sim_control *m)
     if (m->peers && !--m->peers->references) {
         sim_free(w, m->peers->members, w->node_count * sizeof *m->peers->members);
         sim_free(w, m->peers->placement,
-                 (size_t)w->t->ffn.ep * m->peers->copies * sizeof *m->peers->placement);
+                 (size_t)w->t->ffn.ep * AFD_MAX_FFN_INSTANCES * sizeof *m->peers->placement);
         sim_free(w, m->peers->placed, w->t->ffn.ep * sizeof *m->peers->placed);
         sim_free(w, m->peers, sizeof *m->peers);
     }
@@ -135,7 +135,7 @@ static void on_rank_end(struct sim_world *w, struct sim_node *node, void *p, uin
     node->conn = NULL;
     sim_trace(w, node, "connection %llu to the scheduler ends", conn->id);
     if (for_good) {
-        sim_exit(w, node, AFD_EXIT_FAILED);
+        sim_exit(w, node, node->is_let_go ? 0 : AFD_EXIT_FAILED);
         return;
     }
     if (was_open) arm_orphan(w, node);
@@ -151,6 +151,7 @@ static void on_greeted(struct sim_world *w, struct sim_node *node, void *p, uint
     struct sim_control *m = sim_control_make(w, SIM_REGISTER);
     m->incarnation = node->incarnation;
     if (node->shell->registering) node->shell->registering(w, node, m);
+    m->shards = node->kind == SIM_FFN ? sim_ffn_loaded(node) : 0;
     conn->is_open[0] = 1;
     node->retry_ms = FIRST_RETRY_MS;
     node->orphan_token++;

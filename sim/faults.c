@@ -5,19 +5,22 @@
 #include "sim/world.h"
 
 static const char *const fault_names[AFD_SIM_FAULT_COUNT] = {
-    "kill-attn", "kill-ffn",  "kill-scheduler", "hang",    "slow",      "drop",      "delay", "duplicate",
-    "busy",      "partition", "flip",           "control", "disk-full", "disk-tear", "drain"};
+    "kill-attn", "kill-ffn", "kill-scheduler", "hang",    "slow",    "drop",      "delay",
+    "duplicate", "busy",     "partition",      "flip",    "control", "disk-full", "disk-tear",
+    "drain",     "scale",    "shrink",         "restart", "broken"};
 
 static const char *const path_names[AFD_SIM_PATH_COUNT] = {
-    "resent",    "waited",    "fenced",       "poisoned",     "replaced",       "refused",
-    "expired",   "lease",     "came-back",    "replayed",     "stale",          "kept",
-    "cancelled", "preempted", "again",        "group-failed", "group-formed",   "restarted",
-    "drained",   "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away",
-    "restored",  "resumed",   "given-up",     "reattached",   "deserted",       "journal-dropped"};
+    "resent",        "waited",    "fenced",       "poisoned",     "replaced",       "refused",
+    "expired",       "lease",     "came-back",    "replayed",     "stale",          "kept",
+    "cancelled",     "preempted", "again",        "group-failed", "group-formed",   "restarted",
+    "drained",       "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away",
+    "scaled",        "shrunk",    "rolled-on",    "repaired",     "balanced",       "rolled-back",
+    "busy-changing", "cut",       "taken-back",   "loaded-more",  "dropped",        "restored",
+    "resumed",       "given-up",  "reattached",   "deserted",     "journal-dropped"};
 
 static const char *const bug_names[AFD_SIM_BUG_COUNT] = {
-    "none",        "skipped-expert", "double-token",   "freed-block",   "old-generation",
-    "two-writers", "lost-wake-up",   "early-delivery", "stale-partial", "wrong-position"};
+    "none",         "skipped-expert", "double-token",  "freed-block",   "old-generation", "two-writers",
+    "lost-wake-up", "early-delivery", "stale-partial", "dropped-shard", "wrong-position"};
 
 const char *afd_sim_fault_name(enum afd_sim_fault fault)
 {
@@ -57,7 +60,7 @@ enum afd_status afd_sim_faults_read(const char *text, uint64_t *out, struct afd_
                 error, AFD_ERR_CONFIG,
                 "no fault \"%.*s\"; expected all, none or some of: kill-attn, "
                 "kill-ffn, kill-scheduler, hang, slow, drop, delay, duplicate, busy, partition, flip, "
-                "control, disk-full, disk-tear, drain",
+                "control, disk-full, disk-tear, drain, scale, shrink, restart, broken",
                 (int)bytes, at);
         *out |= bit((uint32_t)which);
         at += bytes + (at[bytes] == ',');
@@ -70,6 +73,7 @@ uint64_t afd_sim_paths_possible(const struct afd_topology *t)
     uint64_t paths = bit(AFD_SIM_PATH_COUNT) - 1;
     if (t->ffn.tp == 1) paths &= ~(bit(AFD_SIM_GROUP_FAILED) | bit(AFD_SIM_GROUP_FORMED));
     if (t->ffn.copies == 1) paths &= ~bit(AFD_SIM_RESENT);
+    paths &= ~(bit(AFD_SIM_CUT) | bit(AFD_SIM_TAKEN_BACK)); /* partitions heal before a rank says so */
     if (!t->pipeline.gather_auto && !t->pipeline.gather_us) paths &= ~bit(AFD_SIM_HELD_BACK);
     return paths;
 }
@@ -200,6 +204,32 @@ static int drain(struct sim_world *w)
     return 1;
 }
 
+static int scale(struct sim_world *w)
+{
+    uint32_t attn = 1 + (uint32_t)draw(w, w->t->attn.max_instances),
+             ffn = 1 + (uint32_t)draw(w, w->t->ffn.max_instances);
+    int done = sim_sched_scale(w, attn, ffn);
+    if (done) sim_trace(w, NULL, "an operator asks for %llu attention and %llu FFN instances", attn, ffn);
+    return done;
+}
+
+static void on_mended(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t a)
+{
+    struct sim_node *node = p;
+    (void)w, (void)nobody, (void)a;
+    node->is_broken = 0;
+}
+
+static int spoil(struct sim_world *w)
+{
+    struct sim_node *node = any_rank(w);
+    if (node->is_wanted || node->is_broken) return 0;
+    node->is_broken = 1;
+    sim_trace(w, node, "cannot be started for a while");
+    sim_at(w, w->now + some_time(w), NULL, on_mended, node, 0);
+    return 1;
+}
+
 static int strike(struct sim_world *w, enum afd_sim_fault fault)
 {
     switch (fault) {
@@ -240,6 +270,14 @@ static int strike(struct sim_world *w, enum afd_sim_fault fault)
         return tear(w);
     case AFD_SIM_DRAIN:
         return drain(w);
+    case AFD_SIM_SCALE:
+        return scale(w);
+    case AFD_SIM_SHRINK:
+        return sim_sched_drain(w, any_rank(w));
+    case AFD_SIM_RESTART:
+        return sim_sched_restart(w, draw(w, 2) ? any_rank(w) : NULL);
+    case AFD_SIM_BROKEN:
+        return spoil(w);
     case AFD_SIM_FAULT_COUNT:
         break;
     }
@@ -260,11 +298,11 @@ static void on_fault(struct sim_world *w, struct sim_node *node, void *p, uint64
     sim_at(w, w->now + sim_interval(w, SIM_RANDOM_FAULTS, w->config.fault_every), NULL, on_fault, NULL, 0);
 }
 
-/* An operator starts again what left in order. */
+/* What left in order is started again, what is not wanted any more is ended. */
 static void on_operator(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t a)
 {
     (void)nobody, (void)p, (void)a;
-    for (uint32_t i = 1; i < w->node_count; i++) sim_start(w, &w->nodes[i]);
+    sim_run_wanted(w);
     sim_at(w, w->now + AFD_MS(100), NULL, on_operator, NULL, 0);
 }
 
@@ -281,6 +319,7 @@ void sim_faults_end(struct sim_world *w)
     w->drops = w->duplicates = w->flips = 0;
     w->disk.is_full = 0;
     for (uint32_t i = 0; i < w->node_count; i++) {
+        w->nodes[i].is_broken = 0;
         w->nodes[i].slow = 1;
         w->nodes[i].busy_until = 0;
         sim_thaw(w, &w->nodes[i]);

@@ -38,22 +38,21 @@ static void put_in_outbox(struct sim_ffn *n, struct sim_source *source, uint32_t
 static void write_answer(struct sim_ffn *n, struct sim_place *place, uint32_t shard, struct sim_rows *rows,
                          const struct sim_run *run, afd_ns arrived)
 {
-    uint32_t at = n->held_at[shard];
     const struct afd_a2f_header *asked = &place->header;
-    place->heads[at] = (struct afd_f2a_header){.magic = AFD_F2A_MAGIC,
-                                               .version = AFD_PROTOCOL_VERSION,
-                                               .step = asked->step,
-                                               .rows = rows ? rows->count : 0,
-                                               .layer = asked->layer,
-                                               .slot = asked->slot,
-                                               .shard = (uint16_t)shard,
-                                               .sequence = asked->sequence};
+    place->heads[shard] = (struct afd_f2a_header){.magic = AFD_F2A_MAGIC,
+                                                  .version = AFD_PROTOCOL_VERSION,
+                                                  .step = asked->step,
+                                                  .rows = rows ? rows->count : 0,
+                                                  .layer = asked->layer,
+                                                  .slot = asked->slot,
+                                                  .shard = (uint16_t)shard,
+                                                  .sequence = asked->sequence};
     if (run) {
-        place->heads[at].queue_ns = run->formed - arrived;
-        place->heads[at].compute_ns = run->compute_ns;
+        place->heads[shard].queue_ns = run->formed - arrived;
+        place->heads[shard].compute_ns = run->compute_ns;
     }
-    sim_rows_drop(n->w, place->answers[at]);
-    place->answers[at] = rows;
+    sim_rows_drop(n->w, place->answers[shard]);
+    place->answers[shard] = rows;
 }
 
 static void ffn_notice(struct sim_world *w, struct sim_node *node, struct sim_pair *pair, uint32_t region,
@@ -141,13 +140,13 @@ static enum afd_status send_answers(struct sim_ffn *n, struct sim_source *source
 {
     struct sim_place *place = &source->places[slot];
     while (place->unsent) {
-        uint32_t shard = (uint32_t)__builtin_ctzll(place->unsent), at = n->held_at[shard];
-        struct sim_rows *rows = place->answers[at];
-        uint32_t bytes =
-            (uint32_t)(sizeof place->heads[at] + (uint64_t)place->heads[at].rows * n->w->wire.f2a_stride);
+        uint32_t shard = (uint32_t)__builtin_ctzll(place->unsent);
+        struct sim_rows *rows = place->answers[shard];
+        uint32_t bytes = (uint32_t)(sizeof place->heads[shard] +
+                                    (uint64_t)place->heads[shard].rows * n->w->wire.f2a_stride);
         sim_rows_hold(rows);
         enum afd_status status = sim_put(n->w, source->pair, 1, (uint16_t)(slot * n->w->t->ffn.ep + shard),
-                                         &place->heads[at], bytes, rows, place->header.sequence);
+                                         &place->heads[shard], bytes, rows, place->header.sequence);
         if (status) sim_rows_drop(n->w, rows);
         if (status == AFD_AGAIN) return AFD_AGAIN;
         if (status) { /* its LOST event is on its way */
@@ -253,7 +252,8 @@ static void start_compute(struct sim_ffn *n, struct sim_run *run)
     uint32_t load = (uint32_t)((asked + b->rows - 1) / b->rows);
     afd_ns begin = n->device_free > n->w->now ? n->device_free : n->w->now;
     run->compute_ns =
-        (afd_ns)((double)sim_ffn_ns(n->w, b->layer, b->rows, load, n->held_count) * n->node->slow);
+        (afd_ns)((double)sim_ffn_ns(n->w, b->layer, b->rows, load, (uint32_t)__builtin_popcountll(n->held)) *
+                 n->node->slow);
     n->device_free = begin + run->compute_ns;
     n->device_ops++;
     /* the serial tells this group's batches from an earlier one's */
@@ -311,6 +311,8 @@ static void finish_run(struct sim_ffn *n, struct sim_run *run)
             continue; /* its pair was lost: it sends again, here or elsewhere */
         for (uint64_t left = m->shards; left; left &= left - 1) {
             uint32_t shard = (uint32_t)__builtin_ctzll(left);
+            if (!(n->held >> shard & 1))
+                sim_fail(n->w, "ffn/%u computes shard %u, which it has dropped", n->node->rank, shard);
             struct sim_rows *rows = partials(n, run->rows[i], b->layer, shard, run->shares);
             write_answer(n, place, shard, rows, run, b->parts[i].arrived);
         }
@@ -393,6 +395,65 @@ static void set_timer(struct sim_ffn *n)
     sim_at(n->w, n->timer_at, n->node, on_window, NULL, 0);
 }
 
+static void send_ready(struct sim_ffn *n)
+{
+    struct sim_control *m = sim_control_make(n->w, SIM_READY);
+    m->epoch = n->epoch;
+    m->shards = sim_ffn_loaded(n->node);
+    if (sim_control_send(n->w, n->node, m)) sim_control_free(n->w, m);
+}
+
+/* ---- more shards, or fewer, while it serves */
+
+static void load_more(struct sim_ffn *n);
+
+static void on_more(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    struct sim_ffn *n = sim_ffn_of(node);
+    (void)w, (void)p, (void)a;
+    sim_count(w, AFD_SIM_LOADED_MORE);
+    n->held |= n->loading;
+    n->loading = 0;
+    afd_ffn_group_set_shards(n->core, n->held);
+    if (n->is_ready) send_ready(n);
+    load_more(n);
+}
+
+static void load_more(struct sim_ffn *n)
+{
+    uint64_t more = n->wanted & ~n->held;
+    if (!n->is_loaded || n->loading || !more) return;
+    n->loading = more;
+    sim_at(n->w, n->w->now + sim_load_ns(n->w), n->node, on_more, NULL, 0);
+}
+
+/* What nobody wants here goes once no message asks for it. */
+static void drop_some(struct sim_ffn *n)
+{
+    uint64_t used = n->is_loaded ? afd_ffn_group_in_use(n->core) : 0, gone = n->held & ~n->wanted;
+    if (!gone || !n->is_loaded) return;
+    for (uint32_t i = 0; i < n->source_count; i++)
+        for (uint32_t slot = 0; slot < n->slots; slot++)
+            if (n->sources[i].places[slot].is_busy) used |= n->sources[i].places[slot].header.shards;
+    if (n->w->config.bug == AFD_SIM_BUG_DROPPED_SHARD && gone & used) {
+        n->w->bug_count++;
+        n->held &= ~gone; /* the core goes on as if nothing had happened */
+        return;
+    }
+    gone &= ~used;
+    if (!gone) return;
+    sim_count(n->w, AFD_SIM_DROPPED);
+    n->held &= ~gone;
+    afd_ffn_group_set_shards(n->core, n->held);
+    if (n->is_ready) send_ready(n);
+}
+
+uint64_t sim_ffn_loaded(const struct sim_node *node)
+{
+    const struct sim_ffn *n = sim_ffn_of(node);
+    return n->is_loaded ? n->held : 0;
+}
+
 static void ffn_after(struct sim_world *w, struct sim_node *node)
 {
     struct sim_ffn *n = sim_ffn_of(node);
@@ -408,17 +469,11 @@ static void ffn_after(struct sim_world *w, struct sim_node *node)
         flush_answers(n);
         if (n->group_state == SIM_GROUP_UP) set_timer(n);
     }
+    drop_some(n);
     sim_ffn_check_drained(n);
 }
 
 /* ---- the scheduler */
-
-static void send_ready(struct sim_ffn *n)
-{
-    struct sim_control *m = sim_control_make(n->w, SIM_READY);
-    m->epoch = n->epoch;
-    if (sim_control_send(n->w, n->node, m)) sim_control_free(n->w, m);
-}
 
 void sim_ffn_set_ready(struct sim_ffn *n)
 {
@@ -440,8 +495,8 @@ static void create_places(struct sim_ffn *n)
     for (uint32_t i = 0; i < n->source_count; i++)
         for (uint32_t slot = 0; slot < n->slots; slot++) {
             struct sim_place *place = &n->sources[i].places[slot];
-            place->answers = sim_zero(n->w, n->held_count, sizeof(struct sim_rows *));
-            place->heads = sim_zero(n->w, n->held_count, sizeof *place->heads);
+            place->answers = sim_zero(n->w, n->w->t->ffn.ep, sizeof(struct sim_rows *));
+            place->heads = sim_zero(n->w, n->w->t->ffn.ep, sizeof *place->heads);
         }
     n->outbox_room = n->source_count * n->slots + 1;
     n->outbox = sim_zero(n->w, n->outbox_room, sizeof *n->outbox);
@@ -468,6 +523,7 @@ static void on_loaded(struct sim_world *w, struct sim_node *node, void *p, uint6
     n->core = afd_ffn_group_create(&config, n->arena);
     if (!n->core) sim_fail(w, "out of memory");
     n->is_loaded = 1;
+    load_more(n);
     n->group_state = n->tp > 1 ? SIM_GROUP_DOWN : SIM_GROUP_UP;
     n->group_serial = ++w->group_serials;
     if (n->tp > 1) return;
@@ -477,13 +533,13 @@ static void on_loaded(struct sim_world *w, struct sim_node *node, void *p, uint6
 
 static void on_assign(struct sim_ffn *n, const struct sim_control *m)
 {
-    if (n->is_assigned && m->shards != n->held) {
-        sim_exit(n->w, n->node, 1);
+    n->epoch = m->epoch;
+    n->wanted = m->shards;
+    if (n->is_ready) send_ready(n);
+    if (n->is_assigned) {
+        load_more(n);
         return;
     }
-    n->epoch = m->epoch;
-    if (n->is_ready) send_ready(n);
-    if (n->is_assigned) return;
     if (!m->shards) { /* a spare */
         if (n->is_ready) return;
         sim_ffn_set_ready(n);
@@ -492,9 +548,7 @@ static void on_assign(struct sim_ffn *n, const struct sim_control *m)
     }
     n->is_assigned = 1;
     n->held = m->shards;
-    for (uint64_t left = m->shards; left; left &= left - 1)
-        n->held_at[__builtin_ctzll(left)] = (uint8_t)n->held_count++;
-    on_heartbeat(n->w, n->node, NULL, 0);
+    if (!n->is_ready) on_heartbeat(n->w, n->node, NULL, 0);
     sim_at(n->w, n->w->now + sim_load_ns(n->w), n->node, on_loaded, NULL, 0);
 }
 
@@ -505,6 +559,8 @@ static void ffn_control(struct sim_world *w, struct sim_node *node, struct sim_c
         on_assign(n, m);
     else if (m->kind == SIM_PEERS)
         sim_ffn_on_peers(n, m->peers);
+    else if (m->kind == SIM_DRAIN)
+        node->is_let_go = 1, node->shell->drain(w, node);
     else
         sim_fail(w, "ffn/%u was sent a message of kind %d", node->rank, m->kind);
 }
@@ -549,7 +605,8 @@ static void ffn_drain(struct sim_world *w, struct sim_node *node)
 int sim_ffn_is_idle(const struct sim_node *node)
 {
     const struct sim_ffn *n = sim_ffn_of(node);
-    if (!n->core) return n->is_ready; /* a spare */
+    if (!n->core) return n->is_ready;                         /* a spare */
+    if (!n->held && n->group_state != SIM_GROUP_UP) return 1; /* one again, without its group */
     if (n->group_state != SIM_GROUP_UP || n->device_ops || n->outbox_count) return 0;
     return !afd_ffn_group_queued(n->core);
 }

@@ -10,8 +10,8 @@
 struct sim_place {
     struct afd_a2f_header header; /* as checked */
     struct sim_message *region;   /* what the NIC wrote */
-    struct sim_rows **answers;    /* [held]: source buffers of the answers */
-    struct afd_f2a_header *heads; /* [held] */
+    struct sim_rows **answers;    /* [ep]: source buffers of the answers */
+    struct afd_f2a_header *heads; /* [ep] */
     uint64_t unsent, last_step;
     uint32_t readers; /* batches that read the region */
     uint8_t is_busy, in_outbox;
@@ -60,9 +60,7 @@ struct sim_ffn {
     uint32_t slots, tp, self, instance, attn_ranks, source_count, max_batch_rows;
     struct afd_arena *arena;
     struct afd_ffn_group *core; /* NULL until the shards are loaded */
-    uint64_t epoch, held;
-    uint32_t held_count;
-    uint8_t held_at[AFD_MAX_SHARDS];
+    uint64_t epoch, held, wanted, loading;
     int is_assigned, is_ready, is_loaded;
     uint32_t listed_sources, open_pairs;
     struct sim_source *sources;

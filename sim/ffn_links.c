@@ -105,7 +105,7 @@ static void connect_peers(struct sim_ffn *n)
 {
     for (uint32_t m = 0; m < n->self; m++) {
         struct sim_peer *peer = &n->peers[m];
-        if (peer->pair || !peer->is_listed || n->w->now < peer->retry_at) continue;
+        if (peer->pair || !peer->is_listed || !n->held || n->w->now < peer->retry_at) continue;
         peer->pair = sim_connect(n->w, n->node, sim_rank(n->w, AFD_ROLE_FFN, n->instance * n->tp + m),
                                  peer->incarnation, ++peer->generation, n->epoch, NULL);
     }

@@ -57,16 +57,16 @@ static void broadcast_peers(struct sim_sched *s)
     uint32_t ep = w->t->ffn.ep, size = afd_cluster_size(s->cluster);
     struct sim_peers *peers = sim_zero(w, 1, sizeof *peers);
     peers->epoch = afd_cluster_epoch(s->cluster);
-    peers->copies = w->t->ffn.copies;
     peers->members = sim_zero(w, w->node_count, sizeof *peers->members);
-    peers->placement = sim_zero(w, (size_t)ep * peers->copies, sizeof *peers->placement);
+    peers->placement = sim_zero(w, (size_t)ep * AFD_MAX_FFN_INSTANCES, sizeof *peers->placement);
     peers->placed = sim_zero(w, ep, sizeof *peers->placed);
     for (uint32_t i = 0; i < size; i++) {
         const struct afd_cluster_member *m = afd_cluster_at(s->cluster, i);
-        if (m->connection) peers->members[1 + i].incarnation = m->incarnation;
+        if (afd_cluster_lists(s->cluster, m)) peers->members[1 + i].incarnation = m->incarnation;
     }
     for (uint32_t k = 0; k < ep; k++)
-        peers->placed[k] = afd_cluster_placement(s->cluster, k, peers->placement + (size_t)k * peers->copies);
+        peers->placed[k] =
+            afd_cluster_placement(s->cluster, k, peers->placement + (size_t)k * AFD_MAX_FFN_INSTANCES);
     sim_trace(w, s->node, "epoch %llu", peers->epoch);
     peers->references = 1;
     for (uint32_t i = 0; i < size; i++) {
@@ -143,6 +143,54 @@ static void end_conn(struct sim_sched *s, const struct afd_cluster_action *a)
     sim_conn_end(s->w, conn, 1, a->kind == AFD_CLUSTER_REFUSE);
 }
 
+static void send_drain(struct sim_sched *s, const struct afd_cluster_action *a)
+{
+    struct sim_conn *conn = conn_of(s, a->connection);
+    if (a->role == AFD_ROLE_ATTN) afd_requests_rank_draining(s->requests, a->rank);
+    if (conn) sim_control_to(s->w, conn, sim_control_make(s->w, SIM_DRAIN));
+}
+
+static void on_run(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t a)
+{
+    (void)nobody, (void)p, (void)a;
+    sim_run_wanted(w);
+}
+
+static void run_processes(struct sim_sched *s)
+{
+    for (uint32_t i = 0; i < afd_cluster_size(s->cluster); i++) {
+        const struct afd_cluster_member *m = afd_cluster_at(s->cluster, i);
+        struct sim_node *node = &s->w->nodes[1 + i];
+        node->is_wanted = afd_cluster_runs(s->cluster, m->role, m->rank);
+        node->start = m->start;
+    }
+    sim_at(s->w, s->w->now + AFD_MS(1), NULL, on_run, NULL, 0);
+}
+
+static void journal_plan(struct sim_sched *s)
+{
+    uint8_t plan[AFD_CLUSTER_PLAN_BYTES];
+    afd_cluster_journaled(s->cluster, sim_streams_write_plan(s, plan, afd_cluster_encode(s->cluster, plan)));
+}
+
+static void count_words(struct sim_sched *s, const char *words)
+{
+    static const struct {
+        const char *words;
+        enum afd_sim_path path;
+    } said[] = {{"scale: committed", AFD_SIM_SCALED},
+                {"drain: committed", AFD_SIM_SHRUNK},
+                {"restart: committed", AFD_SIM_ROLLED_ON},
+                {"repair: committed", AFD_SIM_REPAIRED},
+                {"balance: committed", AFD_SIM_BALANCED},
+                {"is rolled back", AFD_SIM_ROLLED_BACK},
+                {"is left out", AFD_SIM_CUT},
+                {"is reached again", AFD_SIM_TAKEN_BACK}};
+    for (size_t i = 0; i < sizeof said / sizeof *said; i++)
+        if (strstr(words, said[i].words)) sim_count(s->w, said[i].path);
+    sim_trace_words(s->w, s->node, words);
+}
+
 static void work_on_cluster(struct sim_sched *s)
 {
     struct afd_cluster_action a;
@@ -166,6 +214,18 @@ static void work_on_cluster(struct sim_sched *s)
         case AFD_CLUSTER_DOWN:
             sim_trace(s->w, s->node, "role %llu rank %llu is down", a.role, a.rank);
             if (a.role == AFD_ROLE_ATTN) afd_requests_rank_down(s->requests, a.rank);
+            break;
+        case AFD_CLUSTER_DRAIN:
+            send_drain(s, &a);
+            break;
+        case AFD_CLUSTER_RUN:
+            run_processes(s);
+            break;
+        case AFD_CLUSTER_JOURNAL:
+            journal_plan(s);
+            break;
+        case AFD_CLUSTER_SAY:
+            count_words(s, a.words);
             break;
         }
     }
@@ -205,6 +265,12 @@ void sim_sched_work(struct sim_world *w, struct sim_node *node)
     work(sched_of(node));
 }
 
+static void on_work(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    (void)p, (void)a;
+    sim_sched_work(w, node);
+}
+
 static void on_tick(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
 {
     struct sim_sched *s = sched_of(node);
@@ -232,7 +298,8 @@ static void on_register(struct sim_sched *s, struct sim_conn *conn, const struct
                                          .model_hash = model_hash,
                                          .model_hash_bytes = sizeof model_hash,
                                          .topology_hash = s->w->t->hash,
-                                         .topology_hash_bytes = AFD_HASH_BYTES};
+                                         .topology_hash_bytes = AFD_HASH_BYTES,
+                                         .loaded = m->shards};
     const struct afd_cluster_member *before = afd_cluster_at(s->cluster, conn->node->index - 1);
     int comes_back = before->was_ready && before->incarnation == m->incarnation;
     add_conn(s, conn);
@@ -248,7 +315,7 @@ static void on_register(struct sim_sched *s, struct sim_conn *conn, const struct
         const struct sim_report *h = &m->reports[i];
         afd_requests_held(s->requests, conn->member, h->request, h->assignment, h->position);
     }
-    afd_requests_held_all(s->requests, conn->member);
+    if (afd_cluster_has_all(s->cluster, AFD_ROLE_ATTN)) afd_requests_held_all(s->requests);
 }
 
 void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_conn *conn,
@@ -262,7 +329,7 @@ void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_
         on_register(s, conn, m);
         break;
     case SIM_READY:
-        afd_cluster_ready(s->cluster, conn->id, w->now);
+        afd_cluster_ready(s->cluster, conn->id, m->epoch, m->shards, m->settled, w->now);
         break;
     case SIM_HEARTBEAT:
         afd_cluster_heartbeat(s->cluster, conn->id, w->now);
@@ -270,6 +337,9 @@ void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_
     case SIM_TOKENS:
         s->serials[conn->member] = m->serial;
         sim_streams_take(s, conn->member, m);
+        break;
+    case SIM_DRAINED:
+        afd_cluster_draining(s->cluster, conn->id);
         break;
     case SIM_LEAVE:
         afd_cluster_leave(s->cluster, conn->id, "drained");
@@ -292,12 +362,66 @@ void sim_sched_conn_ended(struct sim_world *w, struct sim_node *node, struct sim
 int sim_sched_is_idle(const struct sim_node *node)
 {
     const struct afd_requests_counters *c = afd_requests_counters(sched_of(node)->requests);
+    if (afd_cluster_is_changing(sched_of(node)->cluster)) return 0;
     return !c->running && !c->waiting;
 }
 
 int sim_sched_serves(const struct sim_node *node)
 {
     return afd_cluster_serves(sched_of(node)->cluster);
+}
+
+/* ---- the operator */
+
+static int asked(struct sim_world *w, enum afd_status status)
+{
+    if (status == AFD_AGAIN) sim_count(w, AFD_SIM_BUSY_CHANGING);
+    sim_at(w, w->now, sim_scheduler(w), on_work, NULL, 0);
+    return status == AFD_OK;
+}
+
+static struct sim_sched *reached(struct sim_world *w)
+{
+    struct sim_node *node = sim_scheduler(w);
+    return node->alive && !node->frozen ? sched_of(node) : NULL;
+}
+
+int sim_sched_scale(struct sim_world *w, uint32_t attn, uint32_t ffn)
+{
+    struct sim_sched *s = reached(w);
+    struct afd_error error;
+    return s && asked(w, afd_cluster_scale(s->cluster, attn, ffn, w->now, &error));
+}
+
+int sim_sched_drain(struct sim_world *w, struct sim_node *rank)
+{
+    struct sim_sched *s = reached(w);
+    struct afd_error error;
+    return s && asked(w, afd_cluster_drain(s->cluster, sim_role(rank), rank->rank, w->now, &error));
+}
+
+int sim_sched_restart(struct sim_world *w, struct sim_node *rank)
+{
+    struct sim_sched *s = reached(w);
+    struct afd_error error;
+    struct afd_cluster_rank ranks[64];
+    uint32_t count = 0;
+    for (uint32_t i = 1; s && i < w->node_count && count < 64; i++) {
+        struct sim_node *n = &w->nodes[i];
+        if ((!rank || n == rank) &&
+            afd_cluster_instance(s->cluster, sim_role(n),
+                                 n->rank / (n->kind == SIM_FFN ? w->t->ffn.tp : 1)) == AFD_INSTANCE_ACTIVE)
+            ranks[count++] = (struct afd_cluster_rank){sim_role(n), n->rank};
+    }
+    return s && count && asked(w, afd_cluster_restart(s->cluster, ranks, count, w->now, &error));
+}
+
+void sim_sched_gave_up(struct sim_world *w, struct sim_node *rank)
+{
+    struct sim_sched *s = reached(w);
+    if (!s) return;
+    afd_cluster_process(s->cluster, sim_role(rank), rank->rank, rank->start, 1, "it cannot be started");
+    work(s);
 }
 
 /* ---- create and destroy */

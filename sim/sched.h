@@ -37,6 +37,8 @@ struct sim_sched {
 /* ---- sched_streams.c */
 
 void sim_streams_open(struct sim_sched *s); /* reads the journal, takes up what it has */
+/* 1: it is on the disk. */
+int sim_streams_write_plan(struct sim_sched *s, const uint8_t *plan, size_t bytes);
 void sim_streams_tick(struct sim_sched *s);
 /* What a rank sent, accepted by the requests core, into the journal and then to the clients. */
 void sim_streams_take(struct sim_sched *s, uint32_t rank, const struct sim_control *tokens);

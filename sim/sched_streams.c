@@ -233,6 +233,11 @@ static struct afd_journal_entry *read_segments(struct sim_sched *s, size_t *capa
     *pool_out = sim_zero(w, c.tokens + 1, sizeof **pool_out);
     *capacity_out = capacity;
     afd_journal_fill(segments, count, table, capacity, *pool_out);
+    struct afd_error error;
+    if (!c.cluster) return table;
+    if (afd_cluster_restore(s->cluster, c.cluster, c.cluster_bytes, w->now, &error))
+        sim_fail(w, "the scheduler does not understand its own plan: %s", error.text);
+    afd_writer_cluster(s->writer, c.cluster, c.cluster_bytes);
     return table;
 }
 
@@ -296,6 +301,14 @@ void sim_streams_open(struct sim_sched *s)
         d->is_damaged = 0;
     }
     act(s);
+}
+
+int sim_streams_write_plan(struct sim_sched *s, const uint8_t *plan, size_t bytes)
+{
+    if (!afd_writer_has_room(s->writer)) act(s);
+    afd_writer_cluster(s->writer, plan, bytes);
+    act(s);
+    return afd_writer_is_open(s->writer);
 }
 
 /* ---- clients */

@@ -31,6 +31,10 @@ enum afd_sim_fault {
     AFD_SIM_DISK_FULL, /* the journal cannot be written */
     AFD_SIM_DISK_TEAR, /* the journal's last record is torn, or a bit of it flipped, when it is read again */
     AFD_SIM_DRAIN,     /* a rank is told to leave; later it is started again */
+    AFD_SIM_SCALE,     /* an operator asks for other pools */
+    AFD_SIM_SHRINK,    /* .. for a rank to leave the cluster */
+    AFD_SIM_RESTART,   /* .. for new processes, one after the other */
+    AFD_SIM_BROKEN,    /* a rank that does not run cannot be started for a while */
     AFD_SIM_FAULT_COUNT
 };
 
@@ -59,6 +63,17 @@ enum afd_sim_path {
     AFD_SIM_JOURNAL_CUT,     /* .. the last part of which was damaged */
     AFD_SIM_JOURNAL_FILLED,  /* what a full disk had left out was written later */
     AFD_SIM_TURNED_AWAY,     /* a request was refused while the disk was full */
+    AFD_SIM_SCALED,          /* a change of the pools was committed */
+    AFD_SIM_SHRUNK,          /* .. a rank left with its instance */
+    AFD_SIM_ROLLED_ON,       /* .. half of a restart */
+    AFD_SIM_REPAIRED,        /* a lost shard was loaded by another instance */
+    AFD_SIM_BALANCED,        /* shards were spread anew */
+    AFD_SIM_ROLLED_BACK,     /* a change was given up before its commit */
+    AFD_SIM_BUSY_CHANGING,   /* a change was refused because of another one */
+    AFD_SIM_CUT,             /* a rank was left out because it is out of reach */
+    AFD_SIM_TAKEN_BACK,      /* .. and taken back */
+    AFD_SIM_LOADED_MORE,     /* an FFN rank that serves loaded a shard */
+    AFD_SIM_DROPPED,         /* .. dropped one */
     AFD_SIM_RESTORED,        /* a restarted scheduler took a request up again */
     AFD_SIM_RESUMED,         /* a rank that registered went on with a sequence it held */
     AFD_SIM_GIVEN_UP,        /* .. or did not have all that was to be sent again */
@@ -78,6 +93,7 @@ enum afd_sim_bug {
     AFD_SIM_BUG_LOST_WAKE_UP,   /* a rank goes to sleep although something arrived meanwhile */
     AFD_SIM_BUG_EARLY_DELIVERY, /* a token reaches the client before the journal */
     AFD_SIM_BUG_STALE_PARTIAL,  /* an answer to an older layer is believed */
+    AFD_SIM_BUG_DROPPED_SHARD,  /* a shard is dropped while messages ask for it */
     AFD_SIM_BUG_WRONG_POSITION, /* a client that comes back is given its stream from a token too late on */
     AFD_SIM_BUG_COUNT
 };

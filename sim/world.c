@@ -98,6 +98,14 @@ void sim_trace_add(struct sim_world *w, const struct sim_node *node, const char 
     fprintf(w->config.trace, "%s\n", line);
 }
 
+void sim_trace_words(struct sim_world *w, const struct sim_node *node, const char *words)
+{
+    size_t bytes = strlen(words) + 1;
+    char *copy = memcpy(sim_alloc(w, bytes), words, bytes);
+    for (char *at = copy; (at = strchr(at, '%'));) *at = '/'; /* it becomes a format */
+    sim_trace(w, node, copy);
+}
+
 static void keep_trace(struct sim_world *w)
 {
     size_t used = 0;
@@ -311,7 +319,7 @@ static void on_start(struct sim_world *w, struct sim_node *nobody, void *p, uint
     node->is_launching = 0;
     node->frozen = 0;
     node->slow = 1;
-    node->drains = 0;
+    node->drains = node->is_let_go = 0;
     node->incarnation = sim_draw(w, SIM_RANDOM_PROCESSES) | 1;
     node->book = sim_zero(w, 1, sizeof *node->book);
     sim_trace(w, node, "starts, process %llu", process);
@@ -335,7 +343,10 @@ void sim_supervise(struct sim_world *w)
     struct afd_supervisor_action a;
     while (afd_supervisor_next(w->supervisor, &a)) {
         struct sim_node *node = &w->nodes[a.child];
-        if (a.kind == AFD_SUPERVISE_START) {
+        if (a.kind == AFD_SUPERVISE_START && !node->is_wanted) { /* nobody told it to */
+            node->stays_away = 1;
+            afd_supervisor_exited(w->supervisor, a.child, AFD_CHILD_DONE, w->now);
+        } else if (a.kind == AFD_SUPERVISE_START) {
             if (node->process) sim_count(w, AFD_SIM_RESTARTED);
             launch(w, node);
         } else if (a.kind == AFD_SUPERVISE_GIVE_UP) {
@@ -383,10 +394,36 @@ void sim_exit(struct sim_world *w, struct sim_node *node, int status)
     end_process(w, node, status ? AFD_CHILD_CRASHED : AFD_CHILD_DONE);
 }
 
+static void on_broken(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t a)
+{
+    (void)nobody, (void)a;
+    sim_sched_gave_up(w, p);
+}
+
 void sim_start(struct sim_world *w, struct sim_node *node)
 {
-    if (node->alive || node->is_launching || !node->stays_away) return;
-    launch(w, node);
+    if (node->alive || node->is_launching || !node->stays_away || !node->is_wanted) return;
+    if (node->is_broken)
+        sim_at(w, w->now + AFD_MS(30), NULL, on_broken, node, 0);
+    else
+        launch(w, node);
+}
+
+static void on_term(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    (void)p, (void)a;
+    node->shell->drain(w, node);
+}
+
+void sim_run_wanted(struct sim_world *w)
+{
+    for (uint32_t i = 1; i < w->node_count; i++) {
+        struct sim_node *node = &w->nodes[i];
+        sim_start(w, node);
+        if (node->is_wanted || !node->alive || node->drains) continue;
+        node->drains = 1;
+        sim_at(w, w->now, node, on_term, NULL, 0);
+    }
 }
 
 void sim_freeze(struct sim_world *w, struct sim_node *node)
@@ -468,8 +505,8 @@ static void init_network(struct sim_world *w)
 static void init(struct sim_world *w)
 {
     const struct afd_topology *t = w->t;
-    w->attn_count = afd_pool_ranks(&t->attn);
-    w->ffn_count = afd_pool_ranks(&t->ffn);
+    w->attn_count = afd_pool_max_ranks(&t->attn);
+    w->ffn_count = afd_pool_max_ranks(&t->ffn);
     w->node_count = 1 + w->attn_count + w->ffn_count;
     w->nodes = sim_zero(w, w->node_count, sizeof *w->nodes);
     for (uint32_t i = 0; i < w->node_count; i++) {
@@ -479,6 +516,8 @@ static void init(struct sim_world *w)
         n->rank = !i ? 0 : i <= w->attn_count ? i - 1 : i - 1 - w->attn_count;
         n->shell = !i ? &sim_sched_shell : i <= w->attn_count ? &sim_attn_shell : &sim_ffn_shell;
         n->slow = 1;
+        n->is_wanted = !i || n->rank < afd_pool_ranks(n->kind == SIM_ATTN ? &t->attn : &t->ffn);
+        n->start = 1;
     }
     for (uint32_t l = 0; l < w->model->layer_count; l++) w->picks[l] = sim_picks(&w->model->layers[l].ffn);
     w->max_context = w->config.plan->max_context;
@@ -510,7 +549,9 @@ static int all_is_quiet(struct sim_world *w)
     if (!sim_sched_is_idle(sim_scheduler(w))) return 0;
     for (uint32_t i = 1; i < w->node_count; i++) {
         const struct sim_node *n = &w->nodes[i];
-        if (!n->alive || !(n->kind == SIM_ATTN ? sim_attn_is_idle(n) : sim_ffn_is_idle(n))) return 0;
+        if (!n->is_wanted && !n->alive && !n->is_launching) continue;
+        if (!n->alive || !n->is_wanted || !(n->kind == SIM_ATTN ? sim_attn_is_idle(n) : sim_ffn_is_idle(n)))
+            return 0;
     }
     return 1;
 }

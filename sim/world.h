@@ -17,6 +17,7 @@
 #include "base/arena.h"
 #include "base/rng.h"
 #include "deploy/supervisor.h"
+#include "scheduler/cluster.h"
 #include "sim/sim.h"
 #include "sim/token.h"
 #include "transport/peer.h"
@@ -102,6 +103,10 @@ struct sim_node {
     uint64_t orphan_token;
     uint32_t side; /* of a partition */
     int drains, stays_away, is_launching;
+    int is_wanted;  /* the scheduler wants its process */
+    int is_let_go;  /* the scheduler told it to drain: refused, it ends in order */
+    int is_broken;  /* it cannot be started */
+    uint32_t start; /* as the scheduler counts them */
 };
 
 struct sim_trace_line {
@@ -187,6 +192,8 @@ void sim_fail(struct sim_world *w, const char *format, ...) __attribute__((noret
 /* `format` takes at most five values, all %llu. */
 void sim_trace_add(struct sim_world *w, const struct sim_node *node, const char *format, uint64_t v0,
                    uint64_t v1, uint64_t v2, uint64_t v3, uint64_t v4);
+/* Words that are made as it goes: they are copied. */
+void sim_trace_words(struct sim_world *w, const struct sim_node *node, const char *words);
 #define SIM_TRACE_5(w, node, f, a, b, c, d, e, ...) sim_trace_add(w, node, f, a, b, c, d, e)
 #define sim_trace(...) SIM_TRACE_5(__VA_ARGS__, 0, 0, 0, 0, 0, 0)
 
@@ -216,6 +223,8 @@ void sim_hand(struct sim_world *w, struct sim_node *node, sim_handler run, void 
 void sim_kill(struct sim_world *w, struct sim_node *node); /* as SIGKILL; the supervisor learns of it */
 void sim_exit(struct sim_world *w, struct sim_node *node, int status); /* the process ends by itself */
 void sim_start(struct sim_world *w, struct sim_node *node);            /* by hand: after it left in order */
+void sim_run_wanted(
+    struct sim_world *w); /* as each host's supervisor does when it is told which are to run */
 void sim_freeze(struct sim_world *w, struct sim_node *node);
 void sim_thaw(struct sim_world *w, struct sim_node *node);
 void sim_supervise(struct sim_world *w);
@@ -318,7 +327,8 @@ enum sim_control_kind {
     SIM_SUBMIT,
     SIM_CANCEL,
     SIM_RESUME,
-    SIM_ACKNOWLEDGE
+    SIM_ACKNOWLEDGE,
+    SIM_DRAIN
 };
 
 struct sim_report { /* of one sequence, in TOKENS; in REGISTER one that is held, with `position` tokens */
@@ -335,9 +345,8 @@ struct sim_member {       /* in PEERS: of one place */
 struct sim_peers { /* shared by those who get it */
     uint32_t references;
     uint64_t epoch;
-    struct sim_member *members; /* by node index */
-    uint32_t copies;
-    uint32_t *placement, *placed; /* [ep][copies], [ep] */
+    struct sim_member *members;   /* by node index */
+    uint32_t *placement, *placed; /* [ep][AFD_MAX_FFN_INSTANCES], [ep] */
 };
 
 struct sim_control {
@@ -347,7 +356,7 @@ struct sim_control {
     uint32_t assignment, count, generated;
     uint64_t seed;
     uint32_t max_tokens, prompt_count;
-    int stops, is_orderly;
+    int stops, is_orderly, settled;
     uint32_t *tokens;           /* SUBMIT: [count] */
     struct sim_report *reports; /* TOKENS, REGISTER: [count] of [report_room] */
     uint32_t report_room;
@@ -398,12 +407,18 @@ enum afd_status sim_sched_detach(struct sim_world *w, uint64_t id);
 enum afd_status sim_sched_attach(struct sim_world *w, struct sim_client *client);
 void sim_sched_work(struct sim_world *w, struct sim_node *node);
 uint32_t sim_stops(const struct sim_world *w, uint32_t out[SIM_STOPS]); /* the tokens that end a sequence */
-int sim_sched_is_idle(const struct sim_node *node);
+int sim_sched_is_idle(const struct sim_node *node); /* nothing runs, and no change is under way */
+/* An operator's; 0: refused. */
+int sim_sched_scale(struct sim_world *w, uint32_t attn, uint32_t ffn);
+int sim_sched_drain(struct sim_world *w, struct sim_node *rank);
+int sim_sched_restart(struct sim_world *w, struct sim_node *rank); /* NULL: all */
+void sim_sched_gave_up(struct sim_world *w, struct sim_node *rank);
 int sim_sched_serves(const struct sim_node *node);
 int sim_attn_is_idle(const struct sim_node *node);
 int sim_attn_is_consistent(const struct sim_node *node);
 int sim_ffn_is_idle(const struct sim_node *node);
-uint32_t sim_ffn_collectives(struct sim_world *w); /* allocates them; 0: out of memory */
+uint64_t sim_ffn_loaded(const struct sim_node *node); /* set of shards */
+uint32_t sim_ffn_collectives(struct sim_world *w);    /* allocates them; 0: out of memory */
 
 /* ---- clients.c */
 

@@ -34,6 +34,7 @@ enum {
 static void path_release(struct ucx_path *path)
 {
     if (path->pair || path->is_detaching || path->requests) return;
+    path->worker->paths--;
     afd_ucx_path_forget(path);
     free(path->ops);
     free(path->peer_address);
@@ -319,10 +320,15 @@ static ucs_status_t on_message(void *arg, const void *header, size_t header_byte
 
 static enum afd_status ucx_prepare(struct afd_pair *pair, struct afd_error *error_out)
 {
+    struct ucx *ucx = pair->transport->back[AFD_WAY_UCX];
+    enum afd_status status = ucx->is_miscounted ? afd_ucx_worker_replace(pair->transport, error_out) : AFD_OK;
+    if (status) return status;
     struct ucx_path *path = calloc(1, sizeof *path);
     if (!path) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     path->pair = pair;
-    path->ucx = pair->transport->back[AFD_WAY_UCX];
+    path->ucx = ucx;
+    path->worker = ucx->workers;
+    path->worker->paths++;
     pair->path[AFD_WAY_UCX] = path; /* detach takes down what there is */
     return afd_ucx_path_offer(pair, path, error_out);
 }
@@ -381,6 +387,7 @@ static void answer_open(struct ucx_path *path)
     struct afd_error error;
     struct afd_pair *pair = path->pair;
     path->is_open_heard = 0;
+    path->was_heard = 1;
     if (!path->ep && path->peer_address) {
         enum afd_status status = greet(path, path->peer_address, path->peer_address_bytes, &error);
         if (status) {
@@ -399,6 +406,8 @@ static void ucx_detach(struct afd_pair *pair)
     path->is_detaching = 1;
     pair->path[AFD_WAY_UCX] = NULL;
     unready(path);
+    if (pair->peer.is_connector && path->ep && !path->was_heard && path->worker == path->ucx->workers)
+        path->ucx->is_miscounted = 1;
     if (path->ep) {
         ucp_request_param_t param = {
             .op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS,
@@ -419,9 +428,9 @@ static enum afd_status ucx_open(struct afd_transport *t, struct afd_error *error
     struct ucx *ucx = calloc(1, sizeof *ucx);
     if (!ucx) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     ucx->way = afd_ucx_choose(t);
-    ucx->event_fd = -1;
+    ucx->on_message = on_message;
     t->back[AFD_WAY_UCX] = ucx; /* close takes down what there is */
-    return afd_ucx_worker_open(t, on_message, error_out);
+    return afd_ucx_worker_open(t, error_out);
 }
 
 static void ucx_close(struct afd_transport *t)
@@ -438,7 +447,8 @@ static void ucx_remove_memory(struct afd_transport *t, void *base)
 {
     struct ucx *ucx = t->back[AFD_WAY_UCX];
     afd_ns until = afd_now() + DRAIN_NS;
-    while (ucx->requests && afd_now() < until) ucp_worker_progress(ucx->worker);
+    while (ucx->requests && afd_now() < until)
+        for (struct ucx_worker *w = ucx->workers; w; w = w->next) ucp_worker_progress(w->handle);
     afd_ucx_remove_memory(t, base);
 }
 
@@ -447,6 +457,7 @@ static void ucx_progress(struct afd_transport *t)
     struct ucx *ucx = t->back[AFD_WAY_UCX];
     struct ucx_path *ready;
     afd_ucx_worker_progress(t);
+    afd_ucx_worker_retire(t);
     for (struct ucx_path *last = ucx->ready_last; last && (ready = ucx->ready_first);) {
         unready(ready);
         if (ready->is_open_heard) answer_open(ready);

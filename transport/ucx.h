@@ -29,13 +29,25 @@ struct ucx_mapping {
     ucp_mem_h handle;
 };
 
-struct ucx {
-    const struct ucx_way *way;
-    ucp_context_h context;
-    ucp_worker_h worker;
+/* UCX's worker. One serves all pairs, but UCX pairs the n-th endpoint between two workers here with the n-th
+ * there, and the acceptor of a pair makes its endpoint only once the connector was heard: after a connector's
+ * endpoint that nobody answered, the count is off for good, and each later pair holds the other end of the
+ * one before it. So that connector's next pairs get a new worker, which knows nobody. */
+struct ucx_worker {
+    struct ucx_worker *next; /* older ones: they serve the pairs that they have */
+    ucp_worker_h handle;
     int event_fd; /* watched; -1: not yet */
     ucp_address_t *address;
     size_t address_bytes;
+    uint32_t paths;
+};
+
+struct ucx {
+    const struct ucx_way *way;
+    ucp_context_h context;
+    struct ucx_worker *workers; /* the first serves new pairs */
+    int is_miscounted;          /* the first: it serves no new ones any more */
+    ucp_am_recv_callback_t on_message;
     struct ucx_path *ready_first, *ready_last; /* paths that can send on: each in turn one part */
     struct ucx_mapping *mappings;
     uint32_t mapping_count;
@@ -82,6 +94,7 @@ struct ucx_target { /* a region of the peer */
 struct ucx_path {
     struct afd_pair *pair; /* NULL once detached */
     struct ucx *ucx;
+    struct ucx_worker *worker;
     ucp_ep_h ep;
     uint32_t requests;     /* that UCX holds */
     int is_detaching;      /* closing the endpoint may complete the last of them */
@@ -94,6 +107,7 @@ struct ucx_path {
     uint32_t arrived;           /* bytes of it; none is coming: arriving.kind is UCX_OPEN */
 
     int is_open_heard;           /* UCX_OPEN came: answer it */
+    int was_heard;               /* it came once */
     unsigned char *peer_address; /* acceptor: until then */
     uint32_t peer_address_bytes;
 
@@ -110,9 +124,13 @@ struct ucx_path {
 
 /* The network that the configuration asks for and the machine has. */
 const struct ucx_way *afd_ucx_choose(const struct afd_transport *transport);
-enum afd_status afd_ucx_worker_open(struct afd_transport *transport, ucp_am_recv_callback_t on_message,
-                                    struct afd_error *error_out);
+/* The context and the first worker; and both, with all others. */
+enum afd_status afd_ucx_worker_open(struct afd_transport *transport, struct afd_error *error_out);
 void afd_ucx_worker_close(struct afd_transport *transport);
+/* Another first worker. */
+enum afd_status afd_ucx_worker_replace(struct afd_transport *transport, struct afd_error *error_out);
+/* Closes those that no pair uses any more. Not from within a callback of UCX. */
+void afd_ucx_worker_retire(struct afd_transport *transport);
 /* Until a pair has something to report or nothing is left. */
 void afd_ucx_worker_progress(struct afd_transport *transport);
 enum afd_status afd_ucx_worker_arm(struct afd_transport *transport);

@@ -170,10 +170,10 @@ enum afd_status afd_ucx_path_offer(struct afd_pair *pair, struct ucx_path *path,
     enum afd_status status = AFD_OK;
     if (!runs || !path->registered) status = afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     uint32_t run_count = status || ucx->way->eager_bytes == UINT32_MAX ? 0 : find_runs(pair, ucx, runs);
-    struct ucx_address head = {.worker_bytes = (uint32_t)ucx->address_bytes, .run_count = run_count};
+    struct ucx_address head = {.worker_bytes = (uint32_t)path->worker->address_bytes, .run_count = run_count};
     memcpy(head.way, ucx->way->name, strlen(ucx->way->name));
     if (!status) status = grow(path, &head, sizeof head, error_out);
-    if (!status) status = grow(path, ucx->address, ucx->address_bytes, error_out);
+    if (!status) status = grow(path, path->worker->address, path->worker->address_bytes, error_out);
     for (uint32_t i = 0; i < run_count && !status; i++) status = offer_run(path, &runs[i], error_out);
     free(runs);
     return status;
@@ -276,7 +276,7 @@ enum afd_status afd_ucx_path_connect(struct afd_pair *pair, struct ucx_path *pat
         .err_handler = {on_error, path},
     };
     ucs_status_t status = params.address ? UCS_OK : UCS_ERR_INVALID_PARAM;
-    if (status == UCS_OK) status = ucp_ep_create(path->ucx->worker, &params, &path->ep);
+    if (status == UCS_OK) status = ucp_ep_create(path->worker->handle, &params, &path->ep);
     if (status != UCS_OK) path->ep = NULL;
     if (status == UCS_OK && path->ucx->way->eager_bytes != UINT32_MAX)
         status = read_runs(pair, path, &r, head.run_count);

@@ -1,4 +1,4 @@
-/* ucx_worker.c: the UCP context and the one worker of a transport. */
+/* ucx_worker.c: the UCP context and the workers of a transport. */
 #include <dirent.h>
 #include <ifaddrs.h>
 #include <netinet/in.h>
@@ -158,7 +158,16 @@ static ucs_status_t open_context(struct afd_transport *t, struct ucx *ucx)
 
 /* ---- the worker */
 
-static ucs_status_t open_worker(struct afd_transport *t, struct ucx *ucx, ucp_am_recv_callback_t on_message)
+static void close_worker(struct afd_transport *t, struct ucx_worker *w)
+{
+    /* before UCX closes it: the number may be another file's at once */
+    if (w->event_fd >= 0) afd_transport_unwatch(t, w->event_fd);
+    if (w->address) ucp_worker_release_address(w->handle, w->address);
+    if (w->handle) ucp_worker_destroy(w->handle);
+    free(w);
+}
+
+static ucs_status_t open_worker(struct afd_transport *t, struct ucx *ucx)
 {
     ucp_worker_params_t params = {
         .field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
@@ -169,42 +178,75 @@ static ucs_status_t open_worker(struct afd_transport *t, struct ucx *ucx, ucp_am
                       UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
         .id = UCX_AM_ID,
         .flags = UCP_AM_FLAG_WHOLE_MSG,
-        .cb = on_message,
+        .cb = ucx->on_message,
         .arg = t,
     };
     int event_fd;
-    ucs_status_t status = ucp_worker_create(ucx->context, &params, &ucx->worker);
-    if (status == UCS_OK) status = ucp_worker_set_am_recv_handler(ucx->worker, &handler);
-    if (status == UCS_OK) status = ucp_worker_get_address(ucx->worker, &ucx->address, &ucx->address_bytes);
-    if (status == UCS_OK) status = ucp_worker_get_efd(ucx->worker, &event_fd);
-    if (status != UCS_OK) return status;
-    if (afd_transport_watch(t, event_fd)) return UCS_ERR_IO_ERROR;
-    ucx->event_fd = event_fd;
+    struct ucx_worker *w = calloc(1, sizeof *w);
+    if (!w) return UCS_ERR_NO_MEMORY;
+    w->event_fd = -1;
+    ucs_status_t status = ucp_worker_create(ucx->context, &params, &w->handle);
+    if (status != UCS_OK) w->handle = NULL;
+    if (status == UCS_OK) status = ucp_worker_set_am_recv_handler(w->handle, &handler);
+    if (status == UCS_OK) status = ucp_worker_get_address(w->handle, &w->address, &w->address_bytes);
+    if (status == UCS_OK) status = ucp_worker_get_efd(w->handle, &event_fd);
+    if (status == UCS_OK && afd_transport_watch(t, event_fd)) status = UCS_ERR_IO_ERROR;
+    if (status != UCS_OK) {
+        close_worker(t, w);
+        return status;
+    }
+    w->event_fd = event_fd;
+    w->next = ucx->workers;
+    ucx->workers = w;
+    ucx->is_miscounted = 0;
     return UCS_OK;
 }
 
-enum afd_status afd_ucx_worker_open(struct afd_transport *t, ucp_am_recv_callback_t on_message,
-                                    struct afd_error *error_out)
+static enum afd_status fail(const struct afd_transport *t, ucs_status_t status, struct afd_error *error_out)
 {
-    struct ucx *ucx = t->back[AFD_WAY_UCX];
-    if (ucx->way->is_rdma && !has_rdma_device())
-        return afd_fail(error_out, AFD_ERR_REFUSED, "no RDMA device in /sys/class/infiniband");
-    ucs_status_t status = open_context(t, ucx);
-    if (status == UCS_OK) status = open_worker(t, ucx, on_message);
-    if (status == UCS_OK) return AFD_OK;
+    const struct ucx *ucx = t->back[AFD_WAY_UCX];
     return afd_fail(error_out, status == UCS_ERR_NO_DEVICE ? AFD_ERR_REFUSED : AFD_ERR_IO,
                     "UCX over %s (transports %s): %s", ucx->way->name,
                     t->config.network.ucx_tls[0] ? t->config.network.ucx_tls : ucx->way->tls,
                     ucs_status_string(status));
 }
 
+enum afd_status afd_ucx_worker_open(struct afd_transport *t, struct afd_error *error_out)
+{
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
+    if (ucx->way->is_rdma && !has_rdma_device())
+        return afd_fail(error_out, AFD_ERR_REFUSED, "no RDMA device in /sys/class/infiniband");
+    ucs_status_t status = open_context(t, ucx);
+    if (status == UCS_OK) status = open_worker(t, ucx);
+    return status == UCS_OK ? AFD_OK : fail(t, status, error_out);
+}
+
+enum afd_status afd_ucx_worker_replace(struct afd_transport *t, struct afd_error *error_out)
+{
+    ucs_status_t status = open_worker(t, t->back[AFD_WAY_UCX]);
+    return status == UCS_OK ? AFD_OK : fail(t, status, error_out);
+}
+
+void afd_ucx_worker_retire(struct afd_transport *t)
+{
+    struct ucx *ucx = t->back[AFD_WAY_UCX];
+    for (struct ucx_worker **at = &ucx->workers->next, *w; (w = *at);) {
+        if (w->paths) {
+            at = &w->next;
+            continue;
+        }
+        *at = w->next;
+        close_worker(t, w);
+    }
+}
+
 void afd_ucx_worker_close(struct afd_transport *t)
 {
     struct ucx *ucx = t->back[AFD_WAY_UCX];
-    /* before UCX closes it: the number may be another file's at once */
-    if (ucx->event_fd >= 0) afd_transport_unwatch(t, ucx->event_fd);
-    if (ucx->address) ucp_worker_release_address(ucx->worker, ucx->address);
-    if (ucx->worker) ucp_worker_destroy(ucx->worker);
+    for (struct ucx_worker *w; (w = ucx->workers);) {
+        ucx->workers = w->next;
+        close_worker(t, w);
+    }
     if (ucx->context) ucp_cleanup(ucx->context);
 }
 
@@ -212,13 +254,16 @@ void afd_ucx_worker_progress(struct afd_transport *t)
 {
     struct ucx *ucx = t->back[AFD_WAY_UCX];
     /* A look at the sockets costs a system call: not one more before the owner may answer. */
-    for (int i = 0; i < PROGRESS_ROUNDS && ucp_worker_progress(ucx->worker) && !t->ready_first; i++) {
-    }
+    for (struct ucx_worker *w = ucx->workers; w; w = w->next)
+        for (int i = 0; i < PROGRESS_ROUNDS && ucp_worker_progress(w->handle) && !t->ready_first; i++) {
+        }
 }
 
 enum afd_status afd_ucx_worker_arm(struct afd_transport *t)
 {
     struct ucx *ucx = t->back[AFD_WAY_UCX];
     if (ucx->ready_first) return AFD_AGAIN;
-    return ucp_worker_arm(ucx->worker) == UCS_OK ? AFD_OK : AFD_AGAIN;
+    for (struct ucx_worker *w = ucx->workers; w; w = w->next)
+        if (ucp_worker_arm(w->handle) != UCS_OK) return AFD_AGAIN;
+    return AFD_OK;
 }

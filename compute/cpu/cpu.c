@@ -56,15 +56,17 @@ static int make_attention(struct afd_device *device, struct afd_cpu *cpu)
     cpu->key = make_rows(device, rows, s.kv_pitch);
     cpu->value = make_rows(device, rows, s.kv_pitch);
     cpu->y = make_rows(device, rows, s.hidden_pitch);
-    cpu->scores = make_rows(device, rows, afd_pitch(s.experts));
+    cpu->latent = make_rows(device, rows, s.latent_pitch);
+    cpu->gates = make_rows(device, rows, s.heads_pitch);
+    cpu->scores = make_rows(device, rows, 2 * afd_pitch(s.experts));
     cpu->routed = afd_arena_alloc(device->arena, rows, sizeof *cpu->routed);
     cpu->final = make_rows(device, c->max_logit_rows, s.hidden_pitch);
     cpu->logits = afd_arena_alloc(device->arena, c->max_logit_rows, sizeof *cpu->logits);
     if (!cpu->logits || !cpu->routed) return 0;
     for (uint32_t r = 0; r < c->max_logit_rows; r++)
         cpu->logits[r] = device->logits + (size_t)r * s.vocab_pitch;
-    return cpu->norm && cpu->low && cpu->q && cpu->o && cpu->key && cpu->value && cpu->y && cpu->scores &&
-           cpu->final;
+    return cpu->norm && cpu->low && cpu->q && cpu->o && cpu->key && cpu->value && cpu->y && cpu->latent &&
+           cpu->gates && cpu->scores && cpu->final;
 }
 
 static int make_ffn(struct afd_device *device, struct afd_cpu *cpu)
@@ -172,8 +174,12 @@ static void embed(void *user, uint32_t index)
     uint32_t begin, end;
     afd_split(slot->rows, 1, device->team.threads, index, &begin, &end);
     for (uint32_t r = begin; r < end; r++) {
-        cpu->k->widen((const char *)table->data + slot->tokens[r] * table->row_bytes, table->dtype,
-                      table->columns, slot->x + (size_t)r * afd_pitch(table->columns));
+        float *x = slot->x + (size_t)r * afd_pitch(table->columns);
+        const char *row = (const char *)table->data + slot->tokens[r] * table->row_bytes;
+        if (table->quant)
+            afd_quant_read(table->quant, row, 0, table->columns, x);
+        else
+            cpu->k->widen(row, table->dtype, table->columns, x);
         for (uint32_t g = 0; g < device->ropes.count; g++)
             afd_rope_fill(&device->ropes.rope[g], slot->positions[r],
                           slot->rope[g] + (size_t)r * device->ropes.rope[g].dim);

@@ -11,10 +11,12 @@ struct afd_cpu {
     struct afd_scratch **scratch; /* [threads] */
     /* attention: rows of one step */
     float **norm, **low, **q, **key, **value, **o, **y; /* [max_rows] */
-    float **scores;                                     /* [max_rows] x experts */
-    struct afd_routed *routed;                          /* [max_rows] */
-    float **final;                                      /* [max_logit_rows] x hidden */
-    float **logits;                                     /* [max_logit_rows]: rows of device->logits */
+    float **latent; /* [max_rows] x heads * (kv_rank + rope.dim): queries in the latent space, then sums */
+    float **gates;  /* [max_rows] x heads */
+    float **scores; /* [max_rows] x 2 * experts, the second half from a pitch on */
+    struct afd_routed *routed; /* [max_rows] */
+    float **final;             /* [max_logit_rows] x hidden */
+    float **logits;            /* [max_logit_rows]: rows of device->logits */
     _Atomic uint32_t next_task;
     /* FFN: rows of one batch */
     float **input;    /* [max_batch_rows] x hidden */

@@ -1,4 +1,5 @@
 #include "compute/cpu/cpu.h"
+#include "compute/math.h"
 
 /* index[s] = rows before `row` that were active in shard s. */
 static void count_active(const struct afd_slot *slot, uint32_t row, uint32_t *index)
@@ -44,6 +45,53 @@ static const struct afd_segment *segment_of(const struct afd_segment *segment, u
     return segment;
 }
 
+static void rotate(const struct afd_cpu *cpu, const struct afd_rope_desc *rope, const float *table, float *x)
+{
+    if (rope->interleaved)
+        afd_rope_interleaved(x, table, rope->dim);
+    else
+        cpu->k->rope(x, table, rope->dim);
+}
+
+/* A row's cosines and sines for a layer. */
+static const float *table_of(const struct afd_device *device, const struct afd_slot *slot, uint32_t layer,
+                             uint32_t row)
+{
+    const struct afd_rope *rope = device->weights.layers[layer].rope;
+    return slot->rope[rope - device->ropes.rope] + (size_t)row * rope->dim;
+}
+
+static void store_grouped(const struct afd_device *device, uint32_t layer, const struct afd_segment *segment,
+                          uint32_t position, uint32_t row, const float *table)
+{
+    const struct afd_cpu *cpu = device->state;
+    const struct afd_attn_desc *a = &device->config.model->layers[layer].attn;
+    for (uint32_t h = 0; h < a->kv_heads; h++) {
+        float *key = cpu->key[row] + h * a->head_dim;
+        if (a->head_norm)
+            cpu->k->rmsnorm(key, device->weights.layers[layer].k_head_norm, a->head_dim,
+                            device->config.model->norm_eps, key);
+        rotate(cpu, &a->rope, table, key);
+        cpu->k->narrow(key, device->config.kv_dtype, a->head_dim,
+                       afd_kv_at(device, layer, segment, position, h, 0));
+        cpu->k->narrow(cpu->value[row] + h * a->head_dim, device->config.kv_dtype, a->head_dim,
+                       afd_kv_at(device, layer, segment, position, h, 1));
+    }
+}
+
+static void store_latent(const struct afd_device *device, uint32_t layer, const struct afd_segment *segment,
+                         uint32_t position, uint32_t row, const float *table)
+{
+    const struct afd_cpu *cpu = device->state;
+    const struct afd_attn_desc *a = &device->config.model->layers[layer].attn;
+    float *key = cpu->key[row];
+    cpu->k->rmsnorm(key, device->weights.layers[layer].kv_norm, a->kv_rank, device->config.model->norm_eps,
+                    key);
+    rotate(cpu, &a->rope, table, key + a->kv_rank);
+    cpu->k->narrow(key, device->config.kv_dtype, afd_attn_key_dim(a),
+                   afd_kv_at(device, layer, segment, position, 0, 0));
+}
+
 /* Norm of the low-rank query; k rotated; k and v into the cache. */
 static void norm_and_store(const struct afd_job *job, const struct afd_slot *slot, uint32_t index)
 {
@@ -52,25 +100,64 @@ static void norm_and_store(const struct afd_job *job, const struct afd_slot *slo
     uint32_t layer = job->op->layer, begin, end;
     const struct afd_attn_desc *a = &device->config.model->layers[layer].attn;
     const struct afd_layer_weights *w = &device->weights.layers[layer];
-    const float *tables = slot->rope[w->rope - device->ropes.rope];
     afd_split(slot->rows, 1, device->team.threads, index, &begin, &end);
     const struct afd_segment *segment = slot->segments;
-    uint32_t width = a->heads * a->head_dim;
+    uint32_t width = a->heads * a->value_dim;
     for (uint32_t r = begin; r < end; r++) {
+        const float *table = table_of(device, slot, layer, r);
         segment = segment_of(segment, r);
         memset(cpu->o[r] + width, 0,
                (afd_pitch(width) - width) * sizeof(float)); /* layers may differ in width */
         if (a->q_rank)
             cpu->k->rmsnorm(cpu->low[r], w->q_norm, a->q_rank, device->config.model->norm_eps, cpu->low[r]);
-        for (uint32_t h = 0; h < a->kv_heads; h++) {
-            float *key = cpu->key[r] + h * a->head_dim;
-            cpu->k->rope(key, tables + (size_t)r * a->rope_dim, a->rope_dim);
-            cpu->k->narrow(key, device->config.kv_dtype, a->head_dim,
-                           afd_kv_at(device, layer, segment, slot->positions[r], h, 0));
-            cpu->k->narrow(cpu->value[r] + h * a->head_dim, device->config.kv_dtype, a->head_dim,
-                           afd_kv_at(device, layer, segment, slot->positions[r], h, 1));
-        }
+        if (a->kind == AFD_ATTN_LATENT)
+            store_latent(device, layer, segment, slot->positions[r], r, table);
+        else
+            store_grouped(device, layer, segment, slot->positions[r], r, table);
     }
+}
+
+/* ---- latent attention: a product for each head, into the latent space and out of it */
+
+struct heads {
+    const struct afd_matrix *matrix; /* [heads] */
+    float **x, **y;
+    uint32_t x_pitch, y_pitch; /* floats from one head to the next */
+};
+
+/* Heads index, index + threads, ..: y of the head = its matrix times x of the head, for all rows. */
+static void multiply_heads(const struct afd_device *device, uint32_t index, const struct heads *p,
+                           uint32_t heads, uint32_t rows)
+{
+    const struct afd_cpu *cpu = device->state;
+    struct afd_scratch *scratch = cpu->scratch[index];
+    for (uint32_t h = index; h < heads; h += device->team.threads)
+        for (uint32_t r = 0; r < rows; r += AFD_ROW_CHUNK) {
+            uint32_t n = rows - r < AFD_ROW_CHUNK ? rows - r : AFD_ROW_CHUNK, out = p->matrix[h].view.rows;
+            for (uint32_t i = 0; i < n; i++) scratch->x[i] = p->x[r + i] + (size_t)h * p->x_pitch;
+            for (uint32_t o = 0; o < out; o += AFD_COLUMNS) {
+                uint32_t end = out - o < AFD_COLUMNS ? out : o + AFD_COLUMNS;
+                struct afd_gemm gemm = {&p->matrix[h], o, end, n, o, scratch->x, scratch->y};
+                cpu->k->gemm(&gemm);
+                for (uint32_t i = 0; i < n; i++)
+                    memcpy(p->y[r + i] + (size_t)h * p->y_pitch + o, scratch->product[i],
+                           (end - o) * sizeof(float));
+            }
+        }
+}
+
+/* The rotated channels of the queries of the same heads go behind what multiply_heads wrote. */
+static void rotate_heads(const struct afd_job *job, const struct afd_slot *slot, uint32_t index)
+{
+    const struct afd_device *device = job->device;
+    const struct afd_cpu *cpu = device->state;
+    const struct afd_attn_desc *a = &device->config.model->layers[job->op->layer].attn;
+    for (uint32_t h = index; h < a->heads; h += device->team.threads)
+        for (uint32_t r = 0; r < slot->rows; r++) {
+            float *to = cpu->latent[r] + (size_t)h * afd_attn_key_dim(a) + a->kv_rank;
+            memcpy(to, cpu->q[r] + (size_t)(h + 1) * a->head_dim - a->rope.dim, a->rope.dim * sizeof *to);
+            rotate(cpu, &a->rope, table_of(device, slot, job->op->layer, r), to);
+        }
 }
 
 /* ---- attention: tasks of up to AFD_Q_ROWS query rows of one sequence and one KV head */
@@ -112,7 +199,7 @@ static void find_tokens(const struct afd_device *device, uint32_t layer, const s
                         uint32_t head, uint32_t first, uint32_t count, const void **k, const void **v)
 {
     const struct afd_device_config *c = &device->config;
-    uint32_t bytes = c->model->layers[layer].attn.head_dim * afd_dtype_bytes(c->kv_dtype);
+    uint32_t bytes = afd_attn_key_dim(&c->model->layers[layer].attn) * afd_dtype_bytes(c->kv_dtype);
     uint32_t in_block = first % c->kv_block_tokens;
     for (uint32_t t = 0; t < count; t++, in_block++) {
         if (t == 0 || in_block == c->kv_block_tokens) {
@@ -126,6 +213,40 @@ static void find_tokens(const struct afd_device *device, uint32_t layer, const s
     }
 }
 
+/* The query of one row and head, rotated, zeros up to the pitch. */
+static void make_query(const struct afd_device *device, uint32_t layer, const struct afd_slot *slot,
+                       uint32_t row, uint32_t head, float *q, uint32_t pitch)
+{
+    const struct afd_cpu *cpu = device->state;
+    const struct afd_attn_desc *d = &device->config.model->layers[layer].attn;
+    uint32_t dim = afd_attn_key_dim(d);
+    memset(q + dim, 0, (pitch - dim) * sizeof *q);
+    if (d->kind == AFD_ATTN_LATENT) {
+        memcpy(q, cpu->latent[row] + (size_t)head * dim, dim * sizeof *q);
+        return;
+    }
+    memcpy(q, cpu->q[row] + (size_t)head * dim, dim * sizeof *q);
+    if (d->head_norm)
+        cpu->k->rmsnorm(q, device->weights.layers[layer].q_head_norm, dim, device->config.model->norm_eps, q);
+    rotate(cpu, &d->rope, table_of(device, slot, layer, row), q);
+}
+
+/* The head's output goes where it is multiplied next: o, or over its query in the latent space. */
+static void take_output(const struct afd_cpu *cpu, const struct afd_attn_desc *d, uint32_t row, uint32_t head,
+                        const float *o)
+{
+    uint32_t dim = afd_attn_sum_dim(d);
+    if (d->kind == AFD_ATTN_LATENT) {
+        memcpy(cpu->latent[row] + (size_t)head * afd_attn_key_dim(d), o, dim * sizeof *o);
+        return;
+    }
+    float *to = cpu->o[row] + (size_t)head * dim;
+    memcpy(to, o, dim * sizeof *o);
+    if (!d->head_gate) return;
+    float gate = afd_sigmoid(cpu->gates[row][head]);
+    for (uint32_t i = 0; i < dim; i++) to[i] = to[i] * gate;
+}
+
 /* Rows row .. row + rows - 1 of the step, heads head .. head + heads - 1 of KV head kv_head. */
 static void run_task(const struct afd_job *job, const struct afd_segment *segment, uint32_t kv_head,
                      uint32_t row, uint32_t rows, uint32_t head, uint32_t heads, uint32_t index)
@@ -136,21 +257,23 @@ static void run_task(const struct afd_job *job, const struct afd_segment *segmen
     uint32_t layer = job->op->layer;
     const struct afd_slot *slot = &device->slots[job->op->slot];
     const struct afd_attn_desc *d = &device->config.model->layers[layer].attn;
-    const float *tables = slot->rope[device->weights.layers[layer].rope - device->ropes.rope];
-    struct afd_attend a = {.head_dim = d->head_dim, .dtype = device->config.kv_dtype, .scale = d->scale};
-    a.head_pitch = (d->head_dim + AFD_CHANNELS - 1) / AFD_CHANNELS * AFD_CHANNELS;
+    struct afd_attend a = {.head_dim = afd_attn_key_dim(d),
+                           .value_dim = afd_attn_sum_dim(d),
+                           .dtype = device->config.kv_dtype,
+                           .scale = d->scale};
+    uint32_t pitch = (a.head_dim + AFD_CHANNELS - 1) / AFD_CHANNELS * AFD_CHANNELS;
     for (uint32_t r = row; r < row + rows; r++)
         for (uint32_t h = head; h < head + heads; h++) {
-            float *q = scratch->q + (size_t)a.rows * a.head_pitch;
-            memcpy(q, cpu->q[r] + (size_t)h * d->head_dim, d->head_dim * sizeof *q);
-            memset(q + d->head_dim, 0, (a.head_pitch - d->head_dim) * sizeof *q);
-            cpu->k->rope(q, tables + (size_t)r * d->rope_dim, d->rope_dim);
+            float *q = scratch->q + (size_t)a.rows * pitch;
+            make_query(device, layer, slot, r, h, q, pitch);
             a.q[a.rows] = q;
-            a.o[a.rows] = scratch->o + (size_t)a.rows * a.head_pitch;
+            a.o[a.rows] = scratch->o + (size_t)a.rows * pitch;
+            a.begin[a.rows] = afd_attn_first(d, slot->positions[r]);
             a.tokens[a.rows++] = slot->positions[r] + 1;
         }
     uint32_t tokens = a.tokens[a.rows - 1];
-    for (uint32_t first = 0; first < tokens; first += AFD_ATTN_BLOCK) {
+    for (uint32_t first = a.begin[0] / AFD_ATTN_BLOCK * AFD_ATTN_BLOCK; first < tokens;
+         first += AFD_ATTN_BLOCK) {
         const void *k[AFD_ATTN_BLOCK], *v[AFD_ATTN_BLOCK];
         uint32_t count = tokens - first < AFD_ATTN_BLOCK ? tokens - first : AFD_ATTN_BLOCK;
         find_tokens(device, layer, segment, kv_head, first, count, k, v);
@@ -159,8 +282,7 @@ static void run_task(const struct afd_job *job, const struct afd_segment *segmen
     cpu->k->attend_finish(&a);
     uint32_t i = 0;
     for (uint32_t r = row; r < row + rows; r++)
-        for (uint32_t h = head; h < head + heads; h++)
-            memcpy(cpu->o[r] + (size_t)h * d->head_dim, a.o[i++], d->head_dim * sizeof(float));
+        for (uint32_t h = head; h < head + heads; h++) take_output(cpu, d, r, h, a.o[i++]);
 }
 
 static void attend(const struct afd_job *job, const struct afd_slot *slot, uint32_t index)
@@ -207,31 +329,59 @@ static void project_out(const struct afd_device *device, uint32_t index, const s
     }
 }
 
+/* What is multiplied with the normed rows. */
+static uint32_t first_products(const struct afd_cpu *cpu, const struct afd_matrix *use,
+                               const struct afd_attn_desc *a, struct afd_product out[4])
+{
+    uint32_t n = 0;
+    if (a->q_rank)
+        out[n++] = (struct afd_product){&use[AFD_W_Q_DOWN], cpu->low};
+    else
+        out[n++] = (struct afd_product){&use[AFD_W_Q_UP], cpu->q};
+    if (a->kind == AFD_ATTN_LATENT) {
+        out[n++] = (struct afd_product){&use[AFD_W_KV_DOWN], cpu->key};
+    } else {
+        out[n++] = (struct afd_product){&use[AFD_W_K], cpu->key};
+        out[n++] = (struct afd_product){&use[AFD_W_V], cpu->value};
+    }
+    if (a->head_gate) out[n++] = (struct afd_product){&use[AFD_W_HEAD_GATE], cpu->gates};
+    return n;
+}
+
 void afd_cpu_attn(void *user, uint32_t index)
 {
     const struct afd_job *job = user;
     struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
     struct afd_slot *slot = &device->slots[job->op->slot];
-    const struct afd_matrix *use = device->weights.layers[job->op->layer].use;
-    uint32_t q_rank = device->config.model->layers[job->op->layer].attn.q_rank;
-    struct afd_product first[] = {{&use[q_rank ? AFD_W_Q_DOWN : AFD_W_Q_UP], q_rank ? cpu->low : cpu->q},
-                                  {&use[AFD_W_K], cpu->key},
-                                  {&use[AFD_W_V], cpu->value}};
-    struct afd_product query = {&use[AFD_W_Q_UP], cpu->q};
+    const struct afd_layer_weights *w = &device->weights.layers[job->op->layer];
+    const struct afd_attn_desc *a = &device->config.model->layers[job->op->layer].attn;
+    struct afd_product first[4], query = {&w->use[AFD_W_Q_UP], cpu->q};
+    uint32_t products = first_products(cpu, w->use, a, first), key = afd_attn_key_dim(a);
     combine_and_norm(job, slot, index);
     afd_team_barrier(&device->team);
-    afd_cpu_matrices(device, index, first, 3, cpu->norm, slot->rows);
+    afd_cpu_matrices(device, index, first, products, cpu->norm, slot->rows);
     afd_team_barrier(&device->team);
     norm_and_store(job, slot, index);
     afd_team_barrier(&device->team);
-    if (q_rank) {
+    if (a->q_rank) {
         afd_cpu_matrices(device, index, &query, 1, cpu->low, slot->rows);
+        afd_team_barrier(&device->team);
+    }
+    if (a->kind == AFD_ATTN_LATENT) {
+        struct heads into = {w->k_up, cpu->q, cpu->latent, a->head_dim, key};
+        multiply_heads(device, index, &into, a->heads, slot->rows);
+        rotate_heads(job, slot, index);
         afd_team_barrier(&device->team);
     }
     attend(job, slot, index);
     afd_team_barrier(&device->team);
-    project_out(device, index, slot, &use[AFD_W_O]);
+    if (a->kind == AFD_ATTN_LATENT) {
+        struct heads out_of = {w->v_up, cpu->latent, cpu->o, key, a->value_dim};
+        multiply_heads(device, index, &out_of, a->heads, slot->rows);
+        afd_team_barrier(&device->team);
+    }
+    project_out(device, index, slot, &w->use[AFD_W_O]);
 }
 
 /* Combines into a copy: logits of other rows of the step may be asked for in another op. */

@@ -15,22 +15,27 @@ struct unit {
     const struct afd_ffn_item *items;
     uint32_t count;
     int weighted;
+    float clamp; /* 0: none */
 };
 
 static struct unit unit_of(const struct afd_device *device, uint32_t layer, uint32_t u)
 {
     const struct afd_layer_weights *w = &device->weights.layers[layer];
+    const struct afd_ffn_desc *ffn = &device->config.model->layers[layer].ffn;
     const struct afd_ffn_plan *plan = &device->plan;
     struct unit unit = {.items = plan->items + plan->unit_begin[u],
                         .count = plan->unit_begin[u + 1] - plan->unit_begin[u]};
     if (u + 1 < plan->units) {
         unit.gate = &w->expert_gate[u], unit.up = &w->expert_up[u], unit.down = &w->expert_down[u];
         unit.weighted = 1;
+        unit.clamp = ffn->clamp;
     } else if (plan->units > 1) {
         unit.gate = &w->use[AFD_W_SHARED_GATE], unit.up = &w->use[AFD_W_SHARED_UP];
         unit.down = &w->use[AFD_W_SHARED_DOWN];
+        unit.clamp = ffn->shared_clamp;
     } else {
         unit.gate = &w->use[AFD_W_GATE], unit.up = &w->use[AFD_W_UP], unit.down = &w->use[AFD_W_DOWN];
+        unit.clamp = ffn->clamp;
     }
     if (!unit.gate->view.rows) unit.count = 0; /* a tp member without a share of it */
     return unit;
@@ -72,7 +77,11 @@ static void gate_up(const struct afd_cpu *cpu, struct afd_scratch *scratch, cons
         cpu->k->gemm(&gate);
         cpu->k->gemm(&up);
         for (uint32_t r = 0; r < rows; r++)
-            cpu->k->silu_mul(inner[i + r] + begin, scratch->product[r], afd_pitch(end - begin));
+            if (unit->clamp > 0.0f)
+                cpu->k->silu_clamp_mul(inner[i + r] + begin, scratch->product[r], unit->clamp,
+                                       afd_pitch(end - begin));
+            else
+                cpu->k->silu_mul(inner[i + r] + begin, scratch->product[r], afd_pitch(end - begin));
     }
 }
 

@@ -1,5 +1,18 @@
 #include "compute/cpu/cpu.h"
 
+/* Scores [experts] become probabilities. */
+static void score(const struct afd_cpu *cpu, const struct afd_ffn_desc *ffn, float *p)
+{
+    if (ffn->router == AFD_ROUTER_SIGMOID) {
+        afd_route_sigmoid(p, ffn->experts);
+        return;
+    }
+    float max = p[0];
+    for (uint32_t e = 1; e < ffn->experts; e++) max = p[e] > max ? p[e] : max;
+    float sum = cpu->k->softmax_terms(p, ffn->experts, max, 1.0f, p);
+    for (uint32_t e = 0; e < ffn->experts; e++) p[e] = p[e] / sum;
+}
+
 /* Norm and choice of the thread's rows. */
 static void choose(const struct afd_job *job, struct afd_slot *slot, uint32_t begin, uint32_t end)
 {
@@ -23,11 +36,8 @@ static void choose(const struct afd_job *job, struct afd_slot *slot, uint32_t be
         float *p = cpu->scores[r];
         routed->count = 0;
         if (experts) {
-            float max = p[0];
-            for (uint32_t e = 1; e < experts; e++) max = p[e] > max ? p[e] : max;
-            float sum = cpu->k->softmax_terms(p, experts, max, 1.0f, p);
-            for (uint32_t e = 0; e < experts; e++) p[e] = p[e] / sum;
-            afd_route_choose(p, ffn, routed);
+            score(cpu, ffn, p);
+            afd_route_choose(p, w->router_bias, ffn, p + afd_pitch(experts), routed);
         }
         uint32_t turn = afd_wire_turn(slot->tokens[r], slot->positions[r], c->share.ep);
         slot->active[r] = afd_active_shards(routed, experts, c->share.ep, turn);

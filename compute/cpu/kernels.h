@@ -45,12 +45,12 @@ struct afd_gemm {
 
 /* Query rows (row, head) of one sequence and one KV head, and where their running result is. */
 struct afd_attend {
-    uint32_t rows, head_dim, head_pitch; /* the pitch a multiple of AFD_CHANNELS */
+    uint32_t rows, head_dim, value_dim; /* of K and of V */
     enum afd_dtype dtype;
     float scale;
-    const float *q[AFD_Q_ROWS]; /* [head_dim], rotated */
-    float *o[AFD_Q_ROWS];
-    uint32_t tokens[AFD_Q_ROWS]; /* visible to the row; ascending */
+    const float *q[AFD_Q_ROWS];                     /* [head_dim], rotated, zeros up to a whole 16 */
+    float *o[AFD_Q_ROWS];                           /* [value_dim], room for whole AFD_CHANNELS */
+    uint32_t begin[AFD_Q_ROWS], tokens[AFD_Q_ROWS]; /* the row sees begin .. tokens - 1; ascending */
     float max[AFD_Q_ROWS], sum[AFD_Q_ROWS];
 };
 
@@ -64,7 +64,9 @@ struct afd_kernels {
     void (*rmsnorm)(const float *x, const float *weight, uint32_t n, float eps, float *y);
     void (*rope)(float *x, const float *table, uint32_t dim);
     float (*softmax_terms)(const float *x, uint32_t n, float max, float temperature, float *terms_out);
-    void (*silu_mul)(float *gate, const float *up, uint32_t n);               /* gate = SiLU(gate) * up */
+    void (*silu_mul)(float *gate, const float *up, uint32_t n); /* gate = SiLU(gate) * up */
+    /* gate = min(SiLU(gate), limit) * clip(up, -limit, limit) */
+    void (*silu_clamp_mul)(float *gate, const float *up, float limit, uint32_t n);
     void (*add)(float *sum, const float *x, uint32_t n);                      /* sum = sum + x */
     void (*add_scaled)(float *sum, float weight, const float *x, uint32_t n); /* sum = sum + weight * x */
     void (*add_narrow)(float *sum, const void *x, enum afd_dtype dtype, uint32_t n);

@@ -41,8 +41,8 @@ static inline __attribute__((always_inline)) void pack_rows(uint32_t element, co
 
 void afd_panels_pack(const struct afd_weight_view *view, uint32_t begin, uint32_t end, void *panels)
 {
-    uint32_t element = afd_dtype_bytes(view->dtype);
-    size_t bytes = (size_t)view->columns * element;
+    uint32_t element = view->quant ? 1 : afd_dtype_bytes(view->dtype);
+    size_t bytes = afd_weight_row_bytes(view);
     for (uint32_t p = begin; p < end; p++) {
         char *to = (char *)panels + p * afd_panel_bytes(view);
         const char *rows[AFD_PANEL];
@@ -56,7 +56,7 @@ void afd_panels_pack(const struct afd_weight_view *view, uint32_t begin, uint32_
             pack_rows(2, rows, bytes, to);
         else
             pack_rows(4, rows, bytes, to);
-        for (uint32_t k = 0; k < view->columns && count < AFD_PANEL; k++)
-            memset(to + ((size_t)k * AFD_PANEL + count) * element, 0, (AFD_PANEL - count) * element);
+        for (size_t k = 0; k < bytes / element && count < AFD_PANEL; k++)
+            memset(to + (k * AFD_PANEL + count) * element, 0, (AFD_PANEL - count) * element);
     }
 }

@@ -31,7 +31,10 @@ static enum afd_status ref_open(struct afd_device *device, struct afd_error *err
     ref->v = floats(device, 1, s.kv_pitch);
     ref->y = floats(device, 1, longest);
     ref->row = floats(device, 1, max_u32(s.head_pitch, 1));
-    ref->scores = floats(device, 1, max_u32(s.experts, 1));
+    ref->scores = floats(device, 2, max_u32(s.experts, 1));
+    ref->latent[0] = floats(device, 1, max_u32(s.latent_pitch, 1));
+    ref->latent[1] = floats(device, 1, max_u32(s.latent_pitch, 1));
+    ref->gates = floats(device, 1, s.heads_pitch);
     ref->gate = floats(device, 1, s.ffn_pitch);
     ref->up = floats(device, 1, s.ffn_pitch);
     if (c->share.ffn) {
@@ -39,7 +42,8 @@ static enum afd_status ref_open(struct afd_device *device, struct afd_error *err
         ref->sums = floats(device, max_u32(s.max_outputs, 1), c->model->hidden);
     }
     if (!ref->norm || !ref->low || !ref->q || !ref->o || !ref->k || !ref->v || !ref->y || !ref->row ||
-        !ref->scores || !ref->gate || !ref->up || (c->share.ffn && (!ref->input || !ref->sums)))
+        !ref->scores || !ref->latent[0] || !ref->latent[1] || !ref->gates || !ref->gate || !ref->up ||
+        (c->share.ffn && (!ref->input || !ref->sums)))
         return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the reference device");
     device->state = ref;
     device->instructions = "ref";
@@ -57,8 +61,7 @@ static void embed(struct afd_device *device, struct afd_slot *slot)
     uint32_t hidden = device->config.model->hidden;
     for (uint32_t r = 0; r < slot->rows; r++) {
         float *x = slot->x + (size_t)r * afd_pitch(hidden);
-        for (uint32_t i = 0; i < hidden; i++)
-            x[i] = afd_weight_at(&device->weights.embed.view, slot->tokens[r], i);
+        afd_weight_read(&device->weights.embed.view, slot->tokens[r], 0, hidden, x);
         for (uint32_t g = 0; g < device->ropes.count; g++)
             afd_rope_fill(&device->ropes.rope[g], slot->positions[r],
                           slot->rope[g] + (size_t)r * device->ropes.rope[g].dim);
@@ -94,39 +97,25 @@ static enum afd_status attn(struct afd_device *device, const struct afd_op *op)
     struct afd_ref *ref = device->state;
     const struct afd_model *model = device->config.model;
     struct afd_slot *slot = &device->slots[op->slot];
-    const struct afd_attn_desc *a = &model->layers[op->layer].attn;
     const struct afd_layer_weights *w = &device->weights.layers[op->layer];
     uint32_t geometry = (uint32_t)(w->rope - device->ropes.rope);
     uint32_t index[AFD_MAX_SHARDS] = {0};
     for (uint32_t r = 0; r < slot->rows; r++) {
         float *x = slot->x + (size_t)r * afd_pitch(model->hidden);
-        const float *table = slot->rope[geometry] + (size_t)r * a->rope_dim;
+        const float *table = slot->rope[geometry] + (size_t)r * w->rope->dim;
         if (op->layer > 0) {
             enum afd_status status = combine(device, op->attn.partials, slot->active[r], index, x);
             if (status) return status;
         }
         afd_ref_rmsnorm(x, w->attn_norm, model->hidden, model->norm_eps, ref->norm);
-        const float *c = ref->norm;
-        if (a->q_rank) {
-            afd_ref_matvec(&w->use[AFD_W_Q_DOWN].view, ref->norm, ref->low);
-            afd_ref_rmsnorm(ref->low, w->q_norm, a->q_rank, model->norm_eps, ref->low);
-            c = ref->low;
-        }
-        afd_ref_matvec(&w->use[AFD_W_Q_UP].view, c, ref->q);
-        afd_ref_matvec(&w->use[AFD_W_K].view, ref->norm, ref->k);
-        afd_ref_matvec(&w->use[AFD_W_V].view, ref->norm, ref->v);
-        for (uint32_t h = 0; h < a->heads; h++) afd_ref_rope(ref->q + h * a->head_dim, table, a->rope_dim);
-        for (uint32_t h = 0; h < a->kv_heads; h++) afd_ref_rope(ref->k + h * a->head_dim, table, a->rope_dim);
-        const struct afd_segment *segment = segment_of(slot, r);
-        afd_ref_kv_put(device, op->layer, segment, slot->positions[r], ref->k, ref->v);
-        afd_ref_attend(device, op->layer, segment, slot->positions[r], ref->q, ref->o);
+        afd_ref_attn_row(device, op->layer, segment_of(slot, r), slot->positions[r], table);
         afd_ref_matvec(&w->use[AFD_W_O].view, ref->o, ref->y);
         for (uint32_t i = 0; i < model->hidden; i++) x[i] = x[i] + ref->y[i];
     }
     return AFD_OK;
 }
 
-/* softmax of the router's scores in float32, then the choice. m [hidden]: the normed row. */
+/* Softmax or sigmoid of the router's scores in float32, then the choice. m [hidden]: the normed row. */
 static void route_row(struct afd_device *device, uint32_t layer, const float *m, struct afd_routed *out)
 {
     struct afd_ref *ref = device->state;
@@ -134,11 +123,16 @@ static void route_row(struct afd_device *device, uint32_t layer, const float *m,
     out->count = 0;
     if (ffn->kind == AFD_FFN_DENSE) return;
     afd_ref_matvec(&device->weights.layers[layer].use[AFD_W_ROUTER].view, m, ref->scores);
-    float max = ref->scores[0];
-    for (uint32_t e = 1; e < ffn->experts; e++) max = ref->scores[e] > max ? ref->scores[e] : max;
-    float sum = afd_ref_softmax_terms(ref->scores, ffn->experts, max, 1.0f, ref->scores);
-    for (uint32_t e = 0; e < ffn->experts; e++) ref->scores[e] = ref->scores[e] / sum;
-    afd_route_choose(ref->scores, ffn, out);
+    if (ffn->router == AFD_ROUTER_SIGMOID) {
+        afd_route_sigmoid(ref->scores, ffn->experts);
+    } else {
+        float max = ref->scores[0];
+        for (uint32_t e = 1; e < ffn->experts; e++) max = ref->scores[e] > max ? ref->scores[e] : max;
+        float sum = afd_ref_softmax_terms(ref->scores, ffn->experts, max, 1.0f, ref->scores);
+        for (uint32_t e = 0; e < ffn->experts; e++) ref->scores[e] = ref->scores[e] / sum;
+    }
+    afd_route_choose(ref->scores, device->weights.layers[layer].router_bias, ffn, ref->scores + ffn->experts,
+                     out);
 }
 
 /* x of a record. fp8: a scale for each 128 channels, max(|x|, 1e-4) / 448. */

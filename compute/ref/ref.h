@@ -27,22 +27,28 @@ float afd_ref_softmax_terms(const float *x, uint32_t n, float max, float tempera
 struct afd_ref {
     float *norm;      /* [hidden] */
     float *low, *q;   /* [q_rank], [heads * head_dim] */
-    float *k, *v;     /* [kv_heads * head_dim] */
-    float *o;         /* [heads * head_dim] */
+    float *k, *v;     /* K and V of a row, all heads */
+    float *o;         /* [heads * value_dim] */
+    float *latent[2]; /* latent attention: [heads * (kv_rank + rope.dim)], queries and sums */
+    float *gates;     /* [heads] */
     float *y;         /* [hidden] */
-    float *row;       /* [head_dim]: K of a token */
-    float *scores;    /* [max(experts, AFD_ATTN_BLOCK)] */
+    float *row;       /* K of a token, one head */
+    float *scores;    /* [2 * experts] */
     float *gate, *up; /* [intermediate] */
     float *input;     /* [max_batch_rows][hidden]: rows of an FFN batch */
     float *sums;      /* [max_outputs][hidden] */
 };
 
-/* One row of one layer's attention, K and V of the row appended first. q [heads * head_dim] rotated;
- * o [heads * head_dim]. (ref_attn.c) */
+/* One row of one layer's attention, K and V of the row appended first. q: heads of afd_attn_key_dim, rotated;
+ * o: heads of afd_attn_sum_dim. (ref_attn.c) */
 void afd_ref_attend(const struct afd_device *device, uint32_t layer, const struct afd_segment *segment,
                     uint32_t position, const float *q, float *o);
 void afd_ref_kv_put(const struct afd_device *device, uint32_t layer, const struct afd_segment *segment,
                     uint32_t position, const float *k, const float *v);
+
+/* The attention of one row, from the normed row in ref->norm to the heads' outputs in ref->o. */
+void afd_ref_attn_row(const struct afd_device *device, uint32_t layer, const struct afd_segment *segment,
+                      uint32_t position, const float *rope_table);
 
 enum afd_status afd_ref_ffn(struct afd_device *device, const struct afd_op *op); /* ref_ffn.c */
 

@@ -11,13 +11,22 @@ static void read_row(const struct afd_wire_layout *wire, const void *record, flo
     }
 }
 
-/* y [hidden] = down(SiLU(gate x) * up x), over the part of the intermediate channels held here. */
+/* y [hidden] = down(SiLU(gate x) * up x), over the part of the intermediate channels held here; limit > 0:
+ * clamped.
+ */
 static void swiglu(struct afd_ref *ref, const struct afd_matrix *gate, const struct afd_matrix *up,
-                   const struct afd_matrix *down, const float *x)
+                   const struct afd_matrix *down, float limit, const float *x)
 {
     afd_ref_matvec(&gate->view, x, ref->gate);
     afd_ref_matvec(&up->view, x, ref->up);
-    for (uint32_t i = 0; i < gate->view.rows; i++) ref->gate[i] = afd_silu(ref->gate[i]) * ref->up[i];
+    for (uint32_t i = 0; i < gate->view.rows; i++) {
+        float g = afd_silu(ref->gate[i]), u = ref->up[i];
+        if (limit > 0.0f) {
+            g = g > limit ? limit : g;
+            u = u > limit ? limit : u < -limit ? -limit : u;
+        }
+        ref->gate[i] = g * u;
+    }
     afd_ref_matvec(&down->view, ref->gate, ref->y);
 }
 
@@ -39,7 +48,7 @@ static void run_item(struct afd_device *device, uint32_t layer, uint32_t unit,
     else
         gate = &w->use[AFD_W_GATE], up = &w->use[AFD_W_UP], down = &w->use[AFD_W_DOWN];
     if (!gate->view.rows) return; /* a tp member without a share of it */
-    swiglu(ref, gate, up, down, x);
+    swiglu(ref, gate, up, down, routed || ffn->kind == AFD_FFN_DENSE ? ffn->clamp : ffn->shared_clamp, x);
     for (uint32_t i = 0; i < hidden; i++) sum[i] = sum[i] + (routed ? item->weight * ref->y[i] : ref->y[i]);
 }
 

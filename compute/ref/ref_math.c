@@ -37,12 +37,14 @@ float afd_ref_sum(const float *x, uint32_t n)
 
 void afd_ref_matvec(const struct afd_weight_view *w, const float *x, float *y)
 {
+    float weights[AFD_DOT_BLOCK];
     for (uint32_t r = 0; r < w->rows; r++) {
         y[r] = 0.0f;
         for (uint32_t begin = 0; begin < w->columns; begin += AFD_DOT_BLOCK) {
+            uint32_t n = w->columns - begin < AFD_DOT_BLOCK ? w->columns - begin : AFD_DOT_BLOCK;
             float block = 0.0f;
-            for (uint32_t k = begin; k < w->columns && k < begin + AFD_DOT_BLOCK; k++)
-                block = fmaf(x[k], afd_weight_at(w, r, k), block);
+            afd_weight_read(w, r, begin, n, weights);
+            for (uint32_t k = 0; k < n; k++) block = fmaf(x[begin + k], weights[k], block);
             if (w->block) block = w->scale[r / w->block * w->scale_pitch + begin / AFD_DOT_BLOCK] * block;
             y[r] = y[r] + block;
         }

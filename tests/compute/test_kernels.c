@@ -179,11 +179,12 @@ static void attend(const struct afd_kernels *k, enum afd_dtype dtype, uint32_t h
 {
     enum { TOKENS = 150 };
     static struct afd_scratch scratch;
-    struct afd_attend a = {.rows = rows, .head_dim = head_dim, .dtype = dtype, .scale = 0.125f};
-    a.head_pitch = (head_dim + AFD_CHANNELS - 1) / AFD_CHANNELS * AFD_CHANNELS;
+    struct afd_attend a = {
+        .rows = rows, .head_dim = head_dim, .value_dim = head_dim, .dtype = dtype, .scale = 0.125f};
+    uint32_t pitch = (head_dim + AFD_CHANNELS - 1) / AFD_CHANNELS * AFD_CHANNELS;
     for (uint32_t r = 0; r < rows; r++) {
         a.q[r] = q[r], a.o[r] = o[r], a.tokens[r] = TOKENS - rows / 2 + r / 2;
-        memset(o[r], 0xff, a.head_pitch * sizeof(float));
+        memset(o[r], 0xff, pitch * sizeof(float));
     }
     for (uint32_t first = 0; first < a.tokens[rows - 1]; first += AFD_ATTN_BLOCK) {
         const void *at[2][AFD_ATTN_BLOCK];

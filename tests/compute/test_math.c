@@ -88,7 +88,8 @@ static void table_is_exact_to_float(void **state)
     (void)state;
     enum { CONTEXT = 70000, DIM = 64 };
     struct afd_layer layer = {
-        .attn = {.heads = 1, .kv_heads = 1, .head_dim = DIM, .rope_dim = DIM, .rope_theta = 5e5f}};
+        .attn = {
+            .heads = 1, .kv_heads = 1, .head_dim = DIM, .rope = {.dim = DIM, .theta = 5e5f, .magnitude = 1}}};
     struct afd_model model = {.layer_count = 1, .layers = &layer};
     struct afd_ropes ropes = {0};
     struct afd_error error;

@@ -78,7 +78,8 @@ static void test_ranks(void)
     kill_rank(&two, "ffn", 0, "an FFN rank is killed, two copies");
     kill_rank(&two, "ffn", 1, "the other FFN rank is killed, two copies");
     cluster_down(&two);
-    struct cluster one = {.expected_warnings = {"killed by signal 9", "is lost"}};
+    struct cluster one = {
+        .expected_warnings = {"killed by signal 9", "is lost", "has no whole instance", "is rolled back"}};
     spec = spec_of(1);
     cluster_up(&one, &spec);
     kill_rank(&one, "attn", 1, "an attention rank is killed, one copy");

@@ -180,8 +180,7 @@ static int is_away(struct harness *h, void *user)
 void h_rank_kill(struct harness *h, uint32_t rank)
 {
     struct h_rank *r = &h->ranks[rank];
-    send_assign(h, r->channel,
-                h->assign_shards == 1 ? 2 : h->assign_shards - 1); /* not what it loaded: it ends */
+    send_assign(h, r->channel, h->ep + 1); /* a shard that the model does not have: it ends */
     h_wait(h, is_away, r);
     pthread_join(r->thread, NULL);
     r->is_running = 0;

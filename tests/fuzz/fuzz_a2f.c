@@ -89,9 +89,8 @@ static void open_node(void)
     node->topology = &topology;
     node->model = model;
     if (init(node, &error) || open_events(node, &error)) abort();
-    node->held = (1 << SHARDS) - 1;
-    node->held_count = SHARDS;
-    for (uint8_t s = 0; s < SHARDS; s++) node->held_at[s] = node->held_shard[s] = s;
+    node->wanted = (1 << SHARDS) - 1;
+    node->room = SHARDS;
     if (ffn_load(node, &error)) abort();
 }
 

@@ -161,8 +161,8 @@ static void test_bad_fields_are_named(void **state)
     expect_refusal("\"eos_token_id\": 2", "\"text_config\": 3", "text_config");
     expect_refusal("\"eos_token_id\": 2", "\"hidden_size\": 96", "duplicate");
     expect_refusal("}", "", "not JSON");
-    expect_refusal("Step3TextForCausalLM", "LlamaForCausalLM",
-                   "Step3TextForCausalLM, Step3VLForConditionalGeneration");
+    expect_refusal("Step3TextForCausalLM", "GPT2LMHeadModel",
+                   "Step3TextForCausalLM, Step3VLForConditionalGeneration, Step3p5ForCausalLM");
     expect_refusal("[\"Step3TextForCausalLM\"]", "[]", "architectures");
 }
 

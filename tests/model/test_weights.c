@@ -28,7 +28,7 @@ static enum afd_status cover(const struct afd_weight *w, void *user)
     afd_weight_shape(c->model, w->use, w->layer, &rows, &columns);
     assert_true(w->out_begin < w->out_end && w->out_end <= rows);
     assert_true(w->in_begin < w->in_end && w->in_end <= columns);
-    unsigned char **elements = &c->elements[w->use][w->layer][w->expert];
+    unsigned char **elements = &c->elements[w->use][w->layer][w->index];
     if (!*elements) *elements = calloc(rows, columns);
     for (uint32_t r = w->out_begin; r < w->out_end; r++)
         for (uint32_t k = w->in_begin; k < w->in_end; k++) (*elements)[(size_t)r * columns + k]++;
@@ -265,7 +265,7 @@ static void test_mismatch_is_refused_by_name(void **state)
     assert_int_equal(afd_model_load(dir, &model, &error), AFD_OK);
     assert_int_equal(afd_checkpoint_open(dir, &checkpoint, &error), AFD_OK);
     model->layers[1].ffn.intermediate = 32;
-    struct afd_weight weight = {.use = AFD_W_EXPERT_UP, .layer = 1, .expert = 2, .out_end = 32, .in_end = 64};
+    struct afd_weight weight = {.use = AFD_W_EXPERT_UP, .layer = 1, .index = 2, .out_end = 32, .in_end = 64};
     assert_int_equal(afd_weight_view(model, checkpoint, &weight, &view, &error), AFD_ERR_CONFIG);
     assert_non_null(strstr(error.text, "model.layers.1.moe.up_proj.weight"));
     assert_non_null(strstr(error.text, "[8, 48, 64]"));

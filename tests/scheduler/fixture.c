@@ -157,6 +157,10 @@ static void on_message(const Afd__Envelope *m, void *user)
         Afd__Envelope e = AFD__ENVELOPE__INIT;
         r->assigned = 1;
         r->shards = (uint32_t)m->assign->n_shards;
+        ready.epoch = m->assign->epoch;
+        ready.shards = m->assign->shards;
+        ready.n_shards = m->assign->n_shards;
+        ready.settled = 1;
         e.body_case = AFD__ENVELOPE__BODY_READY;
         e.ready = &ready;
         afd_member_send(r->member, &e);

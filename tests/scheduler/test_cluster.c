@@ -38,7 +38,11 @@ static void fixture_init(struct fixture *f, uint32_t copies)
 static void drain(struct fixture *f)
 {
     f->count = 0;
-    while (afd_cluster_next(f->cluster, &f->actions[f->count])) f->count++;
+    while (afd_cluster_next(f->cluster, &f->actions[f->count])) {
+        if (f->actions[f->count].kind == AFD_CLUSTER_RUN) continue;
+        if (f->actions[f->count].kind == AFD_CLUSTER_JOURNAL) afd_cluster_journaled(f->cluster, 1);
+        if (f->actions[f->count].kind != AFD_CLUSTER_JOURNAL) f->count++;
+    }
 }
 
 static const struct afd_cluster_action *find(const struct fixture *f, enum afd_cluster_action_kind kind)
@@ -63,6 +67,7 @@ static struct afd_cluster_registration registration(struct fixture *f, enum afd_
         .model_hash_bytes = AFD_HASH_BYTES,
         .topology_hash = f->topology.hash,
         .topology_hash_bytes = AFD_HASH_BYTES,
+        .loaded = incarnation == 103 ? 1 : 0, /* who comes back has it */
     };
 }
 
@@ -74,6 +79,15 @@ static void join(struct fixture *f, enum afd_role role, uint32_t rank, uint64_t 
     drain(f);
 }
 
+static uint64_t assigned(struct fixture *f, uint64_t k)
+{
+    uint32_t shards[AFD_MAX_SHARDS], count;
+    uint64_t set = 0;
+    count = k <= 2 ? 0 : afd_cluster_shards(f->cluster, AFD_ROLE_FFN, (uint32_t)k - 3, shards);
+    while (count--) set |= (uint64_t)1 << shards[count];
+    return set;
+}
+
 /* Connections 1..6: attn 0, 1, ffn 0..3; incarnation 100 + connection. */
 static void join_all(struct fixture *f)
 {
@@ -82,7 +96,7 @@ static void join_all(struct fixture *f)
     assert_int_equal(afd_cluster_epoch(f->cluster), 1);
     for (uint64_t k = 1; k <= 6; k++) {
         assert_false(afd_cluster_serves(f->cluster));
-        afd_cluster_ready(f->cluster, k, 0);
+        afd_cluster_ready(f->cluster, k, 1, assigned(f, k), 0, 0);
         drain(f);
         assert_non_null(find(f, AFD_CLUSTER_UP));
     }
@@ -222,7 +236,7 @@ static void test_lease(void **state)
     afd_cluster_tick(f.cluster, AFD_SECONDS(60)); /* it may be loading: its connection is the sign of life */
     drain(&f);
     assert_int_equal(f.count, 0);
-    afd_cluster_ready(f.cluster, 1, AFD_SECONDS(60));
+    afd_cluster_ready(f.cluster, 1, 1, 0, 0, AFD_SECONDS(60));
     drain(&f);
     afd_cluster_heartbeat(f.cluster, 1, AFD_SECONDS(61));
     afd_cluster_tick(f.cluster, AFD_SECONDS(62));

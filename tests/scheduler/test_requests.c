@@ -49,7 +49,6 @@ static struct afd_requests_action next_is(struct afd_requests *r, enum afd_reque
 
 static void rank_up(struct afd_requests *r, uint32_t rank)
 {
-    afd_requests_held_all(r, rank);
     afd_requests_rank_up(r, rank);
 }
 
@@ -332,7 +331,6 @@ static void test_restored(void **state)
     afd_requests_held(r, 0, serial + 2, 1, 9);  /* an older assignment */
     afd_requests_held(r, 0, serial + 3, 2, 4);  /* its log-probabilities are gone */
     afd_requests_held(r, 0, serial + 77, 1, 1); /* unknown */
-    afd_requests_held_all(r, 0);
     afd_requests_rank_up(r, 0);
     for (uint32_t i = 0; i < 4; i++)
         assert_true(next_is(r, AFD_REQUESTS_CANCEL).id == serial + (i < 3 ? 1 + i : 77));
@@ -350,7 +348,7 @@ static void test_restored(void **state)
     assert_null(afd_requests_tokens(r, 0, &gone).request);
     a = next_is(r, AFD_REQUESTS_SUBMIT);
     assert_true(a.id == serial && a.assignment == 4);
-    afd_requests_held_all(r, 1); /* all have reported */
+    afd_requests_held_all(r); /* all have reported */
     assert_true(next_is(r, AFD_REQUESTS_SUBMIT).id == serial + 2);
     a = next_is(r, AFD_REQUESTS_SUBMIT);
     assert_true(a.id == serial + 3 && a.assignment == 3);

@@ -187,6 +187,7 @@ static const struct planted {
     {AFD_SIM_BUG_LOST_WAKE_UP, {"a wake-up was lost", NULL}},
     {AFD_SIM_BUG_EARLY_DELIVERY, {"is delivered, and the journal has", NULL}},
     {AFD_SIM_BUG_STALE_PARTIAL, {"undisturbed it is", "behind a stop token"}},
+    {AFD_SIM_BUG_DROPPED_SHARD, {"which it has dropped", NULL}},
     {AFD_SIM_BUG_WRONG_POSITION, {"where", "the stream ends with"}},
 };
 

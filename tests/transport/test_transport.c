@@ -253,6 +253,39 @@ static void test_closing_peer(void **state)
     net_close(&t.net);
 }
 
+/* Guards: what is left of a pair that one side gave up while it was being made ends the next one, later. UCX
+ * pairs the n-th endpoint here with the n-th there, and looks every 5 s whether an endpoint's other end is
+ * still there. */
+static void test_given_up(void **state)
+{
+    enum { GIVEN_UP = 3, LOOK_MS = 6500 };
+    struct two t;
+    (void)state;
+    two_open(&t, kind, 1 << 16);
+    node_regions(t.f, 0, 1, 4096);
+    for (uint32_t g = 1; g <= GIVEN_UP; g++) {
+        struct afd_transport_event events[4];
+        struct afd_pair *pair = node_connect(t.a, t.f, g);
+        wait_for(&t.net, node_count_of(t.f, AFD_EVENT_REQUEST) == (int)g);
+        /* the acceptor's hello goes on, its data path is not looked at */
+        for (int i = 0; i < 100; i++) {
+            afd_transport_poll(t.a->transport, events, 4);
+            event_base_loop(t.net.base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
+        }
+        afd_pair_close(t.f->requested);
+        wait_for(&t.net, node_count_of(t.a, AFD_EVENT_LOST) == (int)g);
+        for (afd_ns until = afd_now() + AFD_MS(300); afd_now() < until;) pump_awake(&t.net);
+        afd_pair_close(pair);
+    }
+    struct afd_pair *pair = node_connect(t.a, t.f, GIVEN_UP + 1);
+    wait_for(&t.net, node_count_of(t.a, AFD_EVENT_OPEN) == 1 && node_count_of(t.f, AFD_EVENT_OPEN) == 1);
+    for (afd_ns until = afd_now() + AFD_MS(LOOK_MS); afd_now() < until;) pump_awake(&t.net);
+    assert_int_equal(node_count_of(t.f, AFD_EVENT_LOST), 0);
+    assert_int_equal(afd_pair_put(pair, 0, t.a->slab, 8, 2), AFD_OK);
+    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_NOTICE) == 1);
+    net_close(&t.net);
+}
+
 /* Guards: a peer that ignores our region table writes past a region, or takes other pairs down with it. The
  * sender's view of the table is falsified from inside, so that its own check lets the message pass. */
 static void test_hostile_headers(void **state)
@@ -454,13 +487,13 @@ int main(int argc, char **argv)
     if (argc > 2) cmocka_set_test_filter(argv[2]);
     for (int i = 0; i < test_kind_count; i++) {
         const struct CMUnitTest tests[] = {
-            cmocka_unit_test(test_sizes),         cmocka_unit_test(test_unaligned),
-            cmocka_unit_test(test_sender_bounds), cmocka_unit_test(test_unregistered_region),
-            cmocka_unit_test(test_many_pairs),    cmocka_unit_test(test_back_pressure),
-            cmocka_unit_test(test_closing_peer),  cmocka_unit_test(test_hostile_headers),
-            cmocka_unit_test(test_flood),         cmocka_unit_test(test_fence),
-            cmocka_unit_test(test_contents_stay), cmocka_unit_test(test_late_and_twice),
-            cmocka_unit_test(test_wakeups),
+            cmocka_unit_test(test_sizes),           cmocka_unit_test(test_unaligned),
+            cmocka_unit_test(test_sender_bounds),   cmocka_unit_test(test_unregistered_region),
+            cmocka_unit_test(test_many_pairs),      cmocka_unit_test(test_back_pressure),
+            cmocka_unit_test(test_closing_peer),    cmocka_unit_test(test_given_up),
+            cmocka_unit_test(test_hostile_headers), cmocka_unit_test(test_flood),
+            cmocka_unit_test(test_fence),           cmocka_unit_test(test_contents_stay),
+            cmocka_unit_test(test_late_and_twice),  cmocka_unit_test(test_wakeups),
         };
         kind = &test_kinds[i];
         if (!test_kind_is_wanted(kind, argc > 1 ? argv[1] : NULL)) continue;

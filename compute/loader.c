@@ -1,0 +1,97 @@
+#include "compute/loader.h"
+
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "compute/queue.h"
+
+enum { NICE = 10 }; /* of the thread: the device's own threads come first */
+
+struct afd_loader {
+    struct afd_device *device;
+    struct afd_device_config config; /* without the progress of create: that is the owner's thread's */
+    pthread_t thread;
+    uint64_t shards; /* 0: none are being loaded */
+    enum afd_status status;
+    struct afd_error error;
+    _Atomic int is_over;
+};
+
+static void remove_shards(struct afd_device *device, uint64_t shards)
+{
+    for (uint64_t left = shards; left; left &= left - 1)
+        afd_weight_table_remove(&device->weights, (uint32_t)__builtin_ctzll(left));
+}
+
+static void *load_main(void *user)
+{
+    struct afd_loader *l = user;
+    setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
+    for (uint64_t left = l->shards; left && !l->status; left &= left - 1)
+        l->status =
+            afd_weight_table_add(&l->config, &l->device->weights, (uint32_t)__builtin_ctzll(left), &l->error);
+    if (l->status) remove_shards(l->device, l->shards);
+    atomic_store(&l->is_over, 1);
+    afd_queue_wake(l->device->queue);
+    return NULL;
+}
+
+int afd_loader_is_over(const struct afd_loader *l)
+{
+    return l && atomic_load(&l->is_over);
+}
+
+void afd_loader_destroy(struct afd_loader *l)
+{
+    if (!l) return;
+    if (l->shards) pthread_join(l->thread, NULL);
+    free(l);
+}
+
+enum afd_status afd_device_load(struct afd_device *device, uint64_t shards, struct afd_error *error_out)
+{
+    const struct afd_device_config *c = &device->config;
+    uint64_t held = atomic_load(&device->held);
+    if (!device->loader) device->loader = calloc(1, sizeof *device->loader);
+    struct afd_loader *l = device->loader;
+    if (!l) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
+    if (l->shards) return afd_fail(error_out, AFD_AGAIN, "shards are being loaded");
+    uint32_t most = c->max_shards ? c->max_shards : (uint32_t)__builtin_popcountll(c->share.shards);
+    if (!c->share.ffn || !shards || shards & held || (c->share.ep < 64 && shards >> c->share.ep) ||
+        (uint32_t)__builtin_popcountll(held | shards) > most)
+        return afd_fail(error_out, AFD_ERR_LIMIT, "%d shards more beside %d; expected at most %u together",
+                        __builtin_popcountll(shards), __builtin_popcountll(held), most);
+    l->device = device;
+    l->config = *c;
+    l->config.progress = NULL;
+    l->shards = shards;
+    l->status = AFD_OK;
+    atomic_store(&l->is_over, 0);
+    if (!pthread_create(&l->thread, NULL, load_main, l)) return AFD_OK;
+    l->shards = 0;
+    return afd_fail(error_out, AFD_ERR_MEMORY, "cannot start a thread to load with");
+}
+
+int afd_device_loaded(struct afd_device *device, uint64_t *shards_out, enum afd_status *status_out,
+                      struct afd_error *error_out)
+{
+    struct afd_loader *l = device->loader;
+    if (!afd_loader_is_over(l)) return 0;
+    pthread_join(l->thread, NULL);
+    *shards_out = l->shards;
+    *status_out = l->status;
+    if (l->status)
+        *error_out = l->error;
+    else
+        atomic_fetch_or(&device->held, l->shards);
+    l->shards = 0;
+    atomic_store(&l->is_over, 0);
+    return 1;
+}
+
+void afd_device_drop(struct afd_device *device, uint64_t shards)
+{
+    atomic_fetch_and(&device->held, ~shards);
+    remove_shards(device, shards);
+}

@@ -1,0 +1,139 @@
+/* Whole models of every family against what published implementations made of the same checkpoints
+ * (tests/reference). Guards: a wrong equation or tensor of a family: the head norms, the rotation's pairs and
+ * its scaling, the latent attention's order of rows in kv_b and its m^2, the router's bias in the weights,
+ * ... Then the cpu back end against ref, bit for bit. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "model/json.h"
+#include "tests/compute/machine.h"
+
+enum { MAX_TOKENS = 200 };
+
+/* Published implementations run in float32 too: both sides round. */
+static const double tolerance = 1e-4;
+
+struct expected {
+    json_t *root;
+    uint32_t tokens[MAX_TOKENS], count, ids;
+};
+
+static struct expected load(const char *dir)
+{
+    struct expected e = {0};
+    struct afd_error error;
+    char path[600];
+    snprintf(path, sizeof path, "%.512s/expected.json", dir);
+    if (afd_json_load(path, 1 << 22, &e.root, &error)) fail_msg("%s", error.text);
+    const json_t *tokens = json_object_get(e.root, "tokens");
+    e.count = (uint32_t)json_array_size(tokens);
+    e.ids = (uint32_t)json_array_size(json_object_get(e.root, "ids"));
+    assert_true(e.count > 0 && e.count <= MAX_TOKENS && e.ids > 0);
+    for (uint32_t i = 0; i < e.count; i++)
+        e.tokens[i] = (uint32_t)json_integer_value(json_array_get(tokens, i));
+    return e;
+}
+
+/* All tokens in one step, or in steps of `chunk`. Returns logits [count][vocab]. */
+static float *run(struct machine *m, const struct expected *e, uint32_t chunk)
+{
+    uint32_t blocks[MAX_TOKENS], vocab = m->model->vocab;
+    float *logits = malloc((size_t)e->count * vocab * sizeof *logits);
+    for (uint32_t i = 0; i < MAX_TOKENS; i++) blocks[i] = (i * 5 + 3) % m->config.kv_blocks;
+    for (uint32_t at = 0; at < e->count; at += chunk) {
+        uint32_t n = e->count - at < chunk ? e->count - at : chunk;
+        struct afd_segment segment = {0, n, at, blocks, (at + n - 1) / m->config.kv_block_tokens + 1};
+        machine_step(m, 0, &(struct afd_step){n, 1, e->tokens + at, &segment}, logits + (size_t)at * vocab);
+    }
+    return logits;
+}
+
+static double worst_difference(const struct expected *e, const float *logits, uint32_t vocab)
+{
+    const json_t *ids = json_object_get(e->root, "ids"), *rows = json_object_get(e->root, "logprobs");
+    double worst = 0;
+    for (uint32_t t = 0; t < e->count; t++) {
+        const float *row = logits + (size_t)t * vocab;
+        double sum = 0;
+        for (uint32_t v = 0; v < vocab; v++) sum += exp((double)row[v]);
+        for (uint32_t i = 0; i < e->ids; i++) {
+            double got = (double)row[json_integer_value(json_array_get(ids, i))] - log(sum);
+            double difference = fabs(got - json_number_value(json_array_get(json_array_get(rows, t), i)));
+            if (!(difference <= worst)) worst = difference; /* NaN too */
+        }
+    }
+    return worst;
+}
+
+static void check(const char *name, struct machine_config config, uint32_t chunk)
+{
+    char dir[512];
+    snprintf(dir, sizeof dir, "tests/reference/fixtures/%s", name);
+    struct expected e = load(dir);
+    float *logits[2];
+    uint32_t vocab = 0;
+    for (int cpu = 0; cpu < 2; cpu++) {
+        config.type = cpu ? AFD_DEVICE_CPU : AFD_DEVICE_REF;
+        config.threads = cpu ? 2 : 1;
+        struct machine m = machine_open(dir, config);
+        vocab = m.model->vocab;
+        logits[cpu] = run(&m, &e, cpu ? chunk : e.count);
+        machine_close(&m);
+    }
+    double worst = worst_difference(&e, logits[0], vocab);
+    print_message("%s: largest difference %.2g\n", name, worst);
+    if (!(worst <= tolerance)) fail_msg("%s: a log-probability is off by %g", name, worst);
+    for (size_t i = 0; i < (size_t)e.count * vocab; i++)
+        if (logits[0][i] != logits[1][i])
+            fail_msg("%s: cpu, position %zu, token %zu: %.9g, ref has %.9g", name, i / vocab, i % vocab,
+                     (double)logits[1][i], (double)logits[0][i]);
+    free(logits[0]);
+    free(logits[1]);
+    json_decref(e.root);
+}
+
+static const char *const names[] = {"llama",         "llama_tied",  "qwen3",      "qwen3_moe",
+                                    "qwen3_moe_all", "deepseek_v3", "deepseek_v2"};
+enum { NAMES = sizeof names / sizeof *names };
+
+static void published_results(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < NAMES; i++) check(names[i], machine_plain(AFD_DEVICE_REF), MAX_TOKENS);
+}
+
+/* Guards: a chunk of a prompt, or one token at a time, sees something else than the whole prompt. */
+static void in_chunks(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < NAMES; i++) {
+        check(names[i], machine_plain(AFD_DEVICE_REF), 7);
+        check(names[i], machine_plain(AFD_DEVICE_REF), 1);
+    }
+}
+
+/* Guards: a shared expert or a dense layer computed twice, an expert of the wrong shard, a cut that loses
+ * channels. */
+static void over_shards_and_members(void **state)
+{
+    (void)state;
+    struct machine_config config = machine_plain(AFD_DEVICE_REF);
+    config.ep = 3, config.instances = 2, config.routed = 1;
+    for (size_t i = 0; i < NAMES; i++) check(names[i], config, MAX_TOKENS);
+    config.tp = 2, config.routed = 0;
+    for (size_t i = 0; i < NAMES; i++) check(names[i], config, MAX_TOKENS);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(published_results), cmocka_unit_test(in_chunks),
+                                       cmocka_unit_test(over_shards_and_members)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
