@@ -42,6 +42,7 @@ int main(int argc, char **argv)
                  model->layer_count, options.scheduler);
 
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, SIG_IGN); /* what comes again once it leaves: libevent puts this back */
     config.base = event_base_new();
     config.topology = topology;
     config.model = model;
@@ -52,7 +53,9 @@ int main(int argc, char **argv)
         status = afd_fail(&error, AFD_ERR_MEMORY, "no event base");
         goto out;
     }
-    if ((status = afd_attn_node_create(&config, &node, &error))) goto out;
+    if ((status = afd_health_open(config.base, options.health, &config.health, &error)) ||
+        (status = afd_attn_node_create(&config, &node, &error)))
+        goto out;
     exit_status = afd_attn_node_run(node);
 out:
     if (!node) {
@@ -62,6 +65,7 @@ out:
     if (terminate) event_free(terminate);
     if (interrupt) event_free(interrupt);
     afd_attn_node_destroy(node);
+    afd_health_close(config.health);
     if (config.base) {
         event_base_dispatch(config.base); /* what closed connections still write: a second at most */
         event_base_free(config.base);

@@ -52,8 +52,7 @@ struct afd_attn_node {
     uint64_t ready_epoch;   /* that Ready was sent for on this connection */
     uint64_t settled_epoch; /* the same, when all that goes on goes by it */
     int batch_changed;      /* a free slot may find rows now */
-    int drains, leaves;     /* takes nothing new; and ends when nothing is left */
-    int told_drained;
+    int drains;             /* takes nothing new, and ends when nothing is left */
     int is_over, exit_status;
 
     struct afd_stages stages;
@@ -321,6 +320,7 @@ static void send_ready(struct afd_attn_node *n)
     e.body_case = AFD__ENVELOPE__BODY_READY;
     e.ready = &ready;
     if (afd_member_send(n->member, &e) != AFD_OK) return;
+    afd_health_ready(n->config.health);
     if (!n->ready_epoch) afd_log_info("ready, epoch %llu", (unsigned long long)n->epoch);
     n->ready_epoch = n->epoch;
     if (settled) n->settled_epoch = n->epoch;
@@ -386,7 +386,7 @@ static void on_message(const Afd__Envelope *message, void *user)
         n->batch_changed = 1; /* steps may have stopped for want of room */
         break;
     case AFD__ENVELOPE__BODY_DRAIN:
-        n->drains = 1;
+        afd_attn_node_drain(n);
         break;
     default:
         afd_log_warn("the scheduler sent a message of kind %d, which is not for us", message->body_case);
@@ -461,34 +461,22 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
 
 /* ---- the end */
 
-static void send_empty(struct afd_attn_node *n, int leave)
+static void leave(struct afd_attn_node *n)
 {
     Afd__Leave left = AFD__LEAVE__INIT;
-    Afd__Drained drained = AFD__DRAINED__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
-    if (leave) {
-        left.why = "drained";
-        e.body_case = AFD__ENVELOPE__BODY_LEAVE;
-        e.leave = &left;
-    } else {
-        e.body_case = AFD__ENVELOPE__BODY_DRAINED;
-        e.drained = &drained;
-    }
+    left.why = "drained";
+    e.body_case = AFD__ENVELOPE__BODY_LEAVE;
+    e.leave = &left;
     afd_member_send(n->member, &e);
+    end(n, 0);
 }
 
 static void check_drained(struct afd_attn_node *n)
 {
     struct afd_batch_counts counts = afd_batch_counts(n->batch);
     int is_alone = !afd_member_is_connected(n->member); /* nothing can be delivered */
-    if (!n->drains || (counts.running + counts.waiting && !(n->leaves && is_alone))) return;
-    if (n->leaves) {
-        send_empty(n, 1);
-        end(n, 0);
-    } else if (!n->told_drained) {
-        n->told_drained = 1;
-        send_empty(n, 0);
-    }
+    if (n->drains && (!(counts.running + counts.waiting) || is_alone)) leave(n);
 }
 
 static void on_drain_timer(evutil_socket_t fd, short what, void *user)
@@ -498,16 +486,15 @@ static void on_drain_timer(evutil_socket_t fd, short what, void *user)
     (void)fd, (void)what;
     afd_log_warn("%u sequences were not finished in %u s; they go to another rank",
                  counts.running + counts.waiting, n->config.topology->scheduler.drain_s);
-    send_empty(n, 1);
-    end(n, 0);
+    leave(n);
 }
 
 void afd_attn_node_drain(struct afd_attn_node *n)
 {
     struct timeval t = {.tv_sec = n->config.topology->scheduler.drain_s};
-    if (n->leaves) return;
+    if (n->drains) return;
     afd_log_info("draining");
-    n->drains = n->leaves = 1;
+    n->drains = 1;
     evtimer_add(n->drain_timer, &t);
 }
 

@@ -10,6 +10,7 @@
 
 #include <event2/event.h>
 
+#include "deploy/health.h"
 #include "deploy/topology.h"
 #include "model/tensors.h"
 #include "proto/channel.h"
@@ -24,7 +25,8 @@ struct afd_attn_node_config {
     uint8_t model_hash[AFD_HASH_BYTES];
     uint8_t secret[AFD_SECRET_BYTES];
     uint32_t rank;
-    const char *scheduler; /* host:port; copied */
+    struct afd_health *health; /* told when the rank serves; NULL: none */
+    const char *scheduler;     /* host:port; copied */
 };
 
 enum afd_status afd_attn_node_create(const struct afd_attn_node_config *config, struct afd_attn_node **out,

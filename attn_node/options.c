@@ -14,6 +14,7 @@ static const struct argp_option options[] = {
     {"secret-file", 's', "FILE", 0, "the cluster's secret, mode 0600", 0},
     {"rank", 'r', "N", 0, "which attention rank this is", 0},
     {"scheduler", 'S', "HOST:PORT", 0, "the scheduler's control address", 0},
+    {"health", 'H', "FILE", 0, "rewritten while this rank lives, for `afd probe`", 0},
     {"log-level", 'l', "LEVEL", 0, "error, warn, info or debug; default info", 0},
     {0},
 };
@@ -32,6 +33,9 @@ static error_t parse(int key, char *text, struct argp_state *state)
         return 0;
     case 'S':
         o->scheduler = text;
+        return 0;
+    case 'H':
+        o->health = text;
         return 0;
     case 'r': {
         unsigned long n = strtoul(text, &end, 10);

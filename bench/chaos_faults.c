@@ -34,11 +34,20 @@ static void act_signal(struct deed *d)
     send_signal(d, pid, d->fault->signal);
 }
 
+/* An operator sees that a rank is away. */
+static void expect_lost(struct deed *d)
+{
+    char state[32];
+    site_rank_state(d->site, d->fault->role, d->victim, state);
+    if (strcmp(state, "lost") != 0) fail(d, "a rank that is away is not shown as lost but as %s", state);
+}
+
 /* Stands still until the lease is over, and a while more. */
 static void act_stop(struct deed *d)
 {
     act_signal(d);
     sleep_ms(d->site->lease_ms + 1500);
+    expect_lost(d);
     send_signal(d, d->stopped, SIGCONT);
 }
 
@@ -83,6 +92,7 @@ static void act_cut(struct deed *d)
         if (host != one) others[count++] = host;
     hosts_cut(d->site->hosts, &one, 1, others, count, 1);
     sleep_ms(d->site->lease_ms + 2000);
+    expect_lost(d);
     hosts_cut(d->site->hosts, &one, 1, others, count, 0);
 }
 

@@ -107,6 +107,18 @@ pid_t site_pid(const struct site *site, const char *role, uint32_t rank)
     return pid;
 }
 
+void site_rank_state(const struct site *site, const char *role, uint32_t rank, char state_out[32])
+{
+    char url[400], name[120], *page;
+    snprintf(url, sizeof url, "%s/metrics", site->cluster.url);
+    snprintf(name, sizeof name, "\nafd_rank_state{role=\"%s\",rank=\"%u\",state=\"", role, rank);
+    long status = http_try(url, "GET", NULL, &page);
+    const char *at = status == 200 ? strstr(page, name) : NULL;
+    snprintf(state_out, 32, "unknown");
+    if (at) sscanf(at + strlen(name), "%31[a-z_]", state_out);
+    free(page);
+}
+
 int site_is_whole(const struct site *site)
 {
     json_t *says = site_says(site), *one;

@@ -38,6 +38,8 @@ void site_need(struct site *site, enum site_shape shape);
 char *site_down(struct site *site, const char *broken);
 
 pid_t site_pid(const struct site *site, const char *role, uint32_t rank);
+/* What /metrics says of a rank, as in afd_rank_state; "unknown" without an answer. */
+void site_rank_state(const struct site *site, const char *role, uint32_t rank, char state_out[32]);
 /* What the scheduler says of itself; NULL: it does not answer. */
 json_t *site_says(const struct site *site);
 /* Every rank that the cluster is to have is ready. */

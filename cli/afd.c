@@ -14,13 +14,22 @@ static const struct cli_command commands[] = {
     {"logs", "RANK|scheduler|supervisor [-f] [-n N]", "what a rank wrote: afd logs attn/0", cli_logs},
     {"status", "[--state DIR|NAME | --url URL] [--json]", "ranks, where their time goes, requests",
      cli_status},
+    {"scale", "attn=N ffn=M [--state DIR|NAME | --url URL]", "grow or shrink the pools while it serves",
+     cli_scale},
+    {"drain", "RANK [--state DIR|NAME | --url URL]", "take a rank's instance out: afd drain ffn/1",
+     cli_drain},
+    {"restart", "[RANK ...] [--state DIR|NAME | --url URL]", "new processes, one instance after the other",
+     cli_restart},
     {"complete", "PROMPT [--max-tokens N] ...", "stream one completion to the terminal", cli_complete},
     {"chat", "[--state DIR|NAME | --url URL] ...", "talk with the model; /exit leaves", cli_chat},
     {"bench", "serve | transport ...", "measure the cluster, or the data plane between ranks", cli_bench},
     {"sim", "FILE [--faults all] [--seeds N | --seed S] ...", "the virtual cluster: predict it, or break it",
      cli_sim},
+    {"render", "slurm|systemd|kubernetes FILE [-o DIR]", "a topology as files for another launcher",
+     cli_render},
+    {"probe", "FILE [--ready]", "does a rank in a container live? FILE: its --health", cli_probe},
     {"help", "[COMMAND]", "this list, or a command's options", cli_help},
-    {"supervise", "--topology FILE --state DIR --lock-fd N --ready-fd N", NULL, cli_supervise},
+    {"supervise", "--topology FILE --state DIR ...", NULL, cli_supervise},
 };
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

@@ -71,6 +71,9 @@ int cli_url(const char *url, const char *state, char out[CLI_URL_BYTES]);
 /* GET; the parsed body, or NULL with words. *code_out 0: nobody answers. */
 json_t *cli_get_json(const char *base, const char *path, long *code_out, struct afd_error *error_out);
 
+/* POST of a JSON object; the parsed body of a 2xx, or NULL with words. */
+json_t *cli_post_json(const char *base, const char *path, json_t *body, struct afd_error *error_out);
+
 /* A streamed answer (text/event-stream): `event` is called with each "data:" object, not with [DONE]; it
  * stops the stream by returning non-zero. */
 typedef int (*cli_event_fn)(json_t *event, void *user);
@@ -89,7 +92,12 @@ CLI_DECLARE(down);
 CLI_DECLARE(ps);
 CLI_DECLARE(logs);
 CLI_DECLARE(supervise);
+CLI_DECLARE(render);
+CLI_DECLARE(probe);
 CLI_DECLARE(status);
+CLI_DECLARE(scale);
+CLI_DECLARE(drain);
+CLI_DECLARE(restart);
 CLI_DECLARE(complete);
 CLI_DECLARE(chat);
 CLI_DECLARE(bench);

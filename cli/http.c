@@ -92,6 +92,34 @@ json_t *cli_get_json(const char *base, const char *path, long *code_out, struct 
     return object;
 }
 
+json_t *cli_post_json(const char *base, const char *path, json_t *request, struct afd_error *error_out)
+{
+    char url[2 * CLI_URL_BYTES], *text = json_dumps(request, JSON_COMPACT);
+    struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
+    struct body body = {0};
+    json_t *object = NULL;
+    long code = 0;
+    CURL *curl = open_easy(base, path, url);
+    curl_easy_setopt(curl, CURLOPT_TIMEOUT, (long)ASK_TIMEOUT_S);
+    curl_easy_setopt(curl, CURLOPT_POSTFIELDS, text);
+    curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
+    curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, take_body);
+    curl_easy_setopt(curl, CURLOPT_WRITEDATA, &body);
+    CURLcode result = curl_easy_perform(curl);
+    curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &code);
+    if (result)
+        afd_fail(error_out, AFD_ERR_PEER, "%s: %s", url, curl_easy_strerror(result));
+    else if (code < 200 || code > 299)
+        fail_answer(error_out, url, code, body.text);
+    else if (!(object = json_loads(body.text ? body.text : "", 0, NULL)))
+        afd_fail(error_out, AFD_ERR_PROTOCOL, "%s answered no JSON", url);
+    curl_easy_cleanup(curl);
+    curl_slist_free_all(headers);
+    free(body.text);
+    free(text);
+    return object;
+}
+
 /* ---- a stream of events */
 
 struct stream {

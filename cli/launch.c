@@ -10,11 +10,12 @@
 
 #include "base/log.h"
 #include "cli/cli.h"
+#include "cli/hosts.h"
 #include "deploy/launcher.h"
 #include "deploy/planner.h"
 #include "proto/channel.h"
 
-static volatile sig_atomic_t interrupted;
+static volatile int interrupted;
 
 static void on_interrupt(int signal)
 {
@@ -27,6 +28,7 @@ static void on_interrupt(int signal)
 struct up {
     const struct afd_topology *topology;
     const char *dir;
+    struct cli_hosts *hosts; /* NULL: by local */
     uint32_t ranks;
     afd_ns deadline;
 };
@@ -34,6 +36,13 @@ struct up {
 static void print_log_tail(const struct up *up, const char *role, int rank)
 {
     char path[2 * AFD_PATH_BYTES];
+    if (up->hosts) {
+        fprintf(stderr,
+                strcmp(role, "scheduler") ? "what it wrote: afd logs %s/%d\n"
+                                          : "what it wrote: afd logs %s\n",
+                role, rank);
+        return;
+    }
     if (!strcmp(role, "scheduler"))
         snprintf(path, sizeof path, "%s/logs/scheduler.log", up->dir);
     else
@@ -124,22 +133,33 @@ static void show_progress(const struct up *up, int ready, int *last)
     fflush(stdout);
 }
 
+/* What the supervisors say; NULL: none does. */
+static json_t *ask_supervisors(const struct up *up)
+{
+    struct afd_error error;
+    if (!up->hosts) return afd_state_ask(up->dir, "ps", 5000, &error);
+    return cli_hosts_ps(up->hosts, &error);
+}
+
 /* Returns CLI_OK when all ranks serve; else words are written. */
 static int wait_ready(const struct up *up)
 {
-    enum { EVERY_MS = 100 };
+    enum {
+        EVERY_MS = 100,
+        REMOTE_TURNS = 30
+    }; /* hosts are asked now and then: each time takes a connection */
     int last = -2;
-    for (;;) {
-        struct afd_error error;
+    for (uint32_t turn = 1;; turn++) {
         int all, ready = count_ready(up, &all);
         show_progress(up, ready, &last);
         if (all) return CLI_OK;
         if (interrupted) return cli_fail("interrupted");
-        json_t *ps = afd_state_ask(up->dir, "ps", 5000, &error);
+        int is_turn = !up->hosts || turn % REMOTE_TURNS == 0;
+        json_t *ps = is_turn ? ask_supervisors(up) : NULL;
         int failed = ps ? show_failed(up, ps) : 0;
         json_decref(ps);
         if (failed) return CLI_FAILED;
-        if (!ps && !afd_state_is_running(up->dir)) {
+        if (!ps && !up->hosts && !afd_state_is_running(up->dir)) {
             cli_fail("the supervisor ended");
             print_log_tail(up, "scheduler", 0);
             return CLI_FAILED;
@@ -174,6 +194,11 @@ static int check_plan(const struct afd_topology *t)
     struct afd_plan_options options = {.host_memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
                                                             (uint64_t)sysconf(_SC_PAGESIZE)};
     enum afd_status status = afd_launcher_check(t, &error);
+    int is_elsewhere = t->launch.by != AFD_LAUNCH_LOCAL;
+    if (!status && is_elsewhere && access(t->model_dir, R_OK)) {
+        printf("note: %s is not here, so the plan is not checked\n", t->model_dir);
+        return CLI_OK;
+    }
     if (!status) status = afd_model_load(t->model_dir, &model, &error);
     if (!status) status = afd_plan_make(t, model, NULL, &options, &plan, &error);
     for (uint32_t i = 0; plan && i < plan->warning_count; i++) printf("warning: %s\n", plan->warnings[i]);
@@ -202,6 +227,40 @@ static enum afd_status launch(const struct up *up, struct afd_error *error)
     }
     close(lock); /* the supervisor has it now */
     return status;
+}
+
+/* By ssh or slurm: a supervisor on each host. One that runs already stays, so that `afd up` again brings back
+ * the hosts that are missing. */
+static int up_on_hosts(struct up *up)
+{
+    struct afd_error error;
+    char address[AFD_ADDRESS_BYTES];
+    enum afd_status status = afd_state_make(up->dir, &error);
+    int is_slurm = up->topology->launch.by == AFD_LAUNCH_SLURM, result = CLI_FAILED;
+    int was_up = afd_state_is_remote(up->dir);
+    int lock = status ? -1 : afd_state_lock(up->dir, &status, &error);
+    if (lock < 0) return cli_fail("%s", error.text);
+    if (was_up) result = reuse(up);
+    if (was_up && (result || is_slurm)) goto out;
+    printf("starting %s by %s: %u attention and %u FFN ranks\n", up->topology->cluster,
+           is_slurm ? "slurm" : "ssh", afd_pool_ranks(&up->topology->attn),
+           afd_pool_ranks(&up->topology->ffn));
+    fflush(stdout);
+    result = is_slurm ? cli_hosts_submit(up->topology, up->dir, up->deadline, &interrupted) : CLI_OK;
+    if (!result && !is_slurm && cli_hosts_prepare(up->topology->file, up->dir, &error))
+        result = cli_fail("%s", error.text);
+    if (!result && !(up->hosts = cli_hosts_open(up->dir, &error))) result = cli_fail("%s", error.text);
+    if (!result && !is_slurm) result = cli_hosts_start(up->hosts, !was_up);
+    if (result) goto out;
+    result = wait_ready(up);
+    if (!result && !afd_state_address(up->dir, "http", address, &error))
+        printf("ready: http://%s\n", address);
+    else if (!was_up)
+        cli_hosts_down(up->hosts, 1);
+out:
+    cli_hosts_close(up->hosts);
+    close(lock);
+    return result;
 }
 
 static int up_in(const struct up *up)
@@ -253,44 +312,10 @@ int cli_up(const struct cli_command *self, int argc, char **argv)
         struct sigaction action = {.sa_handler = on_interrupt};
         sigaction(SIGINT, &action, NULL);
         sigaction(SIGTERM, &action, NULL);
-        result = up_in(&up);
+        result = topology->launch.by == AFD_LAUNCH_LOCAL ? up_in(&up) : up_on_hosts(&up);
     }
     afd_topology_destroy(topology);
     return result;
-}
-
-/* ---- supervise: the daemon that `afd up` leaves */
-
-int cli_supervise(const struct cli_command *self, int argc, char **argv)
-{
-    const char *file = NULL, *dir = NULL, *host = NULL;
-    uint64_t lock_fd = UINT64_MAX, ready_fd = UINT64_MAX;
-    int help;
-    const struct cli_option options[] = {
-        {"--topology", 0, CLI_TEXT, &file, "the topology"},
-        {"--state", 0, CLI_TEXT, &dir, "the state directory"},
-        {"--host", 0, CLI_TEXT, &host, "this host's name (default: all of them)"},
-        {"--lock-fd", 0, CLI_COUNT, &lock_fd, "the lock, held"},
-        {"--ready-fd", 0, CLI_COUNT, &ready_fd, "told when it listens"},
-        {0}};
-    if (cli_parse(self, argc, argv, options, NULL, 0, &help) < 0) return cli_parse_exit(help);
-    if (!file || !dir || lock_fd > 1000 || ready_fd > 1000 || fcntl((int)lock_fd, F_SETFD, FD_CLOEXEC) ||
-        fcntl((int)ready_fd, F_SETFD, FD_CLOEXEC)) {
-        cli_fail("supervise is started by `afd up`");
-        return CLI_USAGE;
-    }
-    struct afd_error error;
-    struct afd_topology *topology = NULL;
-    char bin[AFD_PATH_BYTES];
-    struct afd_launch launch = {.host = host, .state_dir = dir, .bin_dir = bin, .ready_fd = (int)ready_fd};
-    afd_log_init("supervisor", AFD_LOG_INFO);
-    enum afd_status status = afd_topology_load(file, &topology, &error);
-    launch.topology = topology;
-    if (!status) status = afd_launcher_bin(bin, &error);
-    if (!status) status = afd_launcher_run(&launch, &error);
-    if (status) afd_log_error("%s", error.text);
-    afd_topology_destroy(topology);
-    return status ? CLI_FAILED : CLI_OK;
 }
 
 /* ---- down */
@@ -308,6 +333,15 @@ static uint32_t drain_seconds(const char *dir)
     afd_topology_destroy(topology);
     json_decref(cluster);
     return seconds;
+}
+
+static int down_hosts(const char *dir, uint32_t drain_s)
+{
+    struct afd_error error;
+    struct cli_hosts *hosts = cli_hosts_open(dir, &error);
+    int result = hosts ? cli_hosts_down(hosts, drain_s) : cli_fail("%s", error.text);
+    cli_hosts_close(hosts);
+    return result;
 }
 
 int cli_down(const struct cli_command *self, int argc, char **argv)
@@ -330,7 +364,10 @@ int cli_down(const struct cli_command *self, int argc, char **argv)
     uint32_t drain_s = drain_seconds(dir);
     printf("stopping %s: what runs may finish, %u s at most\n", dir, drain_s);
     fflush(stdout);
-    if (afd_state_down(dir, drain_s, &error)) return cli_fail("%s", error.text);
+    if (afd_state_is_remote(dir)) {
+        if (down_hosts(dir, drain_s)) return CLI_FAILED;
+    } else if (afd_state_down(dir, drain_s, &error))
+        return cli_fail("%s", error.text);
     printf("down: %s\n", dir);
     return CLI_OK;
 }
@@ -352,7 +389,12 @@ int cli_ps(const struct cli_command *self, int argc, char **argv)
     struct afd_error error;
     char dir[AFD_PATH_BYTES];
     if (afd_state_find(state, dir, &error)) return cli_fail("%s", error.text);
-    json_t *ps = afd_state_ask(dir, "ps", 5000, &error), *p;
+    struct cli_hosts *hosts = afd_state_is_remote(dir) ? cli_hosts_open(dir, &error) : NULL;
+    json_t *ps = hosts                      ? cli_hosts_ps(hosts, &error)
+                 : afd_state_is_remote(dir) ? NULL
+                                            : afd_state_ask(dir, "ps", 5000, &error),
+           *p;
+    cli_hosts_close(hosts);
     if (!ps) return cli_fail("%s", error.text);
     if (json) return cli_print_json(ps);
     struct cli_table *table = cli_table_create(8, headers);
@@ -375,6 +417,9 @@ int cli_ps(const struct cli_command *self, int argc, char **argv)
         cli_table_cell(table, "%s", json_string_value(json_object_get(p, "last_exit")));
     }
     cli_table_print(table, stdout);
+    json_array_foreach(json_object_get(ps, "unreached"), i, p)
+        cli_fail("host %s: %s", json_string_value(json_object_get(p, "host")),
+                 json_string_value(json_object_get(p, "words")));
     json_decref(ps);
     return CLI_OK;
 }
@@ -427,7 +472,8 @@ int cli_logs(const struct cli_command *self, int argc, char **argv)
     if (count < 0) return cli_parse_exit(help);
     char name[64], dir[AFD_PATH_BYTES], path[2 * AFD_PATH_BYTES];
     struct afd_error error;
-    if (!count || !log_name(rank, name)) {
+    int is_known = count && log_name(rank, name);
+    if (!count || (!is_known && strncmp(rank, "supervisor/", 11) != 0)) {
         cli_fail("logs: of whom? expected attn/N, ffn/N, scheduler or supervisor");
         return CLI_USAGE;
     }
@@ -435,9 +481,18 @@ int cli_logs(const struct cli_command *self, int argc, char **argv)
     enum afd_status status =
         state ? afd_state_place(state, "", dir, &error) : afd_state_find(NULL, dir, &error);
     if (status) return cli_fail("%s", error.text);
+    if (lines > 100000) lines = 100000;
+    if (afd_state_is_remote(dir)) {
+        struct cli_hosts *hosts = cli_hosts_open(dir, &error);
+        int result =
+            hosts ? cli_hosts_logs(hosts, rank, (uint32_t)lines, following) : cli_fail("%s", error.text);
+        cli_hosts_close(hosts);
+        return result;
+    }
+    if (!is_known) return cli_fail("logs: %s runs on this machine alone; expected supervisor", dir);
     snprintf(path, sizeof path, "%s/logs/%s", dir, name);
     if (access(path, R_OK)) return cli_fail("%s: %s", path, strerror(errno));
-    cli_print_tail(path, lines > 100000 ? 100000 : (uint32_t)lines, stdout);
+    cli_print_tail(path, (uint32_t)lines, stdout);
     if (!following) return CLI_OK;
     struct sigaction action = {.sa_handler = on_interrupt};
     sigaction(SIGINT, &action, NULL);

@@ -76,6 +76,20 @@ static void print_stages(const json_t *ranks, FILE *to)
     cli_table_print(table, to);
 }
 
+static void print_changes(const json_t *cluster, FILE *to)
+{
+    const char *const keys[] = {"change", "own_change"};
+    const char *degraded = text_of(cluster, "degraded");
+    if (*degraded) fprintf(to, "degraded: %s\n", degraded);
+    for (int i = 0; i < 2; i++) {
+        const json_t *change = json_object_get(cluster, keys[i]);
+        const char *words = text_of(change, "words");
+        if (!json_is_object(change)) continue;
+        fprintf(to, "%s: %s, %.0f s ago%s%s\n", text_of(change, "kind"), text_of(change, "phase"),
+                json_number_value(json_object_get(change, "since_s")), *words ? ": " : "", words);
+    }
+}
+
 void cli_print_cluster(const json_t *cluster, FILE *to)
 {
     const json_t *requests = json_object_get(cluster, "requests"), *ranks = json_object_get(cluster, "ranks");
@@ -93,7 +107,9 @@ void cli_print_cluster(const json_t *cluster, FILE *to)
         json_array_foreach(json_object_get(placed, "instances"), j, instance)
             fprintf(to, " F%lld", json_integer_value(instance));
     }
-    fprintf(to, "\n\n");
+    fprintf(to, " (imbalance %.2f)\n", json_number_value(json_object_get(cluster, "imbalance")));
+    print_changes(cluster, to);
+    fprintf(to, "\n");
     print_ranks(ranks, to);
     fprintf(
         to,

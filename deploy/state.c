@@ -73,7 +73,7 @@ enum afd_status afd_state_find(const char *given, char dir_out[AFD_PATH_BYTES], 
     enum afd_status status;
     if (given || (set && *set)) {
         if ((status = afd_state_place(given, "", dir_out, error_out))) return status;
-        return afd_state_is_running(dir_out)
+        return afd_state_is_running(dir_out) || afd_state_is_remote(dir_out)
                    ? AFD_OK
                    : afd_fail(error_out, AFD_AGAIN, "no cluster runs in %s", dir_out);
     }
@@ -83,7 +83,8 @@ enum afd_status afd_state_find(const char *given, char dir_out[AFD_PATH_BYTES], 
     for (const struct dirent *e; d && (e = readdir(d));) {
         char dir[2 * AFD_PATH_BYTES];
         path_in(home, e->d_name, dir);
-        if (*e->d_name == '.' || strlen(dir) >= AFD_PATH_BYTES || !afd_state_is_running(dir)) continue;
+        if (*e->d_name == '.' || strlen(dir) >= AFD_PATH_BYTES) continue;
+        if (!afd_state_is_running(dir) && !afd_state_is_remote(dir)) continue;
         strcpy(dir_out, dir);
         size_t used = strlen(names);
         snprintf(names + used, sizeof names - used, "%s%s", count++ ? ", " : "", e->d_name);
@@ -143,6 +144,15 @@ int afd_state_is_running(const char *dir)
     return held;
 }
 
+int afd_state_is_remote(const char *dir)
+{
+    json_t *cluster = afd_state_read(dir, "cluster.json");
+    const char *by = json_string_value(json_object_get(cluster, "by"));
+    int is_remote = by && (!strcmp(by, "ssh") || !strcmp(by, "slurm"));
+    json_decref(cluster);
+    return is_remote;
+}
+
 void afd_state_clean(const char *dir)
 {
     static const char *const names[] = {"cluster.json", "scheduler.json", "supervisor.sock"};
@@ -188,6 +198,25 @@ enum afd_status afd_state_write(const char *dir, const char *name, const json_t 
     if (failed || rename(fresh, path))
         return afd_fail(error_out, AFD_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
     return AFD_OK;
+}
+
+enum afd_status afd_state_copy(const char *file, const char *dir, const char *name,
+                               struct afd_error *error_out)
+{
+    char path[2 * AFD_PATH_BYTES], bytes[8192];
+    path_in(dir, name, path);
+    int from = open(file, O_RDONLY | O_CLOEXEC),
+        to = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    ssize_t got = from < 0 || to < 0 ? -1 : 1;
+    while (got > 0) {
+        got = read(from, bytes, sizeof bytes);
+        if (got > 0 && write(to, bytes, (size_t)got) != got) got = -1;
+    }
+    int cause = errno;
+    if (from >= 0) close(from);
+    if (to >= 0 && close(to)) got = -1;
+    return got ? afd_fail(error_out, AFD_ERR_IO, "%s cannot be copied to %s: %s", file, path, strerror(cause))
+               : AFD_OK;
 }
 
 enum afd_status afd_state_address(const char *dir, const char *what, char out[AFD_ADDRESS_BYTES],

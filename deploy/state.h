@@ -29,6 +29,8 @@ enum afd_status afd_state_make(const char *dir, struct afd_error *error_out);
 /* Takes the lock: the descriptor (close-on-exec), or -1: AFD_AGAIN in *status_out when somebody holds it. */
 int afd_state_lock(const char *dir, enum afd_status *status_out, struct afd_error *error_out);
 int afd_state_is_running(const char *dir);
+/* The supervisors of the cluster are on other hosts (cli/hosts.h): started from here, not yet taken down. */
+int afd_state_is_remote(const char *dir);
 /* Removes what a supervisor that is gone has left, but the secret, the logs and what daemons keep. Lock held.
  */
 void afd_state_clean(const char *dir);
@@ -36,6 +38,9 @@ void afd_state_clean_logs(const char *dir);
 
 /* A JSON file of the directory, or NULL. */
 json_t *afd_state_read(const char *dir, const char *name);
+/* A copy of the file's bytes, mode 0600. */
+enum afd_status afd_state_copy(const char *file, const char *dir, const char *name,
+                               struct afd_error *error_out);
 /* Writes it atomically, mode 0600. */
 enum afd_status afd_state_write(const char *dir, const char *name, const json_t *content,
                                 struct afd_error *error_out);

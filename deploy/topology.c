@@ -613,7 +613,7 @@ static enum afd_status check_launch(const struct afd_yaml *d, const struct afd_t
     } keys[] = {{"launch.ssh", 1 << AFD_LAUNCH_SSH},
                 {"launch.slurm", 1 << AFD_LAUNCH_SLURM},
                 {"launch.dir", 1 << AFD_LAUNCH_SSH | 1 << AFD_LAUNCH_SLURM},
-                {"launch.state", 1 << AFD_LAUNCH_SSH | 1 << AFD_LAUNCH_SLURM}};
+                {"launch.state", 1 << AFD_LAUNCH_SSH}};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (afd_yaml_has(d, keys[i].key) && !(keys[i].launchers >> t->launch.by & 1))
             return afd_yaml_fail(d, keys[i].key, error,
@@ -747,6 +747,23 @@ out:
 void afd_topology_destroy(struct afd_topology *topology)
 {
     free(topology);
+}
+
+void afd_topology_write(const struct afd_topology *topology, uint32_t indent, FILE *to)
+{
+    struct file_values *defaults = calloc(1, sizeof *defaults), *v = calloc(1, sizeof *v);
+    if (defaults && v) {
+        set_defaults(defaults);
+        set_defaults(v);
+        v->topology = *topology;
+        v->max_body_bytes = topology->scheduler.max_body_bytes;
+        if (topology->pipeline.gather_auto) v->topology.pipeline.gather_us = UINT32_MAX;
+        for (uint32_t i = 0; i < topology->transport.network.device_count; i++)
+            strcpy(v->devices[i], topology->transport.network.devices[i]);
+        afd_yaml_write(top_keys, v, defaults, indent, to);
+    }
+    free(defaults);
+    free(v);
 }
 
 /* ---- what follows from a topology */

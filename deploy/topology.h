@@ -11,6 +11,8 @@
 #ifndef AFD_DEPLOY_TOPOLOGY_H
 #define AFD_DEPLOY_TOPOLOGY_H
 
+#include <stdio.h>
+
 #include "base/clock.h"
 #include "base/crypto.h"
 #include "base/error.h"
@@ -51,7 +53,7 @@ struct afd_launch_options {
     char ssh[AFD_MAX_LAUNCH_WORDS][AFD_NAME_BYTES];   /* the command, ["ssh"] */
     char slurm[AFD_MAX_LAUNCH_WORDS][AFD_NAME_BYTES]; /* more options of sbatch */
     char dir[AFD_PATH_BYTES];                         /* of the programs on each host; "": as here */
-    char state[AFD_PATH_BYTES]; /* on each host, relative to the home folder; "": .afd/CLUSTER */
+    char state[AFD_PATH_BYTES]; /* by ssh: on each host, relative to the home folder; "": .afd/CLUSTER */
 };
 
 struct afd_pool {
@@ -122,6 +124,9 @@ struct afd_topology {
 
 enum afd_status afd_topology_load(const char *path, struct afd_topology **out, struct afd_error *error_out);
 void afd_topology_destroy(struct afd_topology *topology); /* NULL is allowed */
+/* As a file whose loading gives the same topology, but for the file's name and hash; each line behind
+ * `indent` spaces. Out of memory: writes nothing. */
+void afd_topology_write(const struct afd_topology *topology, uint32_t indent, FILE *to);
 
 uint32_t afd_pool_ranks(const struct afd_pool *pool); /* instances * ranks_per_instance */
 uint32_t afd_pool_max_ranks(const struct afd_pool *pool); /* at its largest: those that have a number */

@@ -493,3 +493,93 @@ enum afd_status afd_yaml_fail(const struct afd_yaml *d, const char *path, struct
     const struct node *n = walk(d, path, &whole);
     return fail_at(d, n->line, n->column, error_out, "%s", words);
 }
+
+/* ---- writing */
+
+static void write_text(const char *text, FILE *to)
+{
+    fputc('"', to);
+    for (; *text; text++) fprintf(to, *text == '"' || *text == '\\' ? "\\%c" : "%c", *text);
+    fputc('"', to);
+}
+
+static uint32_t list_count(const struct afd_yaml_key *key, const void *values)
+{
+    uint32_t count;
+    memcpy(&count, (const char *)values + key->count_offset, sizeof count);
+    return count;
+}
+
+static int is_equal(const struct afd_yaml_key *key, const void *a, const void *b)
+{
+    const char *x = (const char *)a + key->offset, *y = (const char *)b + key->offset;
+    if (key->kind == AFD_YAML_TEXT) return !strcmp(x, y);
+    if (key->kind != AFD_YAML_LIST)
+        return !memcmp(x, y, key->kind == AFD_YAML_BYTES ? sizeof(uint64_t) : sizeof(uint32_t));
+    uint32_t count = list_count(key, a);
+    if (count != list_count(key, b)) return 0;
+    for (uint32_t i = 0; i < count; i++)
+        if (strcmp(x + (size_t)i * AFD_YAML_ITEM_BYTES, y + (size_t)i * AFD_YAML_ITEM_BYTES) != 0) return 0;
+    return 1;
+}
+
+static int has_difference(const struct afd_yaml_key *keys, const void *values, const void *defaults)
+{
+    for (; keys->name; keys++)
+        if (keys->kind == AFD_YAML_MAP ? has_difference(keys->keys, values, defaults)
+                                       : !is_equal(keys, values, defaults))
+            return 1;
+    return 0;
+}
+
+static void write_value(const struct afd_yaml_key *key, const void *values, FILE *to)
+{
+    const char *at = (const char *)values + key->offset;
+    uint32_t number = 0;
+    uint64_t bytes = 0;
+    const struct afd_yaml_word *word = key->words;
+    switch (key->kind) {
+    case AFD_YAML_COUNT:
+    case AFD_YAML_WORD:
+        memcpy(&number, at, sizeof number);
+        while (word && word->name && word->value != number) word++;
+        if (word && word->name)
+            fprintf(to, "%s", word->name);
+        else
+            fprintf(to, "%u", number);
+        return;
+    case AFD_YAML_BYTES:
+        memcpy(&bytes, at, sizeof bytes);
+        fprintf(to, "%lluB", (unsigned long long)bytes);
+        return;
+    case AFD_YAML_TEXT:
+        write_text(at, to);
+        return;
+    case AFD_YAML_LIST:
+        for (uint32_t i = 0; i < list_count(key, values); i++) {
+            fprintf(to, "%s", i ? ", " : "[");
+            write_text(at + (size_t)i * AFD_YAML_ITEM_BYTES, to);
+        }
+        fputc(']', to);
+        return;
+    case AFD_YAML_MAP:
+        return;
+    }
+}
+
+void afd_yaml_write(const struct afd_yaml_key *keys, const void *values, const void *defaults,
+                    uint32_t indent, FILE *to)
+{
+    for (; keys->name; keys++) {
+        int is_map = keys->kind == AFD_YAML_MAP;
+        if (is_map ? !has_difference(keys->keys, values, defaults) : is_equal(keys, values, defaults))
+            continue;
+        fprintf(to, "%*s%s:%s", (int)indent, "", keys->name, is_map ? "\n" : " ");
+        if (is_map)
+            afd_yaml_write(keys->keys, values, defaults, indent + 2, to);
+        else {
+            write_value(keys, values, to);
+            fputc('\n', to);
+        }
+    }
+}

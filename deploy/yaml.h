@@ -9,6 +9,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/error.h"
 
@@ -50,6 +51,10 @@ void afd_yaml_destroy(struct afd_yaml *document); /* NULL is allowed */
 /* Fills `out` with what the document has; what it has not is left as it was. */
 enum afd_status afd_yaml_read(const struct afd_yaml *document, const struct afd_yaml_key *keys, void *out,
                               struct afd_error *error_out);
+
+/* The other way: what of `values` differs from `defaults`, both structs of the table, as block YAML. */
+void afd_yaml_write(const struct afd_yaml_key *keys, const void *values, const void *defaults,
+                    uint32_t indent, FILE *to);
 
 /* 1 if the document has the key; `path` is like "pools.attn.parallel.tp". */
 int afd_yaml_has(const struct afd_yaml *document, const char *path);

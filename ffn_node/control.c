@@ -19,6 +19,7 @@ void ffn_tell_ready(struct afd_ffn_node *node)
 void ffn_set_ready(struct afd_ffn_node *node)
 {
     node->is_ready = 1;
+    afd_health_ready(node->health);
     afd_log_info("ready: %d shards", __builtin_popcountll(node->held));
     ffn_tell_ready(node);
 }

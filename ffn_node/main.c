@@ -36,6 +36,7 @@ int main(int argc, char **argv)
 
     /* signals: those that end the process are the node's */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGTERM, SIG_IGN); /* what comes again once it leaves: libevent puts this back */
 
     /* transport and join; run: device, weights, READY, loop, drain */
     config.topology = topology;
@@ -43,6 +44,7 @@ int main(int argc, char **argv)
     config.checkpoint = checkpoint;
     config.rank = options.rank;
     config.scheduler = options.scheduler;
+    config.health = options.health;
     status = afd_ffn_node_open(&config, &node, &error);
 out:
     if (status) afd_log_error("%s", error.text);

@@ -174,6 +174,7 @@ enum afd_status afd_ffn_node_open(const struct afd_ffn_node_config *config, stru
     node->model = config->model;
     enum afd_status status = init(node, error_out);
     if (!status) status = open_events(node, error_out);
+    if (!status) status = afd_health_open(node->base, config->health, &node->health, error_out);
     if (!status) status = open_transport(node, error_out);
     if (!status) status = ffn_join(node, error_out);
     if (status) {
@@ -278,6 +279,7 @@ void afd_ffn_node_close(struct afd_ffn_node *node)
     afd_transport_close(node->transport);
     ffn_unload(node);
     afd_member_destroy(node->member);
+    afd_health_close(node->health);
     struct event *events[] = {node->timer, node->heartbeat, node->drain_timer, node->signals[0],
                               node->signals[1]};
     for (size_t i = 0; i < sizeof events / sizeof *events; i++)

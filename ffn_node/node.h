@@ -23,6 +23,7 @@ struct afd_ffn_node_config {
     uint8_t secret[AFD_SECRET_BYTES];
     uint32_t rank;
     const char *scheduler; /* host:port */
+    const char *health;    /* deploy/health.h; NULL: none */
     int take_signals;      /* SIGTERM and SIGINT drain; the second one ends the process */
 };
 

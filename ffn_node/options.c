@@ -11,6 +11,7 @@ static const struct argp_option option_table[] = {
     {"secret-file", 's', "FILE", 0, "the cluster's secret, mode 0600", 0},
     {"rank", 'r', "N", 0, "the number of this rank in the FFN pool", 0},
     {"scheduler", 'c', "HOST:PORT", 0, "the scheduler's control address", 0},
+    {"health", 'H', "FILE", 0, "rewritten while this rank lives, for `afd probe`", 0},
     {"log-level", 'l', "LEVEL", 0, "error, warn, info (default) or debug", 0},
     {"version", 'V', NULL, 0, "print the version", 0},
     {0},
@@ -49,6 +50,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case 'r':
         o->rank = parse_rank(state, arg);
+        return 0;
+    case 'H':
+        o->health = arg;
         return 0;
     case 'l':
         o->level = parse_level(state, arg);

@@ -7,7 +7,7 @@
 #include "base/log.h"
 
 struct ffn_options {
-    const char *topology, *secret_file, *scheduler;
+    const char *topology, *secret_file, *scheduler, *health; /* health: NULL none */
     uint32_t rank;
     enum afd_log_level level;
 };

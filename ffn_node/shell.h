@@ -22,6 +22,7 @@
 #include "base/stages.h"
 #include "compute/compute.h"
 #include "deploy/agreement.h"
+#include "deploy/health.h"
 #include "ffn_node/group.h"
 #include "ffn_node/node.h"
 #include "proto/member.h"
@@ -121,6 +122,7 @@ struct afd_ffn_node {
     uint64_t used_at;                /* set of these indexes */
     uint32_t heartbeat_ms, lease_ms;
     int is_assigned, is_ready, is_loading;
+    struct afd_health *health; /* NULL: none */
     afd_ns load_began;
     uint32_t listed_sources_all; /* attention ranks of every rail that Peers lists */
 

@@ -10,20 +10,38 @@
 
 #include "base/status.h"
 
+enum {
+    AFD_ADDED_SPECIAL = 1,
+    AFD_ADDED_LSTRIP = 2,      /* takes the white space before it */
+    AFD_ADDED_RSTRIP = 4,      /* and behind it */
+    AFD_ADDED_SINGLE_WORD = 8, /* only between characters that are no part of a word */
+};
+
 struct afd_added {
     struct afd_added_node {
         uint32_t child, sibling; /* 0: none */
         uint32_t id;             /* UINT32_MAX: no token ends here */
-        unsigned char byte, special;
+        unsigned char byte, flags;
     } * nodes;           /* 0 is the root */
     uint32_t first[256]; /* children of the root, 0 none: most bytes of a text end here */
     uint32_t count, room;
 };
 
-enum afd_status afd_added_put(struct afd_added *added, const char *text, uint32_t id, int special);
-/* Bytes of the longest token that `text` begins with, 0 if none; special ones count only with `special`. */
-size_t afd_added_match(const struct afd_added *added, const char *text, size_t bytes, int special,
-                       uint32_t *id_out);
+/* A token in a text: what it takes is [begin, end). */
+struct afd_added_match {
+    size_t begin, end;
+    uint32_t id;
+};
+
+enum afd_status afd_added_put(struct afd_added *added, const char *text, size_t bytes, uint32_t id,
+                              unsigned flags);
+/* The first token at or after `from`; 0 when there is none. Special ones count only with `special`; where
+ * `marks` (NULL: nowhere) is not 0, no token is found. White space that `lstrip` takes does not reach before
+ * `from`. */
+int afd_added_next(const struct afd_added *added, const char *text, size_t bytes, size_t from, int special,
+                   const unsigned char *marks, struct afd_added_match *out);
+/* The id of the token that is written like this; -1: none. */
+int64_t afd_added_find(const struct afd_added *added, const char *text, size_t bytes);
 void afd_added_fini(struct afd_added *added);
 
 #endif

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/rng.h"
+#include "model/utf8.h"
 
 enum { NONE = -1 };
 
@@ -36,10 +37,8 @@ enum afd_status afd_ids_push(struct afd_ids *ids, uint32_t id)
     return AFD_OK;
 }
 
-enum afd_status afd_vocab_set(struct afd_vocab *vocab, uint32_t id, const char *bytes, size_t length,
-                              unsigned flags)
+static enum afd_status append(struct afd_vocab *vocab, const char *bytes, size_t length, size_t *begin_out)
 {
-    assert(id < vocab->count);
     if (length >= vocab->room - vocab->used) {
         size_t room = 2 * (vocab->room + length) + 4096;
         char *grown = realloc(vocab->bytes, room);
@@ -49,9 +48,29 @@ enum afd_status afd_vocab_set(struct afd_vocab *vocab, uint32_t id, const char *
     }
     memcpy(vocab->bytes + vocab->used, bytes, length);
     vocab->bytes[vocab->used + length] = 0;
-    vocab->tokens[id] = (struct afd_token){vocab->used, (uint32_t)length, flags | AFD_TOKEN_EXISTS};
+    *begin_out = vocab->used;
     vocab->used += length + 1;
     return AFD_OK;
+}
+
+enum afd_status afd_vocab_set(struct afd_vocab *vocab, uint32_t id, const char *bytes, size_t length,
+                              unsigned flags)
+{
+    size_t begin;
+    assert(id < vocab->count);
+    enum afd_status status = append(vocab, bytes, length, &begin);
+    if (status) return status;
+    vocab->tokens[id] =
+        (struct afd_token){begin, (uint32_t)length, flags | AFD_TOKEN_EXISTS, begin, (uint32_t)length};
+    return AFD_OK;
+}
+
+enum afd_status afd_vocab_set_piece(struct afd_vocab *vocab, uint32_t id, const char *bytes, size_t length)
+{
+    struct afd_token *token = &vocab->tokens[id];
+    enum afd_status status = append(vocab, bytes, length, &token->piece);
+    if (!status) token->piece_length = (uint32_t)length;
+    return status;
 }
 
 /* A power of two that stays at most half full. */
@@ -67,6 +86,7 @@ enum afd_status afd_bpe_init(struct afd_bpe *bpe, size_t merges, size_t pieces)
     size_t merge_size = table_size(merges), piece_size = table_size(pieces);
     memset(bpe, 0, sizeof *bpe);
     memset(bpe->byte_id, 0xff, sizeof bpe->byte_id);
+    bpe->unknown = UINT32_MAX;
     bpe->merges = malloc(merge_size * sizeof *bpe->merges);
     bpe->pieces = malloc(piece_size * sizeof *bpe->pieces);
     if (!bpe->merges || !bpe->pieces) return AFD_ERR_MEMORY;
@@ -120,7 +140,7 @@ static uint32_t *piece_at(const struct afd_bpe *bpe, const struct afd_vocab *voc
         uint32_t id = bpe->pieces[at];
         if (id == UINT32_MAX) return &bpe->pieces[at];
         const struct afd_token *token = &vocab->tokens[id];
-        if (token->length == length && !memcmp(vocab->bytes + token->begin, bytes, length))
+        if (token->piece_length == length && !memcmp(vocab->bytes + token->piece, bytes, length))
             return &bpe->pieces[at];
     }
 }
@@ -128,10 +148,16 @@ static uint32_t *piece_at(const struct afd_bpe *bpe, const struct afd_vocab *voc
 void afd_bpe_add_piece(struct afd_bpe *bpe, const struct afd_vocab *vocab, uint32_t id)
 {
     const struct afd_token *token = &vocab->tokens[id];
-    const char *bytes = vocab->bytes + token->begin;
-    *piece_at(bpe, vocab, bytes, token->length) = id;
-    if (token->length == 1) bpe->byte_id[(unsigned char)*bytes] = id;
-    if (token->length > bpe->longest) bpe->longest = token->length;
+    const char *bytes = vocab->bytes + token->piece;
+    *piece_at(bpe, vocab, bytes, token->piece_length) = id;
+    if (token->piece_length == 1 && !bpe->by_character) bpe->byte_id[(unsigned char)*bytes] = id;
+    if (token->piece_length > bpe->longest) bpe->longest = token->piece_length;
+}
+
+uint32_t afd_bpe_find(const struct afd_bpe *bpe, const struct afd_vocab *vocab, const char *text,
+                      size_t bytes)
+{
+    return bytes && bytes <= bpe->longest ? *piece_at(bpe, vocab, text, bytes) : UINT32_MAX;
 }
 
 static void heap_push(struct afd_bpe_candidate *heap, size_t *count, struct afd_bpe_candidate candidate)
@@ -188,18 +214,57 @@ static void consider(const struct afd_bpe *bpe, const struct afd_bpe_scratch *sc
               (struct afd_bpe_candidate){(uint64_t)merge->rank << 32 | (uint32_t)left, l, r, merge->id});
 }
 
+/* What merging starts from: the tokens of bytes, or of characters. */
+static size_t begin_bytes(const struct afd_bpe *bpe, const char *piece, size_t bytes,
+                          struct afd_bpe_symbol *symbols)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < bytes; i++) {
+        uint32_t id = bpe->byte_id[(unsigned char)piece[i]];
+        if (id != UINT32_MAX) symbols[count++].id = id; /* as the published library: else it is left out */
+    }
+    return count;
+}
+
+static size_t begin_characters(const struct afd_bpe *bpe, const struct afd_vocab *vocab, const char *piece,
+                               size_t bytes, struct afd_bpe_symbol *symbols)
+{
+    size_t count = 0;
+    for (size_t at = 0; at < bytes;) {
+        unsigned char low, high;
+        unsigned length = afd_utf8_length((unsigned char)piece[at], &low, &high);
+        uint32_t id = afd_bpe_find(bpe, vocab, piece + at, length);
+        int has_bytes = 1;
+        for (unsigned i = 0; i < length; i++)
+            has_bytes &= bpe->byte_id[(unsigned char)piece[at + i]] != UINT32_MAX;
+        if (id != UINT32_MAX)
+            symbols[count++].id = id;
+        else if (has_bytes)
+            for (unsigned i = 0; i < length; i++)
+                symbols[count++].id = bpe->byte_id[(unsigned char)piece[at + i]];
+        else if (bpe->unknown != UINT32_MAX &&
+                 !(bpe->fuse_unknown && count && symbols[count - 1].id == bpe->unknown))
+            symbols[count++].id = bpe->unknown;
+        at += length;
+    }
+    return count;
+}
+
 /* The encoding of a piece by merging alone. */
-static enum afd_status merge_all(const struct afd_bpe *bpe, const char *piece, size_t bytes,
-                                 struct afd_bpe_scratch *scratch, struct afd_ids *out)
+static enum afd_status merge_all(const struct afd_bpe *bpe, const struct afd_vocab *vocab, const char *piece,
+                                 size_t bytes, struct afd_bpe_scratch *scratch, struct afd_ids *out)
 {
     enum afd_status status = reserve(scratch, bytes);
     if (status) return status;
     struct afd_bpe_symbol *symbols = scratch->symbols;
-    size_t heap_count = 0;
-    for (size_t i = 0; i < bytes; i++)
-        symbols[i] = (struct afd_bpe_symbol){bpe->byte_id[(unsigned char)piece[i]], (int32_t)i - 1,
-                                             i + 1 < bytes ? (int32_t)i + 1 : NONE};
-    for (size_t i = 0; i + 1 < bytes; i++) consider(bpe, scratch, &heap_count, (int32_t)i);
+    size_t heap_count = 0, count = bpe->by_character ? begin_characters(bpe, vocab, piece, bytes, symbols)
+                                                     : begin_bytes(bpe, piece, bytes, symbols);
+    if (!count) return AFD_OK;
+    for (size_t i = 0; i < count; i++) {
+        symbols[i].previous = (int32_t)i - 1;
+        symbols[i].next = i + 1 < count ? (int32_t)i + 1 : NONE;
+    }
+    for (size_t i = 0; i + 1 < count; i++) consider(bpe, scratch, &heap_count, (int32_t)i);
     while (heap_count) {
         struct afd_bpe_candidate c = heap_pop(scratch->heap, &heap_count);
         int32_t position = (int32_t)(uint32_t)c.order;
@@ -222,11 +287,9 @@ enum afd_status afd_bpe_encode(const struct afd_bpe *bpe, const struct afd_vocab
 {
     if (!bytes) return AFD_OK;
     if (bytes > INT32_MAX / 4) return AFD_ERR_LIMIT;
-    if (bytes <= bpe->longest) {
-        uint32_t id = *piece_at(bpe, vocab, piece, bytes);
-        if (id != UINT32_MAX && vocab->tokens[id].flags & AFD_TOKEN_WHOLE) return afd_ids_push(out, id);
-    }
-    return merge_all(bpe, piece, bytes, scratch, out);
+    uint32_t id = afd_bpe_find(bpe, vocab, piece, bytes);
+    if (id != UINT32_MAX && vocab->tokens[id].flags & AFD_TOKEN_WHOLE) return afd_ids_push(out, id);
+    return merge_all(bpe, vocab, piece, bytes, scratch, out);
 }
 
 enum afd_status afd_bpe_seal(struct afd_bpe *bpe, struct afd_vocab *vocab, int ignore_merges)
@@ -240,7 +303,7 @@ enum afd_status afd_bpe_seal(struct afd_bpe *bpe, struct afd_vocab *vocab, int i
         struct afd_token *token = &vocab->tokens[id];
         ids.count = 0;
         if (!ignore_merges)
-            status = merge_all(bpe, vocab->bytes + token->begin, token->length, &scratch, &ids);
+            status = merge_all(bpe, vocab, vocab->bytes + token->piece, token->piece_length, &scratch, &ids);
         if (ignore_merges || (ids.count == 1 && ids.ids[0] == id)) token->flags |= AFD_TOKEN_WHOLE;
     }
     afd_bpe_scratch_fini(&scratch);

@@ -2,6 +2,7 @@
  * next. */
 #include <string.h>
 
+#include "model/answer.h"
 #include "model/tokenizer.h"
 #include "model/utf8.h"
 
@@ -62,7 +63,8 @@ enum afd_status afd_detokenizer_push(struct afd_detokenizer *d, uint32_t id, cha
     const char *token = afd_tokenizer_token(d->tokenizer, id, &bytes);
     if (!token) return AFD_ERR_REQUEST;
     *bytes_out = 0;
-    if (!d->keep_special && afd_tokenizer_is_special(d->tokenizer, id)) return AFD_OK;
+    int skipped = !d->keep_special && afd_tokenizer_is_special(d->tokenizer, id);
+    if (skipped && !(d->keep_tags && afd_answer_keeps(d->tokenizer, id))) return AFD_OK;
     struct afd_detokenizer next = *d;
     struct output to = {out, out + limit, 0};
     for (size_t i = 0; i < bytes && !to.full; i++) feed(&next, &to, (unsigned char)token[i]);

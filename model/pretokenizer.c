@@ -1,5 +1,6 @@
 #include "model/pretokenizer.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,8 +16,50 @@ enum {
 static const char gpt2_pattern[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
+/* What the families' tokenizers split by, as their tokenizer.json files have it. */
+static const char digit_pattern[] = "\\p{N}", digits_pattern[] = "\\p{N}+", threes_pattern[] = "\\p{N}{1,3}";
+static const char llama3_pattern[] =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char qwen2_pattern[] =
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+    "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char qwen35_pattern[] = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{"
+                                     "N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|"
+                                     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+static const char deepseek_cjk_pattern[] = "[\\x{4e00}-\\x{9fa5}\\x{3040}-\\x{309f}\\x{30a0}-\\x{30ff}]+";
+static const char deepseek_words_pattern[] =
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+|"
+    " ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+
+static const char newline_pattern[] = "[\\r\\n]", letters_pattern[] = "\\s?\\p{L}+",
+                  marks_pattern[] = "\\s?\\p{P}+";
+static const char deepseek_llm_letters_pattern[] = /* letters that have a case */
+    "\\s?["
+    "A-Za-z\\x{b5}\\x{c0}-\\x{d6}\\x{d8}-\\x{f6}\\x{f8}-\\x{1ba}\\x{1bc}-\\x{1bf}\\x{1c4}-"
+    "\\x{293}\\x{295}-\\x{2af}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37b}-\\x{37d}\\x{37f}\\x{386}"
+    "\\x{388}-\\x{38a}\\x{38c}\\x{38e}-\\x{3a1}\\x{3a3}-\\x{3f5}\\x{3f7}-\\x{481}\\x{48a}-"
+    "\\x{52f}\\x{531}-\\x{556}\\x{10a0}-\\x{10c5}\\x{13a0}-\\x{13f5}\\x{13f8}-\\x{13fd}\\x{1c90}-"
+    "\\x{1cba}\\x{1cbd}-\\x{1cbf}\\x{1d00}-\\x{1d2b}\\x{1d6b}-\\x{1d77}\\x{1d79}-\\x{1d9a}"
+    "\\x{1e00}-\\x{1f15}\\x{1f18}-\\x{1f1d}\\x{1f20}-\\x{1f45}\\x{1f48}-\\x{1f4d}\\x{1f50}-"
+    "\\x{1f57}\\x{1f59}\\x{1f5b}\\x{1f5d}\\x{1f5f}-\\x{1f7d}\\x{1f80}-\\x{1fb4}\\x{1fb6}-"
+    "\\x{1fbc}\\x{1fbe}\\x{1fc2}-\\x{1fc4}\\x{1fc6}-\\x{1fcc}\\x{1fd0}-\\x{1fd3}\\x{1fd6}-"
+    "\\x{1fdb}\\x{1fe0}-\\x{1fec}\\x{1ff2}-\\x{1ff4}\\x{1ff6}-\\x{1ffc}\\x{2102}\\x{2107}"
+    "\\x{210a}-\\x{2113}\\x{2115}\\x{2119}-\\x{211d}\\x{2124}\\x{2126}\\x{2128}\\x{212a}-"
+    "\\x{212d}\\x{212f}-\\x{2134}\\x{2139}\\x{213c}-\\x{213f}\\x{2145}-\\x{2149}\\x{214e}"
+    "\\x{2183}\\x{2184}\\x{2c00}-\\x{2c7b}\\x{2c7e}-\\x{2ce4}\\x{2ceb}-\\x{2cee}\\x{2cf2}"
+    "\\x{2cf3}\\x{a640}-\\x{a66d}\\x{a680}-\\x{a69b}\\x{a722}-\\x{a76f}\\x{a771}-\\x{a787}"
+    "\\x{a78b}-\\x{a78e}\\x{ab70}-\\x{abbf}\\x{fb00}-\\x{fb06}\\x{fb13}-\\x{fb17}\\x{ff21}-"
+    "\\x{ff3a}\\x{ff41}-\\x{ff5a}\\x{10400}-\\x{1044f}\\x{104b0}-\\x{104d3}\\x{104d8}-\\x{104fb}"
+    "\\x{10c80}-\\x{10cb2}\\x{10cc0}-\\x{10cf2}\\x{118a0}-\\x{118df}\\x{1e900}-\\x{1e943}"
+    "]+";
+static const char deepseek_llm_marks_pattern[] =
+    "\\s?[!-/:-~\\x{ff01}-\\x{ff0f}\\x{ff1a}-\\x{ff5e}\\x{2018}-\\x{201f}\\x{3000}-\\x{3002}]+";
+static const char trailing_pattern[] = "\\s+$";
+static const char deepseek_llm_cjk_pattern[] = "[\\x{4e00}-\\x{9fa5}\\x{800}-\\x{4e00}\\x{ac00}-\\x{d7ff}]+";
+
 static enum afd_status add_step(struct afd_pretokenizer *p, const char *pattern, uint32_t literal,
-                                struct afd_error *error_out)
+                                int drop_between, struct afd_error *error_out)
 {
     int code;
     PCRE2_SIZE at;
@@ -34,27 +77,40 @@ static enum afd_status add_step(struct afd_pretokenizer *p, const char *pattern,
         return afd_fail(error_out, AFD_ERR_CONFIG, "pre_tokenizer: pattern, byte %zu: %s", (size_t)at, words);
     }
     pcre2_jit_compile(step, PCRE2_JIT_COMPLETE); /* without JIT the interpreter matches the same */
-    p->steps[p->count++] = step;
+    p->steps[p->count++] = (struct afd_split){step, drop_between};
     return AFD_OK;
 }
 
+/* Isolated: matches and what lies between are pieces, so that inverting changes nothing. Removed, inverted:
+ * only the matches are. */
 static enum afd_status add_split(struct afd_pretokenizer *p, const json_t *config,
                                  struct afd_error *error_out)
 {
     const json_t *pattern = json_object_get(config, "pattern");
     const char *behavior = afd_json_text(config, "behavior");
-    int invert;
+    int invert, isolated = behavior && !strcmp(behavior, "Isolated"),
+                removed = behavior && !strcmp(behavior, "Removed");
     enum afd_status status = afd_json_bool(config, "invert", 0, &invert, error_out);
     if (status) return status;
-    if (!behavior || strcmp(behavior, "Isolated") || invert)
-        return afd_fail(error_out, AFD_ERR_CONFIG,
-                        "pre_tokenizer Split: behavior \"%.40s\"%s is not supported; expected \"Isolated\"",
-                        behavior ? behavior : "(none)", invert ? " inverted" : "");
+    if (!isolated && !(removed && invert))
+        return afd_fail(
+            error_out, AFD_ERR_CONFIG,
+            "pre_tokenizer Split: behavior \"%.40s\"%s is not supported; expected \"Isolated\", or "
+            "\"Removed\" inverted",
+            behavior ? behavior : "(none)", invert ? " inverted" : "");
     const char *regex = afd_json_text(pattern, "Regex"), *text = afd_json_text(pattern, "String");
     if (!regex && !text)
         return afd_fail(error_out, AFD_ERR_CONFIG,
                         "pre_tokenizer Split: expected a pattern, Regex or String");
-    return add_step(p, regex ? regex : text, !regex, error_out);
+    return add_step(p, regex ? regex : text, !regex, removed, error_out);
+}
+
+static enum afd_status add_digits(struct afd_pretokenizer *p, const json_t *config,
+                                  struct afd_error *error_out)
+{
+    int single;
+    enum afd_status status = afd_json_bool(config, "individual_digits", 0, &single, error_out);
+    return status ? status : add_step(p, single ? digit_pattern : digits_pattern, 0, 0, error_out);
 }
 
 static enum afd_status add_byte_level(struct afd_pretokenizer *p, const json_t *config,
@@ -66,14 +122,38 @@ static enum afd_status add_byte_level(struct afd_pretokenizer *p, const json_t *
         (status = afd_json_bool(config, "add_prefix_space", 1, &p->prefix_space, error_out)))
         return status;
     p->byte_level = p->count;
-    return use_regex ? add_step(p, gpt2_pattern, 0, error_out) : AFD_OK;
+    return use_regex ? add_step(p, gpt2_pattern, 0, 0, error_out) : AFD_OK;
 }
 
-/* Splits, then one ByteLevel: it turns text into the byte alphabet, so nothing may follow it. */
+static enum afd_status set_metaspace(struct afd_pretokenizer *p, const json_t *config,
+                                     struct afd_error *error_out)
+{
+    const char *replacement = afd_json_text(config, "replacement"),
+               *scheme = afd_json_text(config, "prepend_scheme");
+    int split, prefix;
+    enum afd_status status;
+    if ((status = afd_json_bool(config, "split", 1, &split, error_out)) ||
+        (status = afd_json_bool(config, "add_prefix_space", 1, &prefix, error_out)))
+        return status;
+    if (!replacement || strcmp(replacement, "\u2581"))
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "pre_tokenizer Metaspace: expected the replacement U+2581");
+    if (!scheme) scheme = prefix ? "always" : "never";
+    p->metaspace = 1;
+    p->words = split ? AFD_WORDS_EVERY : AFD_WORDS_NONE;
+    p->prepend = !strcmp(scheme, "always")  ? AFD_PREPEND_ALWAYS
+                 : !strcmp(scheme, "first") ? AFD_PREPEND_FIRST
+                                            : AFD_PREPEND_NEVER;
+    return AFD_OK;
+}
+
+/* Splits, then one ByteLevel: it turns text into the byte alphabet, so nothing may follow it. Or Metaspace
+ * alone, or nothing. */
 enum afd_status afd_pretokenizer_init(struct afd_pretokenizer *p, const json_t *config,
                                       struct afd_error *error_out)
 {
-    memset(p, 0, sizeof *p);
+    *p = (struct afd_pretokenizer){.byte_level = -1};
+    if (!config || json_is_null(config)) return AFD_OK;
     const char *type = afd_json_text(config, "type");
     const json_t *list = type && !strcmp(type, "Sequence") ? json_object_get(config, "pretokenizers") : NULL;
     size_t count = list ? json_array_size(list) : 1;
@@ -81,17 +161,22 @@ enum afd_status afd_pretokenizer_init(struct afd_pretokenizer *p, const json_t *
         const json_t *part = list ? json_array_get(list, i) : config;
         enum afd_status status;
         type = afd_json_text(part, "type");
-        int last = i + 1 == count, byte_level = type && !strcmp(type, "ByteLevel");
-        if (byte_level && last)
+        if (!type) type = "(none)";
+        int last = i + 1 == count;
+        if (!strcmp(type, "ByteLevel") && last)
             status = add_byte_level(p, part, error_out);
-        else if (type && !strcmp(type, "Split") && !last)
+        else if (!strcmp(type, "Metaspace") && count == 1)
+            status = set_metaspace(p, part, error_out);
+        else if (!strcmp(type, "Split") && !last)
             status = add_split(p, part, error_out);
+        else if (!strcmp(type, "Digits") && !last)
+            status = add_digits(p, part, error_out);
         else
-            status =
-                afd_fail(error_out, AFD_ERR_CONFIG,
-                         "pre_tokenizer: \"%.40s\" in place %zu of %zu is not supported; expected Split, and "
-                         "ByteLevel as the last",
-                         type ? type : "(none)", i + 1, count);
+            status = afd_fail(
+                error_out, AFD_ERR_CONFIG,
+                "pre_tokenizer: \"%.40s\" in place %zu of %zu is not supported; expected Split or Digits, "
+                "and ByteLevel as the last, or Metaspace alone",
+                type, i + 1, count);
         if (status) return status;
     }
     if (!count)
@@ -99,9 +184,49 @@ enum afd_status afd_pretokenizer_init(struct afd_pretokenizer *p, const json_t *
     return AFD_OK;
 }
 
+/* Names of one splitting are in one row. */
+static const struct {
+    const char *names;
+    const char *patterns[AFD_PRETOKENIZER_STEPS];
+} named[] = {
+    {" gpt-2 gpt2 default mpt olmo jais ", {gpt2_pattern}},
+    {" llama-bpe llama3 llama-v3 falcon3 ", {llama3_pattern}},
+    {" qwen2 deepseek-r1-qwen ", {qwen2_pattern}},
+    {" qwen35 ", {qwen35_pattern}},
+    {" smollm starcoder refact command-r codeshell ", {digit_pattern, gpt2_pattern}},
+    {" deepseek-llm ",
+     {newline_pattern, deepseek_llm_letters_pattern, deepseek_llm_marks_pattern, trailing_pattern,
+      deepseek_llm_cjk_pattern, digits_pattern}},
+    {" deepseek-coder ",
+     {newline_pattern, letters_pattern, marks_pattern, deepseek_llm_cjk_pattern, digit_pattern}},
+    {" deepseek-v3 deepseek-r1 ", {threes_pattern, deepseek_cjk_pattern, deepseek_words_pattern}},
+};
+
+enum afd_status afd_pretokenizer_named(struct afd_pretokenizer *p, const char *name,
+                                       struct afd_error *error_out)
+{
+    char key[40];
+    *p = (struct afd_pretokenizer){.byte_level = -1};
+    snprintf(key, sizeof key, " %.36s ", name);
+    for (size_t i = 0; i < sizeof named / sizeof *named; i++) {
+        if (!strstr(named[i].names, key)) continue;
+        for (int k = 0; k < AFD_PRETOKENIZER_STEPS && named[i].patterns[k]; k++) {
+            enum afd_status status = add_step(p, named[i].patterns[k], 0, 0, error_out);
+            if (status) return status;
+        }
+        p->byte_level = p->count;
+        return AFD_OK;
+    }
+    return afd_fail(
+        error_out, AFD_ERR_CONFIG,
+        "tokenizer.ggml.pre: \"%.40s\" is not known; expected gpt-2, llama-bpe, qwen2, qwen35, smollm, "
+        "deepseek-llm, deepseek-coder or deepseek-v3",
+        name);
+}
+
 void afd_pretokenizer_fini(struct afd_pretokenizer *p)
 {
-    for (int i = 0; i < p->count; i++) pcre2_code_free(p->steps[i]);
+    for (int i = 0; i < p->count; i++) pcre2_code_free(p->steps[i].code);
     p->count = 0;
 }
 
@@ -123,7 +248,7 @@ void afd_cutter_fini(struct afd_cutter *cutter)
     pcre2_match_data_free(cutter->match);
     pcre2_match_context_free(cutter->context);
     pcre2_jit_stack_free(cutter->stack);
-    free(cutter->prefixed);
+    afd_buffer_fini(&cutter->prefixed);
 }
 
 /* The next match at or after `at`. 1 found, 0 none. */
@@ -150,15 +275,10 @@ static enum afd_status cut(struct afd_cutter *cutter, int step, const char *text
 /* ByteLevel puts the space before it splits. */
 static enum afd_status cut_prefixed(struct afd_cutter *cutter, int step, const char *text, size_t bytes)
 {
-    if (bytes + 1 > cutter->prefixed_room) {
-        char *grown = realloc(cutter->prefixed, bytes + 1);
-        if (!grown) return AFD_ERR_MEMORY;
-        cutter->prefixed = grown;
-        cutter->prefixed_room = bytes + 1;
-    }
-    cutter->prefixed[0] = ' ';
-    memcpy(cutter->prefixed + 1, text, bytes);
-    return cut(cutter, step, cutter->prefixed, bytes + 1);
+    cutter->prefixed.bytes = 0;
+    enum afd_status status = afd_buffer_add(&cutter->prefixed, " ", 1);
+    if (!status) status = afd_buffer_add(&cutter->prefixed, text, bytes);
+    return status ? status : cut(cutter, step, cutter->prefixed.data, bytes + 1);
 }
 
 static enum afd_status cut(struct afd_cutter *cutter, int step, const char *text, size_t bytes)
@@ -167,11 +287,12 @@ static enum afd_status cut(struct afd_cutter *cutter, int step, const char *text
     if (step == p->byte_level && p->prefix_space && *text != ' ')
         return cut_prefixed(cutter, step, text, bytes);
     if (step == p->count) return cutter->each(text, bytes, cutter->user);
+    const struct afd_split *split = &p->steps[step];
     const PCRE2_SIZE *found = pcre2_get_ovector_pointer(cutter->match);
     size_t done = 0, at = 0;
     enum afd_status status = AFD_OK;
     while (!status && at < bytes) {
-        int rc = next_match(cutter, p->steps[step], text, bytes, at);
+        int rc = next_match(cutter, split->code, text, bytes, at);
         if (rc < 0) return (enum afd_status)rc;
         if (!rc) break;
         /* Copied: the steps below use the same match data. \K can move the start past the end. */
@@ -181,16 +302,66 @@ static enum afd_status cut(struct afd_cutter *cutter, int step, const char *text
             while (at < bytes && ((unsigned char)text[at] & 0xc0) == 0x80) at++;
             continue;
         }
-        if (begin > done) status = cut(cutter, step + 1, text + done, begin - done);
+        if (begin > done && !split->drop_between) status = cut(cutter, step + 1, text + done, begin - done);
         if (!status) status = cut(cutter, step + 1, text + begin, end - begin);
         done = at = end;
     }
-    if (!status && done < bytes) status = cut(cutter, step + 1, text + done, bytes - done);
+    if (!status && done < bytes && !split->drop_between)
+        status = cut(cutter, step + 1, text + done, bytes - done);
     return status;
 }
 
-enum afd_status afd_cutter_cut(struct afd_cutter *cutter, const char *text, size_t bytes)
+static const char block[] = "\u2581";
+enum { BLOCK_BYTES = 3 };
+
+/* Spaces to U+2581, and one in front. */
+static enum afd_status rewrite(struct afd_cutter *cutter, const char **text, size_t *bytes, int is_first)
 {
+    const struct afd_pretokenizer *p = cutter->pretokenizer;
+    struct afd_buffer *out = &cutter->prefixed;
+    int begins = **text == ' ' || (*bytes >= BLOCK_BYTES && !memcmp(*text, block, BLOCK_BYTES));
+    int prepend =
+        !begins && (p->prepend == AFD_PREPEND_ALWAYS || (p->prepend == AFD_PREPEND_FIRST && is_first));
+    enum afd_status status = AFD_OK;
+    out->bytes = 0;
+    if (prepend) status = afd_buffer_add(out, block, BLOCK_BYTES);
+    for (size_t at = 0; !status && at < *bytes;) {
+        const char *space = memchr(*text + at, ' ', *bytes - at);
+        size_t end = space ? (size_t)(space - *text) : *bytes;
+        status = afd_buffer_add(out, *text + at, end - at);
+        if (!status && space) status = afd_buffer_add(out, block, BLOCK_BYTES);
+        at = end + 1;
+    }
+    *text = out->data;
+    *bytes = out->bytes;
+    return status;
+}
+
+static enum afd_status cut_words(struct afd_cutter *cutter, const char *text, size_t bytes)
+{
+    size_t done = 0, last = SIZE_MAX; /* where a block ended last */
+    enum afd_status status = AFD_OK;
+    for (size_t at = 0; !status && at < bytes;) {
+        const char *found = memmem(text + at, bytes - at, block, BLOCK_BYTES);
+        if (!found) break;
+        size_t begin = (size_t)(found - text);
+        int starts = cutter->pretokenizer->words == AFD_WORDS_EVERY || begin != last;
+        if (starts && begin > done) {
+            status = cutter->each(text + done, begin - done, cutter->user);
+            done = begin;
+        }
+        at = last = begin + BLOCK_BYTES;
+    }
+    return status ? status : cutter->each(text + done, bytes - done, cutter->user);
+}
+
+enum afd_status afd_cutter_cut(struct afd_cutter *cutter, const char *text, size_t bytes, int is_first)
+{
+    const struct afd_pretokenizer *p = cutter->pretokenizer;
     if (!bytes) return AFD_OK;
-    return cut(cutter, 0, text, bytes);
+    if (p->metaspace) {
+        enum afd_status status = rewrite(cutter, &text, &bytes, is_first);
+        if (status) return status;
+    }
+    return p->words ? cut_words(cutter, text, bytes) : cut(cutter, 0, text, bytes);
 }

@@ -26,6 +26,9 @@ static const struct endpoint {
     {"GET", "/ready", afd_api_ready},
     {"GET", "/metrics", afd_api_metrics},
     {"GET", "/afd/v1/cluster", afd_api_cluster},
+    {"POST", "/afd/v1/scale", afd_api_scale},
+    {"POST", "/afd/v1/drain", afd_api_drain_rank},
+    {"POST", "/afd/v1/restart", afd_api_restart},
 };
 
 static const char requests_path[] = "/afd/v1/requests/";

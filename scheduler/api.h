@@ -66,6 +66,12 @@ void afd_api_live(struct afd_api *api, struct afd_http_exchange *exchange);
 void afd_api_ready(struct afd_api *api, struct afd_http_exchange *exchange);
 void afd_api_metrics(struct afd_api *api, struct afd_http_exchange *exchange);
 void afd_api_cluster(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_scale(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_drain_rank(struct afd_api *api, struct afd_http_exchange *exchange);
+void afd_api_restart(struct afd_api *api, struct afd_http_exchange *exchange);
+/* 1, with words, when a rank that is to serve does not. */
+enum { AFD_API_DEGRADED_BYTES = 320 };
+int afd_api_degraded(const struct afd_api *api, char words[AFD_API_DEGRADED_BYTES]);
 const char *afd_api_state(const struct afd_api *api); /* starting, ready, draining */
 
 #endif

@@ -119,9 +119,14 @@ void afd_api_live(struct afd_api *api, struct afd_http_exchange *x)
 
 void afd_api_ready(struct afd_api *api, struct afd_http_exchange *x)
 {
-    if (!api->is_draining && afd_cluster_serves(afd_service_cluster(api->service)))
-        afd_http_reply(x, 200, "text/plain", "", "ready\n", 6);
-    else
+    char degraded[AFD_API_DEGRADED_BYTES];
+    if (!api->is_draining && afd_cluster_serves(afd_service_cluster(api->service))) {
+        struct afd_text t = {0};
+        int is_degraded = afd_api_degraded(api, degraded);
+        afd_text_printf(&t, "ready%s%s\n", is_degraded ? ", degraded: " : "", is_degraded ? degraded : "");
+        afd_http_reply(x, 200, "text/plain", "", t.data, t.bytes);
+        afd_text_free(&t);
+    } else
         afd_http_error(x, 503, NULL, api->is_draining ? "draining" : "not_ready",
                        api->is_draining ? "the server is going down" : "not all ranks are ready");
 }
@@ -134,62 +139,5 @@ void afd_api_metrics(struct afd_api *api, struct afd_http_exchange *x)
         afd_http_error(x, 503, NULL, NULL, "out of memory");
     else
         afd_http_reply(x, 200, "text/plain; version=0.0.4; charset=utf-8", "", t.data, t.bytes);
-    afd_text_free(&t);
-}
-
-/* ---- /afd/v1/cluster */
-
-static void print_rank(struct afd_text *t, const struct afd_api *api, const struct afd_cluster *c,
-                       uint32_t index)
-{
-    static const Afd__Heartbeat none = AFD__HEARTBEAT__INIT;
-    const struct afd_cluster_member *m = afd_cluster_at(c, index);
-    const struct afd_pool *pool = m->role == AFD_ROLE_ATTN ? &api->topology->attn : &api->topology->ffn;
-    uint32_t shards[AFD_MAX_SHARDS], count = afd_cluster_shards(c, m->role, m->rank, shards);
-    Afd__Heartbeat *kept = afd_service_heartbeat(api->service, index);
-    const Afd__Heartbeat *h = kept ? kept : &none;
-    afd_text_printf(t, "{\"role\":\"%s\",\"instance\":%u,\"rank\":%u,\"pid\":%u,\"host\":",
-                    afd_role_name(m->role), m->rank / pool->ranks_per_instance, m->rank, m->pid);
-    afd_text_json_string(t, m->host[0] ? m->host : afd_rank_host(api->topology, m->role, m->rank));
-    afd_text_printf(t, ",\"state\":\"%s\",\"shards\":[", afd_member_state_name(m->state));
-    for (uint32_t i = 0; i < count; i++) afd_text_printf(t, "%s%u", i ? "," : "", shards[i]);
-    afd_text_printf(t,
-                    "],\"steps\":%" PRIu64 ",\"rows\":%" PRIu64
-                    ",\"running\":%u,\"waiting\":%u,\"kv_blocks\":%u,"
-                    "\"kv_blocks_used\":%u,\"stages_s\":{",
-                    h->steps, h->rows, h->running, h->waiting, h->kv_blocks, h->kv_blocks_used);
-    for (size_t s = 0; s < AFD_STAGE_COUNT; s++)
-        afd_text_printf(t, "%s\"%s\":%.9g", s ? "," : "", afd_stage_name((enum afd_stage)s),
-                        h->stages && s < h->stages->n_ns ? (double)h->stages->ns[s] * 1e-9 : 0.0);
-    afd_text_printf(t, "},\"resident_bytes\":%" PRIu64 "}", h->resident_bytes);
-    if (kept) afd__heartbeat__free_unpacked(kept, NULL);
-}
-
-void afd_api_cluster(struct afd_api *api, struct afd_http_exchange *x)
-{
-    struct afd_text t = {0};
-    const struct afd_cluster *c = afd_service_cluster(api->service);
-    const struct afd_requests_counters *r = afd_requests_counters(afd_service_requests(api->service));
-    afd_text_puts(&t, "{\"cluster\":");
-    afd_text_json_string(&t, api->topology->cluster);
-    afd_text_puts(&t, ",\"model\":");
-    afd_text_json_string(&t, api->model->name);
-    afd_text_printf(
-        &t, ",\"version\":\"%s\",\"epoch\":%" PRIu64 ",\"state\":\"%s\",\"uptime_s\":%.3f,\"ranks\":[",
-        AFD_VERSION, afd_cluster_epoch(c), afd_api_state(api), (double)(afd_now() - api->started) * 1e-9);
-    for (uint32_t i = 0; i < afd_cluster_size(c); i++) {
-        if (i) afd_text_add(&t, ",", 1);
-        print_rank(&t, api, c, i);
-    }
-    afd_text_puts(&t, "],\"placement\":[");
-    for (uint32_t s = 0; s < api->topology->ffn.ep; s++) {
-        uint32_t instances[AFD_MAX_RANKS], count = afd_cluster_placement(c, s, instances);
-        afd_text_printf(&t, "%s{\"shard\":%u,\"instances\":[", s ? "," : "", s);
-        for (uint32_t i = 0; i < count; i++) afd_text_printf(&t, "%s%u", i ? "," : "", instances[i]);
-        afd_text_puts(&t, "]}");
-    }
-    afd_text_printf(&t, "],\"requests\":{\"running\":%u,\"waiting\":%u,\"finished\":%" PRIu64 "}}",
-                    r->running, r->waiting, r->finished);
-    afd_api_answer(x, &t);
     afd_text_free(&t);
 }

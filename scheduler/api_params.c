@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "model/chat.h"
 
@@ -122,14 +123,11 @@ static int read_bool(const json_t *root, const char *name, int *out, struct afd_
 /* What would change the answer and is not done must not pass in silence. */
 static int refuse_unsupported(const json_t *root, int is_chat, struct afd_api_error *e)
 {
-    const json_t *format = field(root, "response_format"), *tools = field(root, "tools");
+    const json_t *format = field(root, "response_format");
     const char *type = json_string_value(json_object_get(format, "type"));
     if (format && (!type || strcmp(type, "text") != 0))
         return afd_api_fail(e, 400, "response_format", "unsupported_parameter",
                             "the only response_format is text");
-    if (tools && json_array_size(tools) > 0)
-        return afd_api_fail(e, 400, "tools", "unsupported_parameter",
-                            "tools are not supported by this server");
     if (!is_chat && field(root, "suffix"))
         return afd_api_fail(e, 400, "suffix", "unsupported_parameter",
                             "suffix is not supported by this model");
@@ -396,103 +394,70 @@ static int read_prompts(const json_t *root, const struct afd_params_limits *l, s
     return 0;
 }
 
-/* The content of a message: a string, or parts of type text, which are put together. NULL: refused. */
-static char *content_of(const json_t *message, size_t index, struct afd_api_error *e)
-{
-    const json_t *v = field(message, "content");
-    char param[64];
-    snprintf(param, sizeof param, "messages[%zu].content", index);
-    struct {
-        char *data;
-        size_t bytes;
-    } out = {malloc(1), 0};
-    if (!out.data) goto memory;
-    size_t parts = json_is_array(v) ? json_array_size(v) : v ? 1 : 0;
-    for (size_t i = 0; i < parts; i++) {
-        const json_t *part = json_is_array(v) ? json_array_get(v, i) : v;
-        if (json_is_object(part)) {
-            const char *type = json_string_value(json_object_get(part, "type"));
-            if (!type || strcmp(type, "text") != 0) {
-                afd_api_fail(e, 400, param, NULL, "'%s': the only type of a part is text", param);
-                goto out;
-            }
-            part = json_object_get(part, "text");
-        }
-        if (!json_is_string(part)) {
-            afd_api_fail(e, 400, param, NULL, "'%s' must be a string or an array of text parts", param);
-            goto out;
-        }
-        size_t bytes = json_string_length(part);
-        char *data = realloc(out.data, out.bytes + bytes + 1);
-        if (!data) goto memory;
-        out.data = data;
-        memcpy(data + out.bytes, json_string_value(part), bytes);
-        out.bytes += bytes;
-    }
-    out.data[out.bytes] = 0;
-    return out.data;
-memory:
-    afd_api_fail(e, 503, NULL, NULL, "out of memory");
-out:
-    free(out.data);
-    return NULL;
-}
-
-static int encode_chat(const struct afd_chat_message *messages, size_t count,
-                       const struct afd_params_limits *l, struct afd_params *p, struct afd_api_error *e)
+static int encode_chat(const struct afd_chat_request *request, const struct afd_params_limits *l,
+                       struct afd_params *p, struct afd_api_error *e)
 {
     const char *stops[AFD_CHAT_STOPS] = {"", "", "", ""};
     size_t tokens = 0;
     struct afd_error words;
-    enum afd_status status = afd_chat_encode(l->tokenizer, messages, count, l->max_context,
-                                             &p->prompts[0].tokens, &tokens, stops, &words);
+    enum afd_status status =
+        afd_chat_encode(l->tokenizer, request, l->max_context, &p->prompts[0].tokens, &tokens, stops, &words);
     if (status == AFD_ERR_LIMIT)
         return afd_api_fail(
             e, 400, "messages", "context_length_exceeded",
             "This model's maximum context length is %u tokens. However, your messages have more. Please "
             "reduce the length of the messages.",
             l->max_context);
-    if (status != AFD_OK) return afd_api_fail(e, 400, "messages", NULL, "%s", words.text);
+    if (status != AFD_OK) { /* the words begin with what is at fault */
+        char param[64] = "messages";
+        size_t bytes = strcspn(words.text, ": ");
+        if (!strncmp(words.text, "messages[", 9) && memmem(words.text, bytes, "].content", 9))
+            snprintf(param, sizeof param, "%.*s", (int)bytes, words.text);
+        return afd_api_fail(e, 400, param, NULL, "%s", words.text);
+    }
     p->prompts[0].count = (uint32_t)tokens;
     for (int i = 0; i < AFD_CHAT_STOPS; i++)
         if (stops[i] && stops[i][0] && add_stop(p, stops[i], e)) return -1;
     return tokens ? 0 : afd_api_fail(e, 400, "messages", NULL, "the messages make no token");
 }
 
+/* Tools that the model is told of: none where the client says that none is to be called. */
+static int read_tools(const json_t *root, const json_t **tools, struct afd_api_error *e)
+{
+    const char *choice = json_string_value(field(root, "tool_choice"));
+    *tools = field(root, "tools");
+    if (*tools && (!json_is_array(*tools) || json_array_size(*tools) > AFD_API_TOOLS))
+        return afd_api_fail(e, 400, "tools", NULL, "'tools' must be an array of at most %d functions",
+                            AFD_API_TOOLS);
+    for (size_t i = 0; i < json_array_size(*tools); i++) {
+        const json_t *function = json_object_get(json_array_get(*tools, i), "function");
+        if (!json_is_string(json_object_get(function, "name")))
+            return afd_api_fail(e, 400, "tools", NULL, "tools[%zu] must be a function with a name", i);
+    }
+    if (choice && !strcmp(choice, "none")) *tools = NULL;
+    if (field(root, "tool_choice") && (!choice || (strcmp(choice, "none") && strcmp(choice, "auto"))))
+        return afd_api_fail(e, 400, "tool_choice", "unsupported_parameter",
+                            "'tool_choice' may be none or auto");
+    return 0;
+}
+
 static int read_messages(const json_t *root, const struct afd_params_limits *l, struct afd_params *p,
                          struct afd_api_error *e)
 {
-    const json_t *v = field(root, "messages");
-    size_t count = json_array_size(v), have = 0;
-    int result = -1;
-    if (!json_is_array(v) || !count || count > AFD_API_MESSAGES)
+    struct afd_chat_request request = {.messages = field(root, "messages"),
+                                       .options = field(root, "chat_template_kwargs"),
+                                       .now = time(NULL)};
+    size_t count = json_array_size(request.messages);
+    if (!json_is_array(request.messages) || !count || count > AFD_API_MESSAGES)
         return afd_api_fail(e, 400, "messages", NULL, "'messages' must be an array of 1 to %d messages",
                             AFD_API_MESSAGES);
-    struct afd_chat_message *messages = calloc(count, sizeof *messages);
+    if (request.options && !json_is_object(request.options))
+        return afd_api_fail(e, 400, "chat_template_kwargs", NULL, "'chat_template_kwargs' must be an object");
+    if (read_tools(root, &request.tools, e)) return -1;
     p->prompts = calloc(1, sizeof *p->prompts);
-    if (!messages || !p->prompts) {
-        afd_api_fail(e, 503, NULL, NULL, "out of memory");
-        goto out;
-    }
+    if (!p->prompts) return afd_api_fail(e, 503, NULL, NULL, "out of memory");
     p->prompt_count = 1;
-    for (; have < count; have++) {
-        const json_t *m = json_array_get(v, have);
-        const char *role = json_string_value(json_object_get(m, "role"));
-        if (!role) {
-            afd_api_fail(e, 400, "messages", NULL, "messages[%zu] must be an object with a role and content",
-                         have);
-            goto out;
-        }
-        /* OpenAI's newer name for the system's voice */
-        messages[have].role = strcmp(role, "developer") == 0 ? "system" : role;
-        messages[have].content = content_of(m, have, e);
-        if (!messages[have].content) goto out;
-    }
-    result = encode_chat(messages, count, l, p, e);
-out:
-    for (size_t i = 0; i < have; i++) free((char *)messages[i].content);
-    free(messages);
-    return result;
+    return encode_chat(&request, l, p, e);
 }
 
 /* How much may be generated is known once the prompts are. */

@@ -18,6 +18,7 @@ enum {
     AFD_API_STOPS = 16,
     AFD_API_MESSAGES = 4096,
     AFD_API_RESUME_S = 600, /* how long a client may ask to be waited for */
+    AFD_API_TOOLS = 512,
 };
 
 struct afd_api_error {

@@ -311,11 +311,7 @@ void afd_cluster_heartbeat(struct afd_cluster *c, uint64_t connection, afd_ns no
 void afd_cluster_draining(struct afd_cluster *c, uint64_t connection)
 {
     struct afd_cluster_member *m = member_of(c, connection);
-    if (!m) return;
-    if (afd_place_of(c, m)->state == AFD_INSTANCE_DRAINING && m->role == AFD_ROLE_ATTN)
-        afd_cluster_dismiss(c, m, "it is done here and leaves the cluster");
-    else
-        set_state(c, m, AFD_MEMBER_DRAINING, "it was told to leave");
+    if (m) set_state(c, m, AFD_MEMBER_DRAINING, "it was told to leave");
 }
 
 void afd_cluster_leave(struct afd_cluster *c, uint64_t connection, const char *why)

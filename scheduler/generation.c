@@ -306,12 +306,15 @@ static int take_shown_token(struct choice *c, uint32_t token, const Afd__TokenLo
 
 /* ---- tokens */
 
-static void observe(struct choice *c, size_t tokens)
+static void observe(struct choice *c, size_t tokens, uint32_t assignment)
 {
     struct afd_metrics *m = &c->generation->api->metrics;
     afd_ns now = afd_now();
     size_t between = tokens;
     if (!tokens) return;
+    if (c->last_token && assignment != c->assignment)
+        afd_histogram_observe(&m->failover, now - c->last_token);
+    c->assignment = assignment;
     if (!c->last_token) {
         afd_histogram_observe(&m->first_token, now - c->begun);
         between--; /* what came with the first one took no time that a client could see */
@@ -438,7 +441,7 @@ static void on_accepted(struct afd_sequence *sequence, const Afd__SequenceTokens
     int by_stop_string = 0;
     if (c->finish) return; /* of a message that has its tokens in two parts, the first of which ended it */
     take_logprobs(c, m, first_prompt_logprob);
-    observe(c, m->n_tokens);
+    observe(c, m->n_tokens, m->assignment);
     for (size_t i = 0; i < m->n_tokens && !by_stop_string; i++)
         by_stop_string = take_shown_token(c, m->tokens[i], m->n_logprobs ? m->logprobs[i] : NULL,
                                           finish == AFD_FINISH_STOP && i + 1 == m->n_tokens);

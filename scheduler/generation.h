@@ -38,6 +38,7 @@ struct choice {
     struct afd_detokenizer detokenizer;
     struct afd_stop stop;
     afd_ns begun, last_token;
+    uint32_t assignment; /* of the rank that the last token came from */
     struct afd_text text, ids, logprobs[LP_COUNT];
     /* Packed TokenLogprobs, each behind its uint32 bytes, of a stream that asked for them: those of the
      * prompt first, then a token each. */

@@ -27,6 +27,7 @@ void afd_metrics_init(struct afd_metrics *m)
         .first_token = HISTOGRAM(first_token_bounds),
         .inter_token = HISTOGRAM(inter_token_bounds),
         .end_to_end = HISTOGRAM(end_to_end_bounds),
+        .failover = HISTOGRAM(inter_token_bounds),
     };
 }
 
@@ -108,6 +109,9 @@ static void print_requests(const struct afd_metrics *m, const struct page *p,
                 "Sequences refused because the queue was full.", c->refused);
     head(p->out, "afd_requests_recovered_total", "counter", "Sequences given to another rank after a loss.");
     afd_text_printf(p->out, "afd_requests_recovered_total{how=\"replay\"} %" PRIu64 "\n", c->replayed);
+    print_histogram(p->out, "afd_failover_seconds",
+                    "Between the last token of a rank that was lost and the next one, of another rank.",
+                    &m->failover);
     head(p->out, "afd_request_success_total", "counter", "Sequences that ended, by reason.");
     afd_text_printf(p->out, "afd_request_success_total{finished_reason=\"stop\"} %" PRIu64 "\n",
                     m->ended[AFD_FINISH_STOP]);

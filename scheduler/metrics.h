@@ -19,7 +19,8 @@ struct afd_histogram {
 
 struct afd_metrics {
     struct afd_histogram first_token, inter_token, end_to_end;
-    uint64_t ended[5]; /* by enum afd_finish */
+    struct afd_histogram failover; /* of a sequence that another rank went on with */
+    uint64_t ended[5];             /* by enum afd_finish */
 };
 
 void afd_metrics_init(struct afd_metrics *metrics);

@@ -476,7 +476,8 @@ static void attn_told(struct sim_world *w, struct sim_node *node, struct sim_con
         n->batch_changed = 1;
         break;
     case SIM_DRAIN:
-        n->drains = node->is_let_go = 1;
+        node->is_let_go = 1;
+        node->shell->drain(w, node);
         break;
     default:
         sim_fail(w, "attn/%u was sent a message of kind %d", node->rank, m->kind);
@@ -504,7 +505,6 @@ static void attn_connected(struct sim_world *w, struct sim_node *node)
     struct sim_attn *n = attn_of(node);
     (void)w;
     n->ready_epoch = n->settled_epoch = 0;
-    n->told_drained = 0;
     n->batch_changed = 1;
     send_ready(n);
 }
@@ -557,14 +557,10 @@ static void attn_drain(struct sim_world *w, struct sim_node *node)
 static void attn_after(struct sim_world *w, struct sim_node *node)
 {
     struct sim_attn *n = attn_of(node);
+    (void)w;
     act(n);
     if (n->settled_epoch != n->epoch) send_ready(n);
     struct afd_batch_counts counts = afd_batch_counts(n->batch);
-    if (n->drains && !n->leaves && !n->told_drained && !(counts.running + counts.waiting) &&
-        sim_is_connected(node)) {
-        n->told_drained = 1;
-        sim_control_send(w, node, sim_control_make(w, SIM_DRAINED));
-    }
     if (!n->leaves) return;
     if (!(counts.running + counts.waiting) || !sim_is_connected(node)) leave(n);
 }

@@ -55,7 +55,7 @@ struct sim_attn {
     afd_ns device_free;
     struct afd_outbox *outbox;
     uint64_t epoch, ready_epoch, settled_epoch, preempted;
-    int batch_changed, drains, leaves, told_drained, wake_due;
+    int batch_changed, drains, leaves, wake_due;
 };
 
 static inline struct sim_region *sim_region_of(struct sim_attn *n, uint32_t instance, uint32_t slot,

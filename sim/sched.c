@@ -338,9 +338,6 @@ void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_
         s->serials[conn->member] = m->serial;
         sim_streams_take(s, conn->member, m);
         break;
-    case SIM_DRAINED:
-        afd_cluster_draining(s->cluster, conn->id);
-        break;
     case SIM_LEAVE:
         afd_cluster_leave(s->cluster, conn->id, "drained");
         break;

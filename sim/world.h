@@ -320,7 +320,6 @@ enum sim_control_kind {
     SIM_READY,
     SIM_HEARTBEAT,
     SIM_TOKENS,
-    SIM_DRAINED,
     SIM_LEAVE,
     SIM_ASSIGN,
     SIM_PEERS,

@@ -13,6 +13,10 @@ install_packages $AFD_PACKAGES libcmocka-dev libcurl4-openssl-dev python3 python
 install_packages qemu-system-x86 busybox-static cpio iproute2 ibverbs-providers perftest ucx-utils ||
     echo "tests/run.sh: no virtual machine: test rdma will be skipped" >&2
 
+# For launching over ssh and by slurm, and for Kubernetes' objects (tests/launch). Without them those are skipped by name.
+install_packages openssh-server openssh-client slurm-wlm munge iproute2 python3-jsonschema python3-yaml systemd ||
+    echo "tests/run.sh: no ssh or slurm: some of launch_* will be skipped" >&2
+
 # The OpenAI client that the tests talk with lives in a virtual environment of its own. Without it that one test is
 # skipped by name.
 if [ ! -x "$BUILD/venv/bin/python" ] || ! "$BUILD/venv/bin/python" -c 'import openai' 2>/dev/null; then

@@ -17,7 +17,12 @@ enum {
     HOSTS = ATTN + FFN,
     STREAMS = 8,
     LONGEST = 60,
+/* Time to cut somebody off; sanitizers give more of it. */
+#ifdef __SANITIZE_ADDRESS__
+    TOKENS = 120,
+#else
     TOKENS = 400,
+#endif
     VOCAB = 512,
     BEGUN = 5,
     SEED = 90,

@@ -383,6 +383,34 @@ static void hosts_are_dealt_out(void **state)
     afd_topology_destroy(t);
 }
 
+/* A topology that Kubernetes' files carry would run another cluster. */
+static void what_is_written_loads_as_the_same(void **state)
+{
+    (void)state;
+    static const char *const files[] = {
+        "deploy/topologies/2a2f-local.yaml", "deploy/topologies/2a2f-32-local.yaml",
+        "deploy/topologies/2a2f-32gpu.yaml", "deploy/topologies/2a2f-32gpu-hopper.yaml"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        struct afd_topology *a = NULL, *b = NULL;
+        struct afd_error error = {""};
+        char *text = NULL;
+        size_t bytes = 0;
+        if (afd_topology_load(files[i], &a, &error)) fail_msg("%s", error.text);
+        FILE *f = open_memstream(&text, &bytes);
+        afd_topology_write(a, 2, f);
+        assert_int_equal(fclose(f), 0);
+        if (load_bytes(text, bytes, &b, &error)) fail_msg("%s in\n%s", error.text, text);
+        memcpy(b->file, a->file, sizeof a->file);
+        memcpy(b->model_dir, a->model_dir, sizeof a->model_dir);
+        memcpy(b->hash, a->hash, sizeof a->hash);
+        b->launch.names_hosts = a->launch.names_hosts;
+        if (memcmp(a, b, sizeof *a) != 0) fail_msg("%s: not the same when read again:\n%s", files[i], text);
+        free(text);
+        afd_topology_destroy(a);
+        afd_topology_destroy(b);
+    }
+}
+
 static void the_hash_is_of_the_bytes(void **state)
 {
     (void)state;
@@ -543,6 +571,7 @@ int main(void)
         cmocka_unit_test(the_network_is_taken_as_written),
         cmocka_unit_test(ranks_of_a_host_are_counted),
         cmocka_unit_test(hosts_are_dealt_out),
+        cmocka_unit_test(what_is_written_loads_as_the_same),
         cmocka_unit_test(the_hash_is_of_the_bytes),
         cmocka_unit_test(spinning_needs_more_cores_than_threads),
         cmocka_unit_test(ranks_are_pinned_in_turn),

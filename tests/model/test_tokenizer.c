@@ -113,7 +113,7 @@ static void expect_pieces(const char *config, const char *text, const char *expe
     assert_non_null(json);
     assert_int_equal(afd_pretokenizer_init(&p, json, &error), AFD_OK);
     assert_int_equal(afd_cutter_init(&cutter, &p, collect, &pieces), AFD_OK);
-    assert_int_equal(afd_cutter_cut(&cutter, text, strlen(text)), AFD_OK);
+    assert_int_equal(afd_cutter_cut(&cutter, text, strlen(text), 1), AFD_OK);
     assert_string_equal(pieces.text, expected);
     afd_cutter_fini(&cutter);
     afd_pretokenizer_fini(&p);
@@ -377,15 +377,15 @@ static void test_unsupported_is_refused_by_name(void **state)
 {
     (void)state;
     expect_refusal("\"type\": \"BPE\"", "\"type\": \"Unigram\"", "Unigram");
-    expect_refusal("\"unk_token\": null", "\"byte_fallback\": true", "byte_fallback");
+    expect_refusal("\"unk_token\": null", "\"dropout\": 0.1", "dropout");
     expect_refusal("\"unk_token\": null", "\"end_of_word_suffix\": \"</w>\"", "end_of_word_suffix");
     expect_refusal("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFKC\"}", "NFKC");
     expect_refusal("\"pre_tokenizer\": {\"type\": \"ByteLevel\"",
                    "\"pre_tokenizer\": {\"type\": \"Metaspace\"", "Metaspace");
     expect_refusal("\"pre_tokenizer\": {\"type\": \"ByteLevel\"",
-                   "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\"}, "
+                   "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Whitespace\"}, "
                    "{\"type\": \"ByteLevel\"}]",
-                   "Digits");
+                   "Whitespace");
     expect_refusal(
         "\"pre_tokenizer\": {\"type\": \"ByteLevel\"",
         "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", "
@@ -399,7 +399,7 @@ static void test_unsupported_is_refused_by_name(void **state)
                    "WordPiece");
     expect_refusal("\"post_processor\": null", "\"post_processor\": {\"type\": \"BertProcessing\"}",
                    "BertProcessing");
-    expect_refusal("\"lstrip\": false", "\"lstrip\": true", "lstrip");
+    expect_refusal("\"lstrip\": false", "\"lstrip\": 1", "lstrip");
     expect_refusal("\"merges\": [", "\"merges\": [\"a\", ", "merges: entry 0");
     expect_refusal("\"merges\": [", "\"merges\": [\"a zzz\", ", "merges: entry 0");
     expect_refusal("\"vocab\": {", "\"vocab\": {\"zzzz\": -1, ", "zzzz");

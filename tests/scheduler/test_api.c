@@ -344,7 +344,7 @@ static void test_rank_lost(void **state)
 {
     struct fixture *f = *state;
     char text[1024], *body;
-    int chunks;
+    int chunks, status;
     json_t *usage;
     rank_start(f, 1);
     while (f->ranks[0].peers != 3) fixture_pump(f);
@@ -364,6 +364,10 @@ static void test_rank_lost(void **state)
     assert_string_equal(text, "Hello world.");
     free(body);
     client_close(c);
+    char *page = ask_text(f, "GET", "/metrics", NULL, &status);
+    assert_non_null(strstr(page, "\nafd_requests_recovered_total{how=\"replay\"} 1\n"));
+    assert_non_null(strstr(page, "\nafd_failover_seconds_count 1\n"));
+    free(page);
 }
 
 static void test_info(void **state)
