@@ -25,7 +25,6 @@ struct afd_api {
     struct afd_metrics metrics;
     struct afd_generation *generations, *kept, *kept_last; /* that run; that have ended, oldest first */
     uint32_t generation_count, kept_count;
-    afd_ns restarted_until; /* every stream may be come back to */
     int is_draining;
     afd_ns started;
     time_t started_at;

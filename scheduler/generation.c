@@ -90,7 +90,7 @@ void afd_api_tick(struct afd_api *api)
 void generation_desert(struct afd_generation *g)
 {
     afd_ns now = afd_now(), until = now + AFD_SECONDS(g->params.resume_s);
-    if (until < g->api->restarted_until) until = g->api->restarted_until;
+    if (until < g->restored_until) until = g->restored_until;
     g->exchange = NULL;
     if (!g->params.stream || until <= now || !g->unfinished) {
         if (g->unfinished)

@@ -57,6 +57,7 @@ struct afd_generation {
     int stream_has_begun;
     int is_kept; /* it has ended, and stands in the api's list of those */
     afd_ns kept_until;
+    afd_ns restored_until; /* of one from the journal: its client may come back until then; 0 */
     uint32_t count, unfinished;
     struct choice choices[]; /* [count] */
 };

@@ -89,7 +89,7 @@ static int restore_choice(struct choice *c, const struct found *f)
     if (!k->finish) k->finish = afd_journal_finish(k, api->limits.max_context);
     choice_replay(c, 0);
     if (c->finish && !k->finish) k->finish = AFD_FINISH_STOP; /* by a stop string */
-    if (afd_service_restore(api->service, &c->sequence, api->restarted_until)) return -1;
+    if (afd_service_restore(api->service, &c->sequence, c->generation->restored_until)) return -1;
     c->is_known = 1;
     c->is_submitted = !k->finish;
     return 0;
@@ -112,6 +112,7 @@ static int restore_generation(struct afd_api *api, const struct found *f)
     }
     memcpy(g->public_id, origin.public_id, sizeof g->public_id);
     g->created = origin.created;
+    g->restored_until = afd_now() + AFD_SECONDS(AFD_API_RESTART_S);
     generation_make_prefix(g);
     for (uint32_t i = 0; i < g->count; i++) choice_init(g, i);
     for (uint32_t i = 0; i < g->count; i++)
@@ -164,7 +165,6 @@ void afd_api_restore(struct afd_api *api)
     if (!found) return;
     size_t sequences = find_sequences(entries, count, found);
     qsort(found, sequences, sizeof *found, by_generation);
-    api->restarted_until = afd_now() + AFD_SECONDS(AFD_API_RESTART_S);
     for (size_t i = 0; i < sequences;) {
         int whole = is_whole(&found[i], sequences - i);
         taken += whole && restore_generation(api, &found[i]) ? found[i].count : 0;
