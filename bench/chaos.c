@@ -38,8 +38,8 @@ struct row {
     const char *name, *shape;
     unsigned round;
     size_t streams, lost, wrong, attached, asked_again;
-    double gap_s, bound_s, full_speed_s, whole_s, load_s, rate, first_s,
-        stall_s;     /* less than 0: not measured */
+    double gap_s, bound_s, full_speed_s, whole_s, load_s, rate, first_s, stall_s,
+        gap_rate;    /* less than 0: not measured */
     char words[600]; /* what is against the promise; "": nothing */
 };
 
@@ -90,18 +90,19 @@ static void print_row(struct bench *b, const struct row *r)
     char t[6][16];
     printf("%-16s %-15s %7zu %5zu %5zu %8s %8s %8s %8s %8s %8s %8zu  %s\n", r->name, r->shape, r->streams,
            r->lost, r->wrong, number(r->gap_s, 3, t[0]), number(r->bound_s, 3, t[1]),
-           number(r->full_speed_s, 1, t[2]), number(r->whole_s, 1, t[3]), number(r->load_s, 2, t[4]),
+           number(r->full_speed_s, 1, t[2]), number(r->whole_s, 1, t[3]), number(r->load_s, 3, t[4]),
            number(r->rate, 0, t[5]), r->attached, r->words[0] ? r->words : "ok");
     b->rows++;
     b->failures += r->words[0] != 0;
     json_array_append_new(
         b->json,
-        json_pack("{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s}",
-                  "fault", r->name, "cluster", r->shape, "round", (int)r->round, "streams", (int)r->streams,
-                  "lost", (int)r->lost, "wrong", (int)r->wrong, "came_back", (int)r->attached, "asked_again",
-                  (int)r->asked_again, "gap_s", r->gap_s, "bound_s", r->bound_s, "full_speed_s",
-                  r->full_speed_s, "whole_s", r->whole_s, "load_s", r->load_s, "tokens_per_s", r->rate,
-                  "first_token_s", r->first_s, "client_stall_s", r->stall_s, "violation", r->words));
+        json_pack(
+            "{s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s}",
+            "fault", r->name, "cluster", r->shape, "round", (int)r->round, "streams", (int)r->streams, "lost",
+            (int)r->lost, "wrong", (int)r->wrong, "came_back", (int)r->attached, "asked_again",
+            (int)r->asked_again, "gap_s", r->gap_s, "bound_s", r->bound_s, "full_speed_s", r->full_speed_s,
+            "whole_s", r->whole_s, "load_s", r->load_s, "tokens_per_s", r->rate, "first_token_s", r->first_s,
+            "client_stall_s", r->stall_s, "gap_tokens_per_s", r->gap_rate, "violation", r->words));
 }
 
 /* ---- what the streams brought */
@@ -125,6 +126,7 @@ static void judge(struct bench *b, const struct load_result *r, struct row *row)
 {
     row->streams = r->count;
     row->asked_again = r->asked_again;
+    row->gap_rate = r->gap_rate;
     row->stall_s = (double)r->stall * 1e-9;
     for (size_t i = 0; i < r->count; i++) {
         struct load_answer *a = &r->answers[i], *expected = &b->expected[a->request];
@@ -236,12 +238,14 @@ static void run_fault(struct bench *b, const struct fault *f)
 {
     struct row row = row_of(b, f->name, f->shape);
     struct deed deed = {.site = &b->site, .fault = f};
+    long logs[SITE_MOST];
     size_t first = (size_t)(afd_random(b->options.seed, b->round, 1) % b->requests.count);
     deed.victim = (uint32_t)(afd_random(b->options.seed, b->round, 2) % SITE_ATTN);
     struct load *load = load_begin(b->site.cluster.url, &b->requests, b->options.streams, first);
     if (!load_wait_begun(load, BEGUN_TOKENS, afd_now() + AFD_SECONDS(END_S)))
         add_words(&row, "not every stream began, before anything was done");
     sleep_ms((int)(afd_random(b->options.seed, b->round, 3) % BEFORE_MS));
+    site_logs(&b->site, logs);
     fault_do(&deed);
     if (deed.words[0]) add_words(&row, "%s", deed.words);
     row.whole_s = wait_whole(&deed);
@@ -254,8 +258,8 @@ static void run_fault(struct bench *b, const struct fault *f)
     row.bound_s = allowed_s > undisturbed_s ? allowed_s : undisturbed_s;
     if (f->has_lease) row.bound_s += b->site.lease_ms * 1e-3;
     if (f->has_load) {
-        row.load_s = deed.load_s;
-        row.bound_s += deed.load_s;
+        row.load_s = site_load_s(&b->site, logs);
+        row.bound_s += row.load_s;
     }
     if (row.gap_s > row.bound_s && !b->options.has_no_bounds)
         add_words(&row, "a stream stood still for longer than the bound");

@@ -13,7 +13,6 @@ struct deed {
     uint32_t victim;       /* number of a rank, drawn */
     pid_t killed, stopped; /* 0: nobody was */
     afd_ns begun, over;    /* set by fault_do: when it began, and when the cluster was left alone again */
-    double load_s;         /* loading lost shards, in seconds; 0: nothing was loaded */
     char words[400]; /* why it could not be done, or what of the cluster's answers was wrong; "": all good */
 };
 

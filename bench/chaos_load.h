@@ -40,6 +40,7 @@ struct load_result {
     size_t count; /* streams */
     struct load_answer *answers;
     size_t asked_again; /* requests that were refused or not answered, and sent again */
+    double gap_rate;    /* tokens a second of all streams during the longest gap: who else stood still? */
     afd_ns stall;       /* the longest time that the client itself got no processor */
 };
 

@@ -19,6 +19,8 @@ static struct cluster_spec spec_of(const struct site *site, enum site_shape shap
         .ffn = SITE_FFN,
         .max_attn = SITE_MOST,
         .max_ffn = SITE_MOST,
+        .max_rows = 64,
+        .prefill_rows = 48, /* sequences of a lost rank are replayed through it */
         .ep = SITE_SHARDS,
         .copies = shape == SITE_ONE_COPY ? 1 : 2,
         .path = shape == SITE_HOSTS ? "tcp" : "shm",
@@ -117,6 +119,57 @@ void site_rank_state(const struct site *site, const char *role, uint32_t rank, c
     snprintf(state_out, 32, "unknown");
     if (at) sscanf(at + strlen(name), "%31[a-z_]", state_out);
     free(page);
+}
+
+static FILE *open_log(const struct site *site, int rank)
+{
+    char path[400];
+    snprintf(path, sizeof path, "%s/state/logs/ffn-%d.log", site->cluster.dir, rank);
+    return fopen(path, "r");
+}
+
+void site_logs(const struct site *site, long places[SITE_MOST])
+{
+    for (int rank = 0; rank < SITE_MOST; rank++) {
+        FILE *f = open_log(site, rank);
+        places[rank] = f && !fseek(f, 0, SEEK_END) ? ftell(f) : 0;
+        if (f) fclose(f);
+    }
+}
+
+/* Of the time stamp that a line begins with, seconds of its day; -1: it has none. */
+static double second_of(const char *line)
+{
+    int hours, minutes;
+    double seconds;
+    return sscanf(line, "%*4d-%*2d-%*2dT%d:%d:%lfZ", &hours, &minutes, &seconds) == 3
+               ? hours * 3600 + minutes * 60 + seconds
+               : -1;
+}
+
+double site_load_s(const struct site *site, const long places[SITE_MOST])
+{
+    double loaded_s = 0, started_s = 0;
+    char *line = NULL;
+    size_t room = 0;
+    for (int rank = 0; rank < SITE_MOST; rank++) {
+        FILE *f = open_log(site, rank);
+        double start = -1;
+        if (f) fseek(f, places[rank], SEEK_SET);
+        while (f && getline(&line, &room, f) > 0) {
+            unsigned long ms;
+            const char *loaded = strstr(line, "shards more are loaded, in ");
+            if (loaded && sscanf(loaded, "shards more are loaded, in %lu ms", &ms) == 1 &&
+                (double)ms * 1e-3 > loaded_s)
+                loaded_s = (double)ms * 1e-3;
+            if (start < 0) start = second_of(line);
+            if (strstr(line, " ready: ") && second_of(line) - start > started_s)
+                started_s = second_of(line) - start;
+        }
+        if (f) fclose(f);
+    }
+    free(line);
+    return loaded_s > 0 ? loaded_s : started_s;
 }
 
 int site_is_whole(const struct site *site)

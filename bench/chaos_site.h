@@ -42,6 +42,10 @@ pid_t site_pid(const struct site *site, const char *role, uint32_t rank);
 void site_rank_state(const struct site *site, const char *role, uint32_t rank, char state_out[32]);
 /* What the scheduler says of itself; NULL: it does not answer. */
 json_t *site_says(const struct site *site);
+/* Seconds that FFN ranks took to load shards, by what their logs say behind the places that site_logs gave:
+ * of the longest while it served, else of the longest start; 0: none was loaded. */
+void site_logs(const struct site *site, long places_out[SITE_MOST]);
+double site_load_s(const struct site *site, const long places[SITE_MOST]);
 /* Every rank that the cluster is to have is ready. */
 int site_is_whole(const struct site *site);
 /* `afd ARGUMENTS --state DIR`: NULL, or what it wrote when it failed, malloc'ed. */

@@ -128,27 +128,33 @@ static const float *copy_vector(struct load *load, const struct afd_weight_view 
     return out;
 }
 
-/* A head's part of kv_b that a product cannot use as it is stored: what is turned around, or begins inside an
- * fp8 block, gets a copy. */
+/* What a product cannot use as it is stored gets a copy: a head's part of kv_b that is turned around or
+ * begins inside an fp8 block, and int4 groups. */
 static int needs_copy(const struct afd_weight_view *view)
 {
-    return view->transposed || view->block_row;
+    return view->transposed || view->block_row || view->int4.kind;
 }
 
-/* The copy's type: the stored one, but float32 where a block's scale would have to change places with its
- * rows. */
+/* The copy's type: the stored one (int4: the same numbers in blocks), but float32 where a block's scale would
+ * have to change places with its rows. */
 static struct afd_weight_view copy_shape(const struct afd_weight_view *view)
 {
+    int blocks = view->int4.kind != AFD_INT4_NONE;
     struct afd_weight_view copy = {.dtype = view->quant || view->block ? AFD_F32 : view->dtype,
                                    .rows = view->rows,
                                    .columns = view->columns};
-    copy.row_bytes = (uint64_t)view->columns * afd_dtype_bytes(copy.dtype);
+    if (blocks) copy.dtype = AFD_DTYPE_COUNT, copy.quant = view->quant;
+    copy.row_bytes = afd_weight_row_bytes(&copy);
     return copy;
 }
 
 static void copy_matrix(const struct afd_weight_view *view, const struct afd_weight_view *copy, void *data)
 {
-    for (uint32_t r = 0; r < view->rows; r++)
+    for (uint32_t r = 0; r < view->rows && view->int4.kind; r++)
+        for (uint32_t g = 0; g < view->columns / AFD_INT4_GROUP; g++)
+            afd_int4_block(&view->int4, r, g,
+                           (uint8_t *)data + r * copy->row_bytes + (size_t)g * copy->quant->bytes);
+    for (uint32_t r = 0; r < view->rows && !view->int4.kind; r++)
         for (uint32_t c = 0; c < view->columns; c++) {
             float x;
             afd_weight_read(view, r, c, 1, &x);
@@ -277,7 +283,9 @@ static enum afd_status load_copy(struct load *load, struct afd_matrix *matrix)
     matrix->view = copy_shape(&stored);
     uint64_t bytes = matrix->view.row_bytes * matrix->view.rows;
     void *data = panels ? malloc(bytes) : afd_arena_alloc(load->arena, bytes, 1);
-    if (!data) return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for a head's part of kv_b");
+    if (!data)
+        return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for a copy of %llu bytes",
+                        (unsigned long long)bytes);
     check_rows(load, &stored, 0, stored_rows(&stored));
     copy_matrix(&stored, &matrix->view, data);
     matrix->view.data = data;

@@ -81,7 +81,7 @@ static double active_fraction(const struct afd_ffn_desc *ffn, uint32_t ep)
 
 /* ---- bytes */
 
-/* The slabs of DESIGN: sized for max_instances of the other pool. */
+/* The slabs: sized for max_instances of the other pool, and for the most shards that an instance may hold. */
 static uint64_t buffer_bytes(const struct afd_plan *plan, enum afd_role role)
 {
     const struct afd_topology *t = plan->topology;
@@ -93,7 +93,7 @@ static uint64_t buffer_bytes(const struct afd_plan *plan, enum afd_role role)
     }
     uint64_t ranks = (uint64_t)t->attn.max_instances * t->attn.ranks_per_instance;
     uint64_t pairs = (ranks + t->ffn.tp - 1) / t->ffn.tp; /* the rail's attention ranks */
-    return slots * pairs * (plan->a2f_message_bytes + ep * plan->f2a_message_bytes);
+    return slots * pairs * (plan->a2f_message_bytes + t->ffn.max_shards * plan->f2a_message_bytes);
 }
 
 static uint64_t instance_shards(const struct afd_topology *t, uint32_t instance)

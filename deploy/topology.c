@@ -81,6 +81,7 @@ static const struct afd_yaml_word mtu_words[] = {{"auto", 0},    {"256", 256},  
                                                  {"2048", 2048}, {"4096", 4096}, {NULL, 0}};
 static const struct afd_yaml_word group_words[] = {
     {"p2p", AFD_GROUP_P2P}, {"nccl", AFD_GROUP_NCCL}, {NULL, 0}};
+static const struct afd_yaml_word rebalance_words[] = {{"off", 0}, {"auto", 1}, {NULL, 0}};
 static const struct afd_yaml_word device_words[] = {
     {"cpu", AFD_DEVICE_CPU}, {"ref", AFD_DEVICE_REF}, {"cuda", AFD_DEVICE_CUDA}, {NULL, 0}};
 
@@ -151,11 +152,10 @@ static const struct afd_yaml_key kv_keys[] = {
     SIZE("memory", attn.kv_memory_bytes, 1, (uint64_t)1 << 50), END};
 static const struct afd_yaml_key attn_keys[] = {POOL_KEYS(attn, attn_device_keys, attn_parallel_keys),
                                                 MAP("kv_cache", kv_keys), END};
-static const struct afd_yaml_key ffn_keys[] = {POOL_KEYS(ffn, ffn_device_keys, ffn_parallel_keys),
-                                               COUNT("copies", ffn.copies, 1, AFD_MAX_RANKS),
-                                               COUNT("max_shards", ffn.max_shards, 1, AFD_MAX_SHARDS),
-                                               COUNT("spares", ffn.spares, 0, AFD_MAX_FFN_INSTANCES),
-                                               END};
+static const struct afd_yaml_key ffn_keys[] = {
+    POOL_KEYS(ffn, ffn_device_keys, ffn_parallel_keys),     COUNT("copies", ffn.copies, 1, AFD_MAX_RANKS),
+    COUNT("max_shards", ffn.max_shards, 1, AFD_MAX_SHARDS), WORD("rebalance", ffn.rebalance, rebalance_words),
+    COUNT("spares", ffn.spares, 0, AFD_MAX_FFN_INSTANCES),  END};
 static const struct afd_yaml_key pools_keys[] = {MAP("attn", attn_keys), MAP("ffn", ffn_keys), END};
 
 static const struct afd_yaml_word launch_words[] = {{"local", AFD_LAUNCH_LOCAL},
@@ -372,10 +372,11 @@ static enum afd_status check_parallel(const struct afd_yaml *d, const struct afd
                              "pools.ffn has %u instances at its largest; expected at most %d",
                              t->ffn.max_instances, AFD_MAX_FFN_INSTANCES);
     if (t->ffn.max_shards < shards_of_each(&t->ffn, t->ffn.instances) || t->ffn.max_shards > t->ffn.ep)
-        return afd_yaml_fail(d, "pools.ffn.max_shards", error,
-                             "pools.ffn.max_shards is %u, and an instance holds %u of %u shards at the start; "
-                             "expected that at least, and all at most",
-                             t->ffn.max_shards, shards_of_each(&t->ffn, t->ffn.instances), t->ffn.ep);
+        return afd_yaml_fail(
+            d, "pools.ffn.max_shards", error,
+            "pools.ffn.max_shards is %u, and an instance holds %u of %u shards at the start; "
+            "expected that at least, and all at most",
+            t->ffn.max_shards, shards_of_each(&t->ffn, t->ffn.instances), t->ffn.ep);
     if (t->ffn.spares >= t->ffn.instances)
         return afd_yaml_fail(d, "pools.ffn.spares", error,
                              "pools.ffn.spares is %u of %u instances; expected one at least that serves",

@@ -68,8 +68,9 @@ struct afd_pool {
     uint32_t copies;            /* ffn: of every shard */
     uint32_t max_shards;        /* ffn: that an instance may hold: buffers are sized for it; default: what it
                                    would hold after the loss of another one */
-    uint32_t spares;            /* ffn: instances that the scheduler leaves without shards; default: those that
-                                   the initial placement does */
+    int rebalance;              /* ffn: shards are placed anew by measured load */
+    uint32_t spares; /* ffn: instances that the scheduler leaves without shards; default: those that
+                        the initial placement does */
     /* attn: KV cache */
     enum afd_dtype kv_dtype;
     uint32_t kv_block_tokens;
@@ -128,9 +129,9 @@ void afd_topology_destroy(struct afd_topology *topology); /* NULL is allowed */
  * `indent` spaces. Out of memory: writes nothing. */
 void afd_topology_write(const struct afd_topology *topology, uint32_t indent, FILE *to);
 
-uint32_t afd_pool_ranks(const struct afd_pool *pool); /* instances * ranks_per_instance */
+uint32_t afd_pool_ranks(const struct afd_pool *pool);     /* instances * ranks_per_instance */
 uint32_t afd_pool_max_ranks(const struct afd_pool *pool); /* at its largest: those that have a number */
-const char *afd_role_name(enum afd_role role);        /* "attn", "ffn" */
+const char *afd_role_name(enum afd_role role);            /* "attn", "ffn" */
 const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
 /* The machines of the cluster, each once, the scheduler's first; with those that only instances beyond the
  * initial ones use. Returns how many. */

@@ -125,6 +125,32 @@ static enum afd_status read_ends(struct afd_model *model, const json_t *root, co
     return status;
 }
 
+/* {"quant_method": "awq" or "gptq", "bits": 4, "group_size": 128, ..} */
+static enum afd_status read_int4(struct afd_model *model, const json_t *q, const char *method,
+                                 struct afd_error *error_out)
+{
+    uint32_t bits = 0, group = 0;
+    const char *version = afd_json_text(q, "version"), *format = afd_json_text(q, "checkpoint_format");
+    int awq = !strcmp(method, "awq"), v2 = format && !strcmp(format, "gptq_v2");
+    enum afd_status status;
+    if ((status = afd_json_uint(q, "bits", 4, 4, -1, &bits, error_out)) ||
+        (status = afd_json_uint(q, "group_size", AFD_INT4_GROUP, AFD_INT4_GROUP, -1, &group, error_out))) {
+        afd_error_prefix(error_out, "quantization_config");
+        return status;
+    }
+    if (awq && version && strcmp(version, "gemm") && strcmp(version, "GEMM"))
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "quantization_config: version \"%.40s\"; expected \"gemm\"", version);
+    if (!awq && format && !v2 && strcmp(format, "gptq"))
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "quantization_config: checkpoint_format \"%.40s\"; expected \"gptq\" or \"gptq_v2\"",
+                        format);
+    model->format = awq ? AFD_FORMAT_AWQ : v2 ? AFD_FORMAT_GPTQ_V2 : AFD_FORMAT_GPTQ;
+    model->cut_granule = AFD_INT4_GROUP;
+    model->weight_bits = 5;
+    return AFD_OK;
+}
+
 /* {"quant_method": "fp8", "weight_block_size": [128, 128]}, or nothing. */
 static enum afd_status read_quantization(struct afd_model *model, const json_t *root, const json_t *text,
                                          struct afd_error *error_out)
@@ -133,10 +159,14 @@ static enum afd_status read_quantization(struct afd_model *model, const json_t *
     if (!afd_json_has(owner, "quantization_config")) return AFD_OK;
     const json_t *q = json_object_get(owner, "quantization_config");
     const char *method = afd_json_text(q, "quant_method");
+    if (method && (!strcmp(method, "awq") || !strcmp(method, "gptq")))
+        return read_int4(model, q, method, error_out);
     if (!method || strcmp(method, "fp8"))
-        return afd_fail(error_out, AFD_ERR_CONFIG,
-                        "quantization_config: quant_method \"%.40s\" is not supported; expected \"fp8\"",
-                        method ? method : "(none)");
+        return afd_fail(
+            error_out, AFD_ERR_CONFIG,
+            "quantization_config: quant_method \"%.40s\" is not supported; expected \"fp8\", \"awq\" or "
+            "\"gptq\"",
+            method ? method : "(none)");
     const char *format = afd_json_text(q, "fmt");
     if (format && strcmp(format, "e4m3"))
         return afd_fail(error_out, AFD_ERR_CONFIG, "quantization_config: fmt \"%.40s\"; expected \"e4m3\"",

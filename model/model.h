@@ -105,7 +105,13 @@ struct afd_layer {
 };
 
 /* Whose names the tensors have, and how int4 groups are packed (docs/MODELS.md, Files). */
-enum afd_checkpoint_format { AFD_FORMAT_SAFETENSORS, AFD_FORMAT_AWQ, AFD_FORMAT_GPTQ, AFD_FORMAT_GGUF };
+enum afd_checkpoint_format {
+    AFD_FORMAT_SAFETENSORS,
+    AFD_FORMAT_AWQ,
+    AFD_FORMAT_GPTQ,
+    AFD_FORMAT_GPTQ_V2,
+    AFD_FORMAT_GGUF
+};
 
 struct afd_model {
     char name[128];        /* last component of the path */

@@ -267,9 +267,16 @@ static void print_shape(const uint64_t *shape, uint32_t dims, char *out, size_t 
 /* How the tensor of a use is stored. */
 struct stored {
     const struct afd_tensor *tensor;
-    int stacked; /* experts or heads are its first dimension */
-    int joined;  /* K_UP and V_UP: rows of one [heads * (keys + values), kv_rank] */
+    int stacked;          /* experts or heads are its first dimension */
+    int joined;           /* K_UP and V_UP: rows of one [heads * (keys + values), kv_rank] */
+    struct afd_int4 int4; /* kind not NONE: in place of the tensor */
 };
+
+static int is_int4(const struct afd_model *model)
+{
+    return model->format == AFD_FORMAT_AWQ || model->format == AFD_FORMAT_GPTQ ||
+           model->format == AFD_FORMAT_GPTQ_V2;
+}
 
 /* The stored tensor is what the model says: [columns], [rows, columns] or [experts, rows, columns]. */
 static enum afd_status check_shape(const struct afd_model *model, const struct afd_weight *weight,
@@ -324,6 +331,71 @@ static enum afd_status check_type(const struct afd_model *model, const struct af
     return AFD_OK;
 }
 
+/* NAME.qzeros and the like beside NAME.weight, of `bytes` bytes an element and this shape; NULL: refused. */
+static const void *find_part(const struct afd_checkpoint *checkpoint, const char *weight_name,
+                             const char *part, uint32_t bytes, uint32_t rows, uint32_t columns,
+                             struct afd_error *error_out)
+{
+    char name[AFD_TENSOR_NAME_BYTES + 16];
+    size_t stem = strlen(weight_name) - strlen("weight");
+    snprintf(name, sizeof name, "%.*s%s", (int)stem, weight_name, part);
+    const struct afd_tensor *tensor = afd_checkpoint_find(checkpoint, name);
+    if (!tensor) {
+        afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: not in the checkpoint, nor is %s", name, weight_name);
+        return NULL;
+    }
+    uint32_t dims = rows ? 2 : 1;
+    if (tensor->dims != dims || (rows && tensor->shape[0] != rows) || tensor->shape[dims - 1] != columns ||
+        tensor->bytes != (uint64_t)(rows ? rows : 1) * columns * bytes ||
+        (bytes == 2 && tensor->dtype != AFD_F16)) {
+        afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: expected [%u, %u] of %u bytes", name, rows, columns,
+                 bytes);
+        return NULL;
+    }
+    return tensor->data;
+}
+
+/* Groups that do not follow each other (act-order) would need the inputs in another order. */
+static enum afd_status check_groups(const struct afd_checkpoint *checkpoint, const char *weight_name,
+                                    uint32_t columns, struct afd_error *error_out)
+{
+    const uint32_t *groups = find_part(checkpoint, weight_name, "g_idx", 4, 0, columns, error_out);
+    if (!groups) return AFD_ERR_CONFIG;
+    for (uint32_t i = 0; i < columns; i++)
+        if (groups[i] != i / AFD_INT4_GROUP)
+            return afd_fail(error_out, AFD_ERR_CONFIG,
+                            "tensor %.*sg_idx: input %u is in group %u; only groups in order are supported",
+                            (int)(strlen(weight_name) - strlen("weight")), weight_name, i, groups[i]);
+    return AFD_OK;
+}
+
+static enum afd_status find_int4(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
+                                 const struct afd_weight *weight, const char *name, struct stored *out,
+                                 struct afd_error *error_out)
+{
+    uint32_t rows, columns;
+    int awq = model->format == AFD_FORMAT_AWQ;
+    afd_weight_shape(model, weight->use, weight->layer, &rows, &columns);
+    if (is_vector(weight->use) || is_wide(weight->use) || out->stacked || out->joined ||
+        rows % AFD_INT4_PACK || columns % AFD_INT4_GROUP || weight->in_begin % AFD_INT4_GROUP)
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "tensor %s: not in the checkpoint, and [%u, %u] from input %u on cannot be int4",
+                        name, rows, columns, weight->in_begin);
+    struct afd_int4 *w = &out->int4;
+    uint32_t groups = columns / AFD_INT4_GROUP, words = rows / AFD_INT4_PACK;
+    *w = (struct afd_int4){.kind = awq ? AFD_INT4_AWQ : AFD_INT4_GPTQ,
+                           .outputs = rows,
+                           .out_begin = weight->out_begin,
+                           .in_begin = weight->in_begin,
+                           .zero_bias = model->format == AFD_FORMAT_GPTQ};
+    w->weights = find_part(checkpoint, name, "qweight", 4, awq ? columns : columns / AFD_INT4_PACK,
+                           awq ? words : rows, error_out);
+    if (w->weights) w->zeros = find_part(checkpoint, name, "qzeros", 4, groups, words, error_out);
+    if (w->zeros) w->scales = find_part(checkpoint, name, "scales", 2, groups, rows, error_out);
+    if (!w->scales) return AFD_ERR_CONFIG;
+    return awq ? AFD_OK : check_groups(checkpoint, name, columns, error_out);
+}
+
 static enum afd_status find_stored(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
                                    const struct afd_weight *weight, struct stored *out,
                                    struct afd_error *error_out)
@@ -344,6 +416,7 @@ static enum afd_status find_stored(const struct afd_model *model, const struct a
         out->stacked = family->tensor(model, weight->use, weight->layer, weight->index, name);
         out->tensor = afd_checkpoint_find(checkpoint, name);
     }
+    if (!out->tensor && is_int4(model)) return find_int4(model, checkpoint, weight, name, out, error_out);
     if (!out->tensor) return afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: not in the checkpoint", name);
     enum afd_status status = check_shape(model, weight, out, error_out);
     return status ? status : check_type(model, weight, out->tensor, error_out);
@@ -369,6 +442,15 @@ enum afd_status afd_weight_view(const struct afd_model *model, const struct afd_
     enum afd_status status = find_stored(model, checkpoint, weight, &stored, error_out);
     if (status) return status;
 
+    if (stored.int4.kind) {
+        *out = (struct afd_weight_view){.dtype = AFD_DTYPE_COUNT,
+                                        .quant = &afd_quants[AFD_INT4_128],
+                                        .rows = weight->out_end - weight->out_begin,
+                                        .columns = weight->in_end - weight->in_begin,
+                                        .int4 = stored.int4};
+        out->row_bytes = afd_weight_row_bytes(out);
+        return AFD_OK;
+    }
     const struct afd_tensor *tensor = stored.tensor;
     uint64_t index = stored.stacked ? weight->index : 0, first = index * rows + weight->out_begin;
     *out = (struct afd_weight_view){.dtype = tensor->dtype,

@@ -8,6 +8,7 @@
 #ifndef AFD_MODEL_WEIGHTS_H
 #define AFD_MODEL_WEIGHTS_H
 
+#include "model/int4.h"
 #include "model/tensors.h"
 
 enum { AFD_TP_GRANULE = 16 }; /* the least: outputs of a panel of weights (compute/cpu/panels.h) */
@@ -98,6 +99,8 @@ struct afd_weight_view {
     /* A head's part of a stored kv_b matrix. Transposed: element (r, c) of the slice is column r of stored
      * row c, which starts at data + c * row_bytes. */
     int transposed;
+    struct afd_int4
+        int4; /* kind not NONE: stored apart, as blocks of `quant` only after afd_int4_block; no data */
     uint32_t block_row; /* block-FP8: rows of the first block that lie before the slice */
 };
 

@@ -66,18 +66,14 @@ static void print_change(struct afd_text *t, const char *name, const struct afd_
 
 static void print_placement(struct afd_text *t, const struct afd_api *api, const struct afd_cluster *c)
 {
-    struct afd_placement shown = {0};
     afd_text_puts(t, "],\"placement\":[");
     for (uint32_t s = 0; s < api->topology->ffn.ep; s++) {
         uint32_t instances[AFD_MAX_FFN_INSTANCES], count = afd_cluster_placement(c, s, instances);
         afd_text_printf(t, "%s{\"shard\":%u,\"instances\":[", s ? "," : "", s);
-        for (uint32_t i = 0; i < count; i++) {
-            afd_text_printf(t, "%s%u", i ? "," : "", instances[i]);
-            afd_placement_add(&shown, s, instances[i]);
-        }
+        for (uint32_t i = 0; i < count; i++) afd_text_printf(t, "%s%u", i ? "," : "", instances[i]);
         afd_text_puts(t, "]}");
     }
-    afd_text_printf(t, "],\"imbalance\":%.4g", afd_placement_imbalance(&shown, api->topology->ffn.ep, NULL));
+    afd_text_printf(t, "],\"imbalance\":%.4g", afd_cluster_imbalance(c));
 }
 
 int afd_api_degraded(const struct afd_api *api, char words[AFD_API_DEGRADED_BYTES])

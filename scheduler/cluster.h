@@ -164,6 +164,11 @@ void afd_cluster_tick(struct afd_cluster *cluster, afd_ns now);
 /* What a host says of a process: its `start`, whether it is running, or given up with words. */
 void afd_cluster_process(struct afd_cluster *cluster, enum afd_role role, uint32_t rank, uint32_t start,
                          int gave_up, const char *words);
+/* What was measured of each shard, relative to the others, since the last time. With pools.ffn.rebalance:
+ * auto shards are placed anew when it stays unevenly spread. */
+void afd_cluster_loads(struct afd_cluster *cluster, const double *load, afd_ns now);
+/* Load of the most loaded instance over the mean; by the number of shards while none was measured. */
+double afd_cluster_imbalance(const struct afd_cluster *cluster);
 /* The plan of AFD_CLUSTER_JOURNAL is on the disk; `ok` 0: it cannot be written. */
 void afd_cluster_journaled(struct afd_cluster *cluster, int ok);
 

@@ -47,6 +47,9 @@ struct afd_cluster {
     afd_ns settle_until;
     afd_ns repair_after;
     int balance_due, first_plan_due;
+    double load[AFD_MAX_SHARDS]; /* measured, averaged over time */
+    int has_load;
+    uint32_t uneven; /* measurements in a row */
     /* A ring of actions; the shell empties it after each event. */
     struct afd_cluster_action *actions;
     uint32_t capacity, head, count;

@@ -201,27 +201,33 @@ static int set_copies(struct plan *a, uint32_t holders)
     return 1;
 }
 
-/* Moves a shard from the most to the least loaded holder while that makes the larger of the two smaller. */
+/* Moves a shard to the least loaded holder, from the most loaded one where that makes the larger of the two
+ * smaller. The sum of squares falls each time, so it ends. */
 static int move_one(struct plan *a)
 {
     const struct afd_placement_wish *w = a->wish;
-    uint32_t from = UINT32_MAX, to = UINT32_MAX, which = UINT32_MAX;
-    double most = 0, least = 0, best = 0;
+    double loads[AFD_MAX_FFN_INSTANCES], most = 0, best = 0;
+    uint32_t from = UINT32_MAX, to = UINT32_MAX, which = 0;
     for (uint64_t left = a->holders; left; left &= left - 1) {
         uint32_t i = (uint32_t)__builtin_ctzll(left);
-        double load = bears(a->p, w->shards, w->load, i);
-        if (from == UINT32_MAX || load > most) from = i, most = load;
-        if (to == UINT32_MAX || load < least) to = i, least = load;
+        loads[i] = bears(a->p, w->shards, w->load, i);
+        if (to == UINT32_MAX || loads[i] < loads[to]) to = i;
     }
-    if (from == to) return 0;
-    for (uint32_t s = 0; s < w->shards; s++) {
-        if (!afd_placement_has(a->p, s, from) || afd_placement_has(a->p, s, to) || !has_room(a, to, s))
-            continue;
-        double part = share(a->p, w->load, s),
-               gain = most - (least + part > most - part ? least + part : most - part);
-        if (gain > best + 1e-9 * most) best = gain, which = s;
+    for (uint64_t left = a->holders; left; left &= left - 1) {
+        uint32_t i = (uint32_t)__builtin_ctzll(left);
+        for (uint32_t s = 0; s < w->shards; s++) {
+            if (!afd_placement_has(a->p, s, i) || afd_placement_has(a->p, s, to) || !has_room(a, to, s))
+                continue;
+            double part = share(a->p, w->load, s), there = loads[to] + part, here = loads[i] - part;
+            double gain = loads[i] - (there > here ? there : here);
+            if (gain <= 1e-9 * loads[i] || loads[i] < most || (loads[i] == most && gain <= best)) continue;
+            most = loads[i];
+            best = gain;
+            from = i;
+            which = s;
+        }
     }
-    if (which == UINT32_MAX) return 0;
+    if (from == UINT32_MAX) return 0;
     afd_placement_remove(a->p, which, from);
     afd_placement_add(a->p, which, to);
     return 1;

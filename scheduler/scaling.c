@@ -9,6 +9,12 @@
 
 enum { RESTART_ASKED = 1, RESTART_IN_PLACE };
 
+enum { UNEVEN_ROUNDS = 3 }; /* measurements before shards are moved */
+
+/* The most loaded instance bears so many times the mean; and a new placement is worth its loads when that
+ * falls so far. */
+static const double uneven = 1.3, worth = 0.9;
+
 const char *afd_change_kind_name(enum afd_change_kind kind)
 {
     static const char *const names[] = {"scale", "drain", "restart", "repair", "balance"};
@@ -89,7 +95,8 @@ static enum afd_status make_plan(const struct afd_cluster *c, uint64_t usable, s
                                       .copies = ffn->copies,
                                       .max_shards = ffn->max_shards ? ffn->max_shards : ffn->ep,
                                       .spares = ffn->spares,
-                                      .usable = usable};
+                                      .usable = usable,
+                                      .load = c->has_load ? c->load : NULL};
     return afd_placement_plan(&wish, &c->placement, out, error);
 }
 
@@ -404,6 +411,26 @@ static int holds_the_same(const struct afd_cluster *c, const struct afd_placemen
     for (uint32_t i = 0; i < c->instances[AFD_ROLE_FFN]; i++)
         if (shards_of(c, target, i) != shards_of(c, &c->placement, i)) return 0;
     return 1;
+}
+
+double afd_cluster_imbalance(const struct afd_cluster *c)
+{
+    return afd_placement_imbalance(&c->placement, c->topology->ffn.ep, c->has_load ? c->load : NULL);
+}
+
+void afd_cluster_loads(struct afd_cluster *c, const double *load, afd_ns now)
+{
+    struct afd_placement target;
+    struct afd_error error;
+    uint32_t ep = c->topology->ffn.ep;
+    c->now = now;
+    if (!c->topology->ffn.rebalance) return;
+    for (uint32_t s = 0; s < ep; s++) c->load[s] = c->has_load ? (c->load[s] + load[s]) / 2 : load[s];
+    c->has_load = 1;
+    c->uneven = afd_cluster_imbalance(c) > uneven ? c->uneven + 1 : 0;
+    if (c->uneven < UNEVEN_ROUNDS || make_plan(c, present(c, 1), &target, &error)) return;
+    if (afd_placement_imbalance(&target, ep, c->load) < worth * afd_cluster_imbalance(c)) c->balance_due = 1;
+    c->uneven = 0;
 }
 
 static int begin_balance(struct afd_cluster *c)

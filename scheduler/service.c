@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "scheduler/hosts.h"
 #include "scheduler/journal_file.h"
+#include "scheduler/loads.h"
 
 enum {
     TICK_MS = 100,
@@ -44,6 +45,7 @@ struct afd_service {
     const Afd__Tokens *message; /* whose tokens are being delivered */
     uint64_t *serials;          /* [cluster size] of the last Tokens; 0: acknowledged */
     struct afd_hosts *hosts;
+    struct afd_loads loads;
     struct evconnlistener *listener;
     struct event *tick, *work;
     struct link *links;
@@ -377,6 +379,7 @@ static void on_tick(evutil_socket_t fd, short what, void *user)
     (void)fd, (void)what;
     afd_ns now = afd_now();
     afd_cluster_tick(s->cluster, now);
+    afd_loads_tick(&s->loads, s, s->cluster, s->config.model, now);
     afd_requests_tick(s->requests, now);
     afd_writer_tick(s->writer);
     work(s);

@@ -15,8 +15,8 @@ static const char *const path_names[AFD_SIM_PATH_COUNT] = {
     "cancelled",     "preempted", "again",        "group-failed", "group-formed",   "restarted",
     "drained",       "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away",
     "scaled",        "shrunk",    "rolled-on",    "repaired",     "balanced",       "rolled-back",
-    "busy-changing", "cut",       "taken-back",   "loaded-more",  "dropped",        "restored",
-    "resumed",       "given-up",  "reattached",   "deserted",     "journal-dropped"};
+    "busy-changing", "cut",       "taken-back",   "loaded-more",  "dropped",        "sent-away",
+    "restored",      "resumed",   "given-up",     "reattached",   "deserted",       "journal-gone"};
 
 static const char *const bug_names[AFD_SIM_BUG_COUNT] = {
     "none",         "skipped-expert", "double-token",  "freed-block",   "old-generation", "two-writers",
@@ -303,6 +303,7 @@ static void on_operator(struct sim_world *w, struct sim_node *nobody, void *p, u
 {
     (void)nobody, (void)p, (void)a;
     sim_run_wanted(w);
+    sim_start_again(w);
     sim_at(w, w->now + AFD_MS(100), NULL, on_operator, NULL, 0);
 }
 

@@ -271,11 +271,23 @@ static void on_work(struct sim_world *w, struct sim_node *node, void *p, uint64_
     sim_sched_work(w, node);
 }
 
+/* Loads that stay uneven for a while: which shards are asked for most is drawn from the seed, and changes. */
+static void measure(struct sim_sched *s)
+{
+    double load[AFD_MAX_SHARDS];
+    uint64_t second = s->w->now / AFD_SECONDS(1);
+    if (!s->w->config.faults || !s->w->t->ffn.rebalance) return;
+    for (uint32_t k = 0; k < s->w->t->ffn.ep; k++)
+        load[k] = 1 + (double)(afd_random(s->w->config.seed, second, k) % 10);
+    afd_cluster_loads(s->cluster, load, s->w->now);
+}
+
 static void on_tick(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
 {
     struct sim_sched *s = sched_of(node);
     (void)p, (void)a;
     afd_cluster_tick(s->cluster, w->now);
+    measure(s);
     afd_requests_tick(s->requests, w->now);
     sim_streams_tick(s);
     acknowledge(s);
@@ -413,11 +425,13 @@ int sim_sched_restart(struct sim_world *w, struct sim_node *rank)
     return s && count && asked(w, afd_cluster_restart(s->cluster, ranks, count, w->now, &error));
 }
 
-void sim_sched_gave_up(struct sim_world *w, struct sim_node *rank)
+void sim_sched_process(struct sim_world *w, struct sim_node *rank, int gave_up)
 {
     struct sim_sched *s = reached(w);
     if (!s) return;
-    afd_cluster_process(s->cluster, sim_role(rank), rank->rank, rank->start, 1, "it cannot be started");
+    afd_cluster_process(s->cluster, sim_role(rank), rank->rank,
+                        afd_supervisor_start(w->supervisor, rank->index), gave_up,
+                        gave_up ? "it cannot be started" : "");
     work(s);
 }
 

@@ -144,7 +144,7 @@ static void act(struct sim_sched *s)
             afd_writer_done(s->writer, disk_write(s->w, a.segment, a.bytes, a.size));
             break;
         case AFD_WRITER_DROP:
-            sim_count(s->w, AFD_SIM_JOURNAL_DROPPED);
+            sim_count(s->w, AFD_SIM_JOURNAL_GONE);
             disk_drop(&s->w->disk, a.segment);
             break;
         case AFD_WRITER_DELIVER:

@@ -39,47 +39,48 @@ enum afd_sim_fault {
 };
 
 enum afd_sim_path {
-    AFD_SIM_RESENT,          /* to another instance than it was meant for */
-    AFD_SIM_WAITED,          /* a message waited for a pair to open */
-    AFD_SIM_FENCED,          /* a write came for a pair that was closed: it reached nothing */
-    AFD_SIM_POISONED,        /* a pair was closed because of what came over it */
-    AFD_SIM_REPLACED,        /* a rank connects again before its old pair was known to be gone */
-    AFD_SIM_REFUSED,         /* a hello was refused for now */
-    AFD_SIM_EXPIRED,         /* a pair was not open in time */
-    AFD_SIM_LEASE,           /* a silent rank was removed */
-    AFD_SIM_CAME_BACK,       /* .. and was taken back with what it holds */
-    AFD_SIM_REPLAYED,        /* a request was given to another attention rank */
-    AFD_SIM_STALE,           /* tokens of an old assignment were dropped */
-    AFD_SIM_KEPT,            /* tokens waited for the scheduler to come back */
-    AFD_SIM_CANCELLED,       /* a client left */
-    AFD_SIM_PREEMPTED,       /* a sequence gave its KV blocks to an older one */
-    AFD_SIM_AGAIN,           /* a message waited for the transport */
-    AFD_SIM_GROUP_FAILED,    /* a tp group lost a member */
-    AFD_SIM_GROUP_FORMED,    /* .. and was made again */
-    AFD_SIM_RESTARTED,       /* the supervisor started a process again */
-    AFD_SIM_DRAINED,         /* a rank left in order */
-    AFD_SIM_HELD_BACK,       /* a batch waited for what was expected */
-    AFD_SIM_JOURNAL_READ,    /* a scheduler read its journal */
-    AFD_SIM_JOURNAL_CUT,     /* .. the last part of which was damaged */
-    AFD_SIM_JOURNAL_FILLED,  /* what a full disk had left out was written later */
-    AFD_SIM_TURNED_AWAY,     /* a request was refused while the disk was full */
-    AFD_SIM_SCALED,          /* a change of the pools was committed */
-    AFD_SIM_SHRUNK,          /* .. a rank left with its instance */
-    AFD_SIM_ROLLED_ON,       /* .. half of a restart */
-    AFD_SIM_REPAIRED,        /* a lost shard was loaded by another instance */
-    AFD_SIM_BALANCED,        /* shards were spread anew */
-    AFD_SIM_ROLLED_BACK,     /* a change was given up before its commit */
-    AFD_SIM_BUSY_CHANGING,   /* a change was refused because of another one */
-    AFD_SIM_CUT,             /* a rank was left out because it is out of reach */
-    AFD_SIM_TAKEN_BACK,      /* .. and taken back */
-    AFD_SIM_LOADED_MORE,     /* an FFN rank that serves loaded a shard */
-    AFD_SIM_DROPPED,         /* .. dropped one */
-    AFD_SIM_RESTORED,        /* a restarted scheduler took a request up again */
-    AFD_SIM_RESUMED,         /* a rank that registered went on with a sequence it held */
-    AFD_SIM_GIVEN_UP,        /* .. or did not have all that was to be sent again */
-    AFD_SIM_REATTACHED,      /* a client came back for the rest of its stream */
-    AFD_SIM_DESERTED,        /* .. or did not */
-    AFD_SIM_JOURNAL_DROPPED, /* a segment that nothing needed any more */
+    AFD_SIM_RESENT,         /* to another instance than it was meant for */
+    AFD_SIM_WAITED,         /* a message waited for a pair to open */
+    AFD_SIM_FENCED,         /* a write came for a pair that was closed: it reached nothing */
+    AFD_SIM_POISONED,       /* a pair was closed because of what came over it */
+    AFD_SIM_REPLACED,       /* a rank connects again before its old pair was known to be gone */
+    AFD_SIM_REFUSED,        /* a hello was refused for now */
+    AFD_SIM_EXPIRED,        /* a pair was not open in time */
+    AFD_SIM_LEASE,          /* a silent rank was removed */
+    AFD_SIM_CAME_BACK,      /* .. and was taken back with what it holds */
+    AFD_SIM_REPLAYED,       /* a request was given to another attention rank */
+    AFD_SIM_STALE,          /* tokens of an old assignment were dropped */
+    AFD_SIM_KEPT,           /* tokens waited for the scheduler to come back */
+    AFD_SIM_CANCELLED,      /* a client left */
+    AFD_SIM_PREEMPTED,      /* a sequence gave its KV blocks to an older one */
+    AFD_SIM_AGAIN,          /* a message waited for the transport */
+    AFD_SIM_GROUP_FAILED,   /* a tp group lost a member */
+    AFD_SIM_GROUP_FORMED,   /* .. and was made again */
+    AFD_SIM_RESTARTED,      /* the supervisor started a process again */
+    AFD_SIM_DRAINED,        /* a rank left in order */
+    AFD_SIM_HELD_BACK,      /* a batch waited for what was expected */
+    AFD_SIM_JOURNAL_READ,   /* a scheduler read its journal */
+    AFD_SIM_JOURNAL_CUT,    /* .. the last part of which was damaged */
+    AFD_SIM_JOURNAL_FILLED, /* what a full disk had left out was written later */
+    AFD_SIM_TURNED_AWAY,    /* a request was refused while the disk was full */
+    AFD_SIM_SCALED,         /* a change of the pools was committed */
+    AFD_SIM_SHRUNK,         /* .. a rank left with its instance */
+    AFD_SIM_ROLLED_ON,      /* .. half of a restart */
+    AFD_SIM_REPAIRED,       /* a lost shard was loaded by another instance */
+    AFD_SIM_BALANCED,       /* shards were spread anew */
+    AFD_SIM_ROLLED_BACK,    /* a change was given up before its commit */
+    AFD_SIM_BUSY_CHANGING,  /* a change was refused because of another one */
+    AFD_SIM_CUT,            /* a rank was left out because it is out of reach */
+    AFD_SIM_TAKEN_BACK,     /* .. and taken back */
+    AFD_SIM_LOADED_MORE,    /* an FFN rank that serves loaded a shard */
+    AFD_SIM_DROPPED,        /* .. dropped one */
+    AFD_SIM_SENT_AWAY,      /* the supervisor asked a rank to end that is not to run */
+    AFD_SIM_RESTORED,       /* a restarted scheduler took a request up again */
+    AFD_SIM_RESUMED,        /* a rank that registered went on with a sequence it held */
+    AFD_SIM_GIVEN_UP,       /* .. or did not have all that was to be sent again */
+    AFD_SIM_REATTACHED,     /* a client came back for the rest of its stream */
+    AFD_SIM_DESERTED,       /* .. or did not */
+    AFD_SIM_JOURNAL_GONE,   /* a segment that nothing needed any more */
     AFD_SIM_PATH_COUNT
 };
 

@@ -329,13 +329,55 @@ static void on_start(struct sim_world *w, struct sim_node *nobody, void *p, uint
     sim_supervise(w);
 }
 
+/* It says why it cannot work, and ends. */
+static void on_broken(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t process)
+{
+    struct sim_node *node = p;
+    (void)nobody;
+    if (node->process != process) return;
+    node->is_launching = 0;
+    afd_supervisor_exited(w->supervisor, node->index, AFD_CHILD_UNUSABLE, w->now);
+    sim_supervise(w);
+}
+
 /* A process takes its time from exec to main's first connection. */
 static void launch(struct sim_world *w, struct sim_node *node)
 {
     afd_ns delay = AFD_MS(5) + sim_below(w, SIM_RANDOM_PROCESSES, AFD_MS(20));
     node->process = ++w->processes;
     node->is_launching = 1;
-    sim_at(w, w->now + delay, NULL, on_start, node, node->process);
+    node->was_broken = node->is_broken;
+    sim_at(w, w->now + delay, NULL, node->is_broken ? on_broken : on_start, node, node->process);
+}
+
+static void on_term(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    (void)p, (void)a;
+    node->shell->drain(w, node);
+}
+
+/* A signal: before main has a handler it ends the process. */
+static void signal_process(struct sim_world *w, struct sim_node *node, int is_kill)
+{
+    if (node->is_launching) {
+        node->is_launching = 0;
+        node->process = ++w->processes; /* what was on the way to start does not */
+        afd_supervisor_exited(w->supervisor, node->index, AFD_CHILD_CRASHED, w->now);
+    } else if (is_kill) {
+        sim_kill(w, node);
+    } else if (!node->drains) {
+        node->drains = 1;
+        sim_at(w, w->now, node, on_term, NULL, 0);
+    }
+}
+
+static void give_up(struct sim_world *w, struct sim_node *node)
+{
+    if (!node->was_broken)
+        sim_fail(w, "%s/%u failed too often: the faults are denser than a supervisor bears",
+                 kind_names[node->kind], node->rank);
+    sim_trace(w, node, "is given up");
+    sim_sched_process(w, node, 1);
 }
 
 void sim_supervise(struct sim_world *w)
@@ -343,15 +385,21 @@ void sim_supervise(struct sim_world *w)
     struct afd_supervisor_action a;
     while (afd_supervisor_next(w->supervisor, &a)) {
         struct sim_node *node = &w->nodes[a.child];
-        if (a.kind == AFD_SUPERVISE_START && !node->is_wanted) { /* nobody told it to */
-            node->stays_away = 1;
-            afd_supervisor_exited(w->supervisor, a.child, AFD_CHILD_DONE, w->now);
-        } else if (a.kind == AFD_SUPERVISE_START) {
+        switch (a.kind) {
+        case AFD_SUPERVISE_START:
             if (node->process) sim_count(w, AFD_SIM_RESTARTED);
             launch(w, node);
-        } else if (a.kind == AFD_SUPERVISE_GIVE_UP) {
-            sim_fail(w, "%s/%u failed too often: the faults are denser than a supervisor bears",
-                     kind_names[node->kind], node->rank);
+            break;
+        case AFD_SUPERVISE_TERM:
+            sim_count(w, AFD_SIM_SENT_AWAY); /* fall through */
+        case AFD_SUPERVISE_KILL:
+            signal_process(w, node, a.kind == AFD_SUPERVISE_KILL);
+            break;
+        case AFD_SUPERVISE_GIVE_UP:
+            give_up(w, node);
+            break;
+        case AFD_SUPERVISE_DONE:
+            break;
         }
     }
     afd_ns at = afd_supervisor_deadline(w->supervisor);
@@ -376,8 +424,6 @@ static void end_process(struct sim_world *w, struct sim_node *node, enum afd_chi
         free_event(w, e);
     }
     node->parked_last = NULL;
-    if (node->stays_away) return; /* started by hand: whoever did it starts it again */
-    if (how == AFD_CHILD_DONE) node->stays_away = 1;
     afd_supervisor_exited(w->supervisor, node->index, how, w->now);
     sim_supervise(w);
 }
@@ -394,35 +440,26 @@ void sim_exit(struct sim_world *w, struct sim_node *node, int status)
     end_process(w, node, status ? AFD_CHILD_CRASHED : AFD_CHILD_DONE);
 }
 
-static void on_broken(struct sim_world *w, struct sim_node *nobody, void *p, uint64_t a)
-{
-    (void)nobody, (void)a;
-    sim_sched_gave_up(w, p);
-}
-
-void sim_start(struct sim_world *w, struct sim_node *node)
-{
-    if (node->alive || node->is_launching || !node->stays_away || !node->is_wanted) return;
-    if (node->is_broken)
-        sim_at(w, w->now + AFD_MS(30), NULL, on_broken, node, 0);
-    else
-        launch(w, node);
-}
-
-static void on_term(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
-{
-    (void)p, (void)a;
-    node->shell->drain(w, node);
-}
-
 void sim_run_wanted(struct sim_world *w)
 {
     for (uint32_t i = 1; i < w->node_count; i++) {
-        struct sim_node *node = &w->nodes[i];
-        sim_start(w, node);
-        if (node->is_wanted || !node->alive || node->drains) continue;
-        node->drains = 1;
-        sim_at(w, w->now, node, on_term, NULL, 0);
+        const struct sim_node *node = &w->nodes[i];
+        if (node->is_wanted)
+            afd_supervisor_run(w->supervisor, i, node->start, w->now);
+        else
+            afd_supervisor_leave(w->supervisor, i, w->now);
+    }
+    sim_supervise(w);
+}
+
+void sim_start_again(struct sim_world *w)
+{
+    for (uint32_t i = 1; i < w->node_count; i++) {
+        enum afd_child_state state = afd_supervisor_state(w->supervisor, i);
+        if (!w->nodes[i].is_wanted || (state != AFD_CHILD_EXITED && state != AFD_CHILD_FAILED)) continue;
+        afd_supervisor_run(w->supervisor, i, afd_supervisor_start(w->supervisor, i) + 1, w->now);
+        sim_supervise(w);
+        sim_sched_process(w, &w->nodes[i], 0);
     }
 }
 
@@ -538,6 +575,8 @@ static void init(struct sim_world *w)
     if (!w->supervisor || !sim_ffn_collectives(w)) sim_fail(w, "out of memory");
     for (uint32_t i = 1 + w->attn_count; i < w->node_count; i++)
         afd_supervisor_set_stage(w->supervisor, i, 2);
+    for (uint32_t i = 1; i < w->node_count; i++)
+        if (!w->nodes[i].is_wanted) afd_supervisor_leave(w->supervisor, i, 0);
     w->supervisor_at = UINT64_MAX;
     afd_supervisor_begin(w->supervisor, 0);
     sim_supervise(w);

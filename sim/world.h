@@ -102,10 +102,11 @@ struct sim_node {
     int retry_due;
     uint64_t orphan_token;
     uint32_t side; /* of a partition */
-    int drains, stays_away, is_launching;
+    int drains, is_launching;
     int is_wanted;  /* the scheduler wants its process */
     int is_let_go;  /* the scheduler told it to drain: refused, it ends in order */
     int is_broken;  /* it cannot be started */
+    int was_broken; /* at its last start */
     uint32_t start; /* as the scheduler counts them */
 };
 
@@ -222,9 +223,10 @@ void sim_hand(struct sim_world *w, struct sim_node *node, sim_handler run, void 
 
 void sim_kill(struct sim_world *w, struct sim_node *node); /* as SIGKILL; the supervisor learns of it */
 void sim_exit(struct sim_world *w, struct sim_node *node, int status); /* the process ends by itself */
-void sim_start(struct sim_world *w, struct sim_node *node);            /* by hand: after it left in order */
-void sim_run_wanted(
-    struct sim_world *w); /* as each host's supervisor does when it is told which are to run */
+/* As each host's supervisor does when it is told which are to run. */
+void sim_run_wanted(struct sim_world *w);
+/* As an operator does with what left by itself, or was given up, and is wanted. */
+void sim_start_again(struct sim_world *w);
 void sim_freeze(struct sim_world *w, struct sim_node *node);
 void sim_thaw(struct sim_world *w, struct sim_node *node);
 void sim_supervise(struct sim_world *w);
@@ -411,7 +413,8 @@ int sim_sched_is_idle(const struct sim_node *node); /* nothing runs, and no chan
 int sim_sched_scale(struct sim_world *w, uint32_t attn, uint32_t ffn);
 int sim_sched_drain(struct sim_world *w, struct sim_node *rank);
 int sim_sched_restart(struct sim_world *w, struct sim_node *rank); /* NULL: all */
-void sim_sched_gave_up(struct sim_world *w, struct sim_node *rank);
+/* What the rank's supervisor says of it. */
+void sim_sched_process(struct sim_world *w, struct sim_node *rank, int gave_up);
 int sim_sched_serves(const struct sim_node *node);
 int sim_attn_is_idle(const struct sim_node *node);
 int sim_attn_is_consistent(const struct sim_node *node);

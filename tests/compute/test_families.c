@@ -25,12 +25,15 @@ struct expected {
     uint32_t tokens[MAX_TOKENS], count, ids;
 };
 
-static struct expected load(const char *dir)
+/* NAME_gguf has the expectations of NAME. */
+static struct expected load(const char *name)
 {
     struct expected e = {0};
     struct afd_error error;
     char path[600];
-    snprintf(path, sizeof path, "%.512s/expected.json", dir);
+    size_t length = strlen(name);
+    if (length > 5 && !strcmp(name + length - 5, "_gguf")) length -= 5;
+    snprintf(path, sizeof path, "tests/reference/fixtures/%.*s/expected.json", (int)length, name);
     if (afd_json_load(path, 1 << 22, &e.root, &error)) fail_msg("%s", error.text);
     const json_t *tokens = json_object_get(e.root, "tokens");
     e.count = (uint32_t)json_array_size(tokens);
@@ -76,7 +79,7 @@ static void check(const char *name, struct machine_config config, uint32_t chunk
 {
     char dir[512];
     snprintf(dir, sizeof dir, "tests/reference/fixtures/%s", name);
-    struct expected e = load(dir);
+    struct expected e = load(name);
     float *logits[2];
     uint32_t vocab = 0;
     for (int cpu = 0; cpu < 2; cpu++) {
@@ -84,7 +87,7 @@ static void check(const char *name, struct machine_config config, uint32_t chunk
         config.threads = cpu ? 2 : 1;
         struct machine m = machine_open(dir, config);
         vocab = m.model->vocab;
-        logits[cpu] = run(&m, &e, cpu ? chunk : e.count);
+        logits[cpu] = run(&m, &e, cpu ? chunk : config.max_rows);
         machine_close(&m);
     }
     double worst = worst_difference(&e, logits[0], vocab);
@@ -99,14 +102,30 @@ static void check(const char *name, struct machine_config config, uint32_t chunk
     json_decref(e.root);
 }
 
-static const char *const names[] = {"llama",         "llama_tied",  "qwen3",      "qwen3_moe",
-                                    "qwen3_moe_all", "deepseek_v3", "deepseek_v2"};
+static const char *const names[] = {
+    "llama",
+    "llama_tied",
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_moe_all",
+    "qwen3_moe_sparse",
+    "deepseek_v3",
+    "deepseek_v2",
+    "step3p5",
+    "llama_awq",
+    "llama_gptq",
+    "llama_gguf",
+    "llama_tied_gguf",
+    "qwen3_moe_sparse_gguf",
+    "deepseek_v3_gguf",
+    "deepseek_v2_gguf",
+};
 enum { NAMES = sizeof names / sizeof *names };
 
 static void published_results(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < NAMES; i++) check(names[i], machine_plain(AFD_DEVICE_REF), MAX_TOKENS);
+    for (size_t i = 0; i < NAMES; i++) check(names[i], machine_plain(AFD_DEVICE_REF), 128);
 }
 
 /* Guards: a chunk of a prompt, or one token at a time, sees something else than the whole prompt. */
@@ -126,9 +145,9 @@ static void over_shards_and_members(void **state)
     (void)state;
     struct machine_config config = machine_plain(AFD_DEVICE_REF);
     config.ep = 3, config.instances = 2, config.routed = 1;
-    for (size_t i = 0; i < NAMES; i++) check(names[i], config, MAX_TOKENS);
+    for (size_t i = 0; i < NAMES; i++) check(names[i], config, 128);
     config.tp = 2, config.routed = 0;
-    for (size_t i = 0; i < NAMES; i++) check(names[i], config, MAX_TOKENS);
+    for (size_t i = 0; i < NAMES; i++) check(names[i], config, 128);
 }
 
 int main(void)

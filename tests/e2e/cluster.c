@@ -450,8 +450,10 @@ static int has_state(const char *text, const char *state)
     size_t i;
     json_array_foreach(json_object_get(object, "ranks"), i, rank)
     {
-        if (!strcmp(state, "ready"))
-            good &= !strcmp(json_string_value(json_object_get(rank, "state")), "ready");
+        const char *of_rank = json_string_value(json_object_get(rank, "state"));
+        int is_there = json_integer_value(json_object_get(rank, "pid")) != 0; /* else a place to grow into */
+        if (!strcmp(state, "ready") && is_there && strcmp(of_rank, "absent"))
+            good &= !strcmp(of_rank, "ready");
     }
     json_decref(object);
     return good;

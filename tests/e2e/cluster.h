@@ -62,7 +62,8 @@ struct process cluster_process(const struct cluster *cluster, const char *role, 
 /* Until the supervisor reports the state, with at least `restarts`. Ends the test after a minute. */
 struct process cluster_wait_process(const struct cluster *cluster, const char *role, int rank,
                                     const char *state, int restarts);
-/* The scheduler reports `state` of the cluster, and, for "ready", of every rank too. */
+/* The scheduler reports `state` of the cluster, and, for "ready", of every rank too
+ * that it is to have. */
 int cluster_is(const struct cluster *cluster, const char *state);
 /* Until it does. */
 void cluster_wait_state(const struct cluster *cluster, const char *state);

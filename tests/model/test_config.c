@@ -198,7 +198,11 @@ static void test_quantization(void **state)
 {
     (void)state;
 #define FP8(body) "\"eos_token_id\": 2, \"quantization_config\": {" body "}"
-    expect_refusal("\"eos_token_id\": 2", FP8("\"quant_method\": \"awq\""), "awq");
+    expect_refusal("\"eos_token_id\": 2", FP8("\"quant_method\": \"bitsandbytes\""), "bitsandbytes");
+    expect_refusal("\"eos_token_id\": 2", FP8("\"quant_method\": \"awq\", \"bits\": 8, \"group_size\": 128"),
+                   "bits");
+    expect_refusal("\"eos_token_id\": 2", FP8("\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 64"),
+                   "group_size");
     expect_refusal("\"eos_token_id\": 2", FP8("\"quant_method\": \"fp8\""), "weight_block_size");
     expect_refusal("\"eos_token_id\": 2", FP8("\"quant_method\": \"fp8\", \"weight_block_size\": [64, 128]"),
                    "weight_block_size");

@@ -52,6 +52,12 @@ FAMILIES = {
              num_attention_heads=3, num_key_value_heads=1, head_dim=16, num_experts=5, num_experts_per_tok=5,
              norm_topk_prob=False, rope_theta=10000.0),
     ),
+    "qwen3_moe_sparse": (
+        "Qwen3MoeForCausalLM",
+        dict(hidden_size=36, intermediate_size=56, moe_intermediate_size=20, num_hidden_layers=2,
+             num_attention_heads=6, num_key_value_heads=2, head_dim=16, num_experts=6, num_experts_per_tok=2,
+             norm_topk_prob=True, rope_theta=10000.0),
+    ),
     "deepseek_v3": (
         "DeepseekV3ForCausalLM",
         dict(hidden_size=48, intermediate_size=72, moe_intermediate_size=28, num_hidden_layers=3,

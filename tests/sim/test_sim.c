@@ -1,4 +1,4 @@
-/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 2,600 seeds;
+/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 2,800 seeds;
  * a run that cannot be replayed; and checks that check nothing: each planted bug must be caught. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,7 +11,7 @@
 
 #include "sim/sim.h"
 
-enum { SMALL_SEEDS = 2000, GROUP_SEEDS = 500, SPARE_SEEDS = 100, PLANTED_SEEDS = 200 };
+enum { SMALL_SEEDS = 2000, GROUP_SEEDS = 500, SPARE_SEEDS = 100, LOADS_SEEDS = 200, PLANTED_SEEDS = 200 };
 
 struct cluster {
     struct afd_topology *topology;
@@ -111,6 +111,12 @@ static void test_groups(void **state)
     (void)state;
     run_seeds("tests/sim/groups.yaml", GROUP_SEEDS,
               (uint64_t)1 << AFD_SIM_GROUP_FAILED | (uint64_t)1 << AFD_SIM_GROUP_FORMED);
+}
+
+static void test_loads(void **state)
+{
+    (void)state;
+    run_seeds("tests/sim/loads.yaml", LOADS_SEEDS, 0);
 }
 
 static void test_spare(void **state)
@@ -241,6 +247,7 @@ int main(void)
         cmocka_unit_test(test_small_cluster),
         cmocka_unit_test(test_groups),
         cmocka_unit_test(test_spare),
+        cmocka_unit_test(test_loads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,92 @@
+"""SmolLM2-135M-Instruct from its GGUF file, scored three ways over the same tokens of a text.
+
+    python3 smollm2.py SCORE MODEL.gguf TEXT [TOKENS]      SCORE: the built afd-reference-score
+
+  afd        this project, computing on the quantized weights
+  float32    transformers' Llama on the dequantized weights
+  llama.cpp  llama-cpp-python on the same file; it rounds activations to 8 bits
+
+Made with Python 3.11, torch 2.2.2, transformers 4.57.1, gguf 0.17.1, llama-cpp-python 0.3.16. Prints perplexities, the
+largest difference of a log-probability, mean KL and how often the most likely token is the same.
+"""
+import os
+import subprocess
+import sys
+import tempfile
+
+import gguf
+import numpy as np
+import torch
+import transformers
+
+score, path, text = sys.argv[1:4]
+count = int(sys.argv[4]) if len(sys.argv) > 4 else 2000
+
+
+def llama_cpp(path, text):
+    from llama_cpp import Llama
+    llm = Llama(model_path=path, n_ctx=count + 8, n_batch=512, logits_all=True, verbose=False, n_threads=2)
+    tokens = llm.tokenize(text.encode(), add_bos=False, special=False)[:count]
+    llm.eval(tokens)
+    return tokens, torch.from_numpy(np.array(llm.scores[:len(tokens)], dtype=np.float32))
+
+
+def unpermute(w, heads):
+    return w.reshape(heads, w.shape[0] // heads // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
+
+
+def float32(path, tokens):
+    r = gguf.GGUFReader(path)
+    w = {t.name: torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32).copy())
+         for t in r.tensors}
+    field = lambda name: r.fields["llama." + name].contents()
+    heads, kv = field("attention.head_count"), field("attention.head_count_kv")
+    config = transformers.LlamaConfig(
+        vocab_size=w["token_embd.weight"].shape[0], hidden_size=field("embedding_length"),
+        intermediate_size=field("feed_forward_length"), num_hidden_layers=field("block_count"),
+        num_attention_heads=heads, num_key_value_heads=kv, rope_theta=field("rope.freq_base"), tie_word_embeddings=True,
+        rms_norm_eps=field("attention.layer_norm_rms_epsilon"), max_position_embeddings=8192,
+        attn_implementation="eager")
+    model = transformers.LlamaForCausalLM(config).eval()
+    names = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
+             "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+    state = {"model.embed_tokens.weight": w["token_embd.weight"], "lm_head.weight": w["token_embd.weight"],
+             "model.norm.weight": w["output_norm.weight"]}
+    for name, value in w.items():
+        if name.startswith("blk."):
+            _, layer, part, _ = name.split(".")
+            if part in ("attn_q", "attn_k"):
+                value = unpermute(value, heads if part == "attn_q" else kv)
+            state[f"model.layers.{layer}.{names[part]}.weight"] = value
+    model.load_state_dict(state)
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0]
+
+
+def afd(path, tokens, vocab):
+    with tempfile.TemporaryDirectory() as d:
+        with open(os.path.join(d, "tokens"), "w") as f:
+            f.write("\n".join(map(str, tokens)))
+        subprocess.run([score, path, os.path.join(d, "tokens"), os.path.join(d, "out")], check=True)
+        return torch.from_numpy(np.fromfile(os.path.join(d, "out"), dtype=np.float32).reshape(len(tokens), vocab))
+
+
+def compare(name, a, b):
+    kl = (b.exp() * (b - a)).sum(-1)
+    top = b.topk(2, -1)
+    clear = (top.values[:, 0] - top.values[:, 1]) > 0.05
+    same = (a.argmax(-1) == top.indices[:, 0])[clear].float().mean()
+    print(f"afd against {name}: largest difference {float((a - b).abs().max()):.3g}, of a token that came "
+          f"{float((a - b)[:-1].gather(1, following)[:, 0].abs().max()):.3g}, mean KL {float(kl.mean()):.3g}, "
+          f"top-1 equal {100 * float(same):.2f}% of {int(clear.sum())} with a margin over 0.05")
+
+
+tokens, cpp = llama_cpp(path, open(text, encoding="utf-8").read()[:count * 16])
+results = {"llama.cpp": cpp.log_softmax(-1), "float32": float32(path, tokens).log_softmax(-1)}
+ours = afd(path, tokens, cpp.shape[1]).log_softmax(-1)
+following = torch.tensor(tokens[1:])[:, None]
+for name, lp in [("afd", ours), *results.items()]:
+    print(f"{name}: perplexity {float((-lp[:-1].gather(1, following).mean()).exp()):.5f} over {len(tokens)} tokens")
+for name, lp in results.items():
+    compare(name, ours, lp)
