@@ -7,18 +7,20 @@
 #   - microseconds that one A2F + F2A hop adds to a layer, beside the transport's own round trip.
 #
 #   sh bench/disagg.sh [ROUNDS]          builds into build/release; prints each round and the medians
-#   MICROBATCHES=2 WINDOW_S=5 sh bench/disagg.sh    another number of slots, a longer look at 1A1F
+#   MICROBATCHES=3 WINDOW_S=5 sh bench/disagg.sh    another number of slots, a longer look at 1A1F
 #
 # The two take turns, and each look at 1A1F is compared with the mean of the looks before and after it, so that a slow
-# change of the machine's speed cancels. 1A1F is looked at while all 64 sequences decode; answers are not streamed, so
-# that no load generator runs on the two cores. The scheduler does.
+# change of the machine's speed cancels. 1A1F is looked at while all 64 sequences decode, at positions around the one
+# process's; answers are not streamed, so that no load generator runs on the two cores. The scheduler does. With four
+# slots either side may fall behind by two layers' work before the other has nothing to do; with three by one.
 set -eu
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build/release}
 ROUNDS=${1:-7}
-MICROBATCHES=${MICROBATCHES:-3}
+MICROBATCHES=${MICROBATCHES:-4}
 WINDOW_S=${WINDOW_S:-3}
 STEPS=${STEPS:-10}
+rows=$(((64 + MICROBATCHES - 1) / MICROBATCHES))
 work=$(mktemp -d)
 state=$work/state
 afd="$BUILD/bin/afd"
@@ -36,7 +38,7 @@ cat >"$work/topology.yaml" <<END
 cluster: disagg
 model: { path: $work/model }
 scheduler: { http: "127.0.0.1:0", control: "127.0.0.1:0", lease_ms: 20000, heartbeat_ms: 100 }
-pipeline: { microbatches: $MICROBATCHES, max_rows: $(((64 + MICROBATCHES - 1) / MICROBATCHES)), prefill_rows: 16, a2f: bf16, f2a: bf16 }
+pipeline: { microbatches: $MICROBATCHES, max_rows: $rows, prefill_rows: $((rows < 16 ? rows : 16)), a2f: bf16, f2a: bf16 }
 transport: { path: shm }
 pools:
   attn: { instances: 1, device: { type: cpu, threads: 1, cores: "0" }, kv_cache: { memory: 64MiB } }
@@ -49,7 +51,7 @@ tokens() { curl -s "http://$http/metrics" | awk '/^afd_generation_tokens_total/ 
 
 # One process: "rate_at_64 of_ceiling attention/FFN rows_kept_at_21"
 single() {
-    "$BUILD/bin/afd-bench-single" --model "$work/model" --batch 64,21 --context 8 --steps "$STEPS" --json |
+    "$BUILD/bin/afd-bench-single" --model "$work/model" --batch 64,21 --context 18 --steps "$STEPS" --json |
         awk 'function value(text, key) { sub(".*\"" key "\": *", "", text); return text + 0 }
             { n = split($0, size, /"batch":/)
               for (i = 2; i <= n; i++) {

@@ -13,7 +13,7 @@
 #include "cli/bench_transport.h"
 #include "transport/transport.h"
 
-enum { MAX_LINE_BYTES = 4 << 20, WINDOW_BYTES = 8 << 20, LEAST_WINDOW = 2 };
+enum { MAX_LINE_BYTES = 4 << 20, WINDOW_BYTES = 2 << 20, LEAST_WINDOW = 2 };
 
 /* ---- the plan */
 

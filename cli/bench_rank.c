@@ -1,8 +1,10 @@
 /* bench_rank.c: one rank of `afd bench transport`: a transport, a slab, a loop as a rank's daemon has it, and
  * the measurements, which attention ranks make.
  *
- * How a message is to be answered stands in the two upper bits of its sequence number. In front of the slab
- * is what is sent, one source for all pairs; behind it the receive regions of each pair:
+ * How a message is to be answered stands in the two upper bits of its sequence number; for a bare notice the
+ * lower ones say for how many messages together: those of regions n i .. n i + n - 1 are a group, which is
+ * answered once it is whole. In front of the slab is what is sent, one source for all pairs; behind it the
+ * receive regions of each pair:
  *
  *   | source | pair 0: region 0, 1, .. window-1 | pair 1: .. | */
 #include <assert.h>
@@ -22,7 +24,7 @@
 enum { ANSWER_SAME, ANSWER_NOTICE, ANSWER_SIZED, ANSWER_STAMPED, ANSWER_SHIFT = 14 };
 #define BASE_TURN_NS AFD_MS(1)
 
-enum { EVENTS = 16, PASSES_PER_LOOK = 16, CONNECT_TIMEOUT_MS = 20000, STAMP_BYTES = 64 };
+enum { EVENTS = 16, PASSES_PER_LOOK = 16, CONNECT_TIMEOUT_MS = 20000, STAMP_BYTES = 64, QUARTERS = 4 };
 
 struct message {
     uint32_t bytes;
@@ -39,6 +41,7 @@ struct link {
     uint32_t waiting_first, waiting_count;
     afd_ns sent[BT_WINDOW];
     uint32_t under_way; /* a set of regions */
+    uint32_t arrived;   /* FFN rank: a set of regions, of groups that are not whole */
     uint64_t messages;
 };
 
@@ -58,7 +61,11 @@ struct rank {
     uint64_t source_bytes;
     int sleeps, has_request, is_expired;
     uint32_t passes, sized_bytes;
+    afd_ns now;       /* attention rank: when it had its last events */
     afd_ns turned_at; /* the base */
+    afd_ns busy_at;   /* the last event; was_busy: since */
+    int was_busy;
+    afd_ns spin; /* so long after an event a rank polls before it sleeps */
     struct measurement *measurement;
     char words[600]; /* of the first pair that was lost */
 };
@@ -66,7 +73,8 @@ struct rank {
 struct measurement {
     uint32_t bytes;      /* of each message */
     uint16_t how;        /* it is answered */
-    uint32_t answered;   /* answers since it began */
+    uint32_t group;      /* messages that one answer is for */
+    uint32_t answered;   /* messages since it began */
     afd_ns began, until; /* messages are sent again until then */
     int goes_on;         /* send again what was answered.. */
     int in_step;         /* ..once all pairs have answered for that region */
@@ -104,9 +112,27 @@ static void send_message(struct rank *r, struct link *l, uint32_t bytes, uint16_
 
 /* ---- what poll reports */
 
+static uint32_t group_bits(uint32_t first, uint32_t count)
+{
+    return (count < 32 ? (1u << count) - 1 : UINT32_MAX) << first;
+}
+
+/* 1 when the message completes its group; messages to different regions may overtake each other. */
+static int is_whole(struct rank *r, struct link *l, const struct afd_transport_event *e)
+{
+    uint32_t group = (e->sequence & ((1u << ANSWER_SHIFT) - 1)) + 1u, first = e->region / group * group;
+    if (group == 1) return 1;
+    if (first + group > r->plan->window) return 0; /* not from a rank of ours */
+    l->arrived |= 1u << e->region;
+    if (~l->arrived & group_bits(first, group)) return 0;
+    l->arrived &= ~group_bits(first, group);
+    return 1;
+}
+
 static void answer(struct rank *r, struct link *l, const struct afd_transport_event *e)
 {
     int how = e->sequence >> ANSWER_SHIFT;
+    if (how == ANSWER_NOTICE && !is_whole(r, l, e)) return;
     uint32_t bytes = how == ANSWER_SAME || how == ANSWER_STAMPED ? e->bytes
                      : how == ANSWER_SIZED                       ? r->sized_bytes
                                                                  : 0;
@@ -120,9 +146,10 @@ static void answer(struct rank *r, struct link *l, const struct afd_transport_ev
 static void send_first(struct rank *r, struct link *l, uint16_t region, afd_ns now)
 {
     if (!l->pair) return;
+    const struct measurement *m = r->measurement;
     l->under_way |= 1u << region;
     l->sent[region] = now;
-    send_message(r, l, r->measurement->bytes, region, (uint16_t)(r->measurement->how << ANSWER_SHIFT));
+    send_message(r, l, m->bytes, region, (uint16_t)(m->how << ANSWER_SHIFT | (m->group - 1)));
 }
 
 /* After an answer for `region`, or the end of the pair that it was to come from. */
@@ -143,14 +170,16 @@ static void take_answer(struct rank *r, struct link *l, const struct afd_transpo
 {
     struct measurement *m = r->measurement;
     if (!m || e->region >= r->plan->window) return;
-    afd_ns now = afd_now();
+    afd_ns now = r->now;
+    uint32_t first = e->region / m->group * m->group;
     m->is_odd |= e->bytes != m->expected_bytes;
-    m->answered++;
-    l->messages++;
+    m->answered += m->group;
+    l->messages += m->group;
     int phase = m->phase_at[0] && now >= m->phase_at[0] ? now >= m->phase_at[1] ? 2 : 1 : 0;
-    if (l != m->except) bt_histogram_add(&m->times[phase], now - l->sent[e->region]);
-    l->under_way &= ~(1u << e->region);
-    send_again(r, l, e->region, now);
+    if (l != m->except && m->how != ANSWER_NOTICE)
+        bt_histogram_add(&m->times[phase], now - l->sent[e->region]);
+    l->under_way &= ~group_bits(first, m->group);
+    for (uint32_t i = first; i < first + m->group; i++) send_again(r, l, (uint16_t)i, now);
 }
 
 static void take_lost(struct rank *r, struct link *l, const struct afd_transport_event *e)
@@ -204,18 +233,25 @@ static void take(struct rank *r, const struct afd_transport_event *e)
     }
 }
 
-/* One look at the transport; where nothing is there, sleeps if it may. */
+/* One look at the transport; where nothing is there, and has not been for a while, sleeps if it may. Most
+ * passes do not ask for the time: they are too short for it. */
 static void turn(struct rank *r, int sleeps)
 {
     struct afd_transport_event events[EVENTS];
     uint32_t count = afd_transport_poll(r->transport, events, EVENTS);
+    if (count && r->measurement) r->now = afd_now();
     for (uint32_t i = 0; i < count; i++) take(r, &events[i]);
     for (uint32_t i = 0; r->waiting_count && i < r->link_count; i++) put_waiting(r, &r->links[i]);
-    int may_sleep = sleeps && !count && afd_transport_arm(r->transport) == AFD_OK;
-    /* The base's turn under traffic too, or the hello sockets starve and a lost peer is noticed late. A pass
-       without events is too short to ask for the time each time. */
-    int looks = may_sleep || count || ++r->passes % PASSES_PER_LOOK == 0;
-    if (!looks || (!may_sleep && afd_now() - r->turned_at < BASE_TURN_NS)) return;
+    if (count) r->was_busy = 1;
+    int sleeps_now = sleeps && !count && !r->spin;
+    if (++r->passes % PASSES_PER_LOOK && !sleeps_now) return;
+    afd_ns now = afd_now();
+    if (r->was_busy) r->busy_at = now;
+    r->was_busy = 0;
+    int may_sleep =
+        sleeps && !count && now - r->busy_at >= r->spin && afd_transport_arm(r->transport) == AFD_OK;
+    /* The base's turn under traffic too, or the hello sockets starve and a lost peer is noticed late. */
+    if (!may_sleep && now - r->turned_at < BASE_TURN_NS) return;
     event_base_loop(r->base, may_sleep ? EVLOOP_ONCE : EVLOOP_ONCE | EVLOOP_NONBLOCK);
     r->turned_at = afd_now();
 }
@@ -305,6 +341,7 @@ static json_t *start(struct rank *r, struct measurement **out, const json_t *req
     struct measurement *m = calloc(1, sizeof *m);
     if (!m) return failure("out of memory");
     m->bytes = bytes;
+    m->group = 1;
     for (uint32_t i = 0; i < r->link_count; i++) r->links[i].messages = 0;
     r->measurement = *out = m;
     return NULL;
@@ -349,7 +386,7 @@ static json_t *do_latency(struct rank *r, const json_t *request)
     return wrong;
 }
 
-/* {"bytes", "window", "seconds"}: a window of messages, each answered by a notice alone. */
+/* {"bytes", "window", "seconds"}: a window of messages, each quarter of it answered by a notice alone. */
 static json_t *do_bandwidth(struct rank *r, const json_t *request)
 {
     struct measurement *m = NULL;
@@ -361,12 +398,14 @@ static json_t *do_bandwidth(struct rank *r, const json_t *request)
     m->goes_on = 1;
     m->until = UINT64_MAX; /* one window is sent before: a path so slow that it takes long still counts */
     m->how = ANSWER_NOTICE;
+    if (window >= 2 * QUARTERS) m->group = window / QUARTERS;
+    window -= window % m->group;
     for (uint32_t i = 0; i < window; i++) send_first(r, &r->links[0], (uint16_t)i, afd_now());
     while (m->answered < window && are_under_way(r)) turn(r, r->sleeps);
     uint32_t before = m->answered;
     m->began = afd_now();
     m->until = m->began + length;
-    while (are_under_way(r) && afd_now() < m->until) turn(r, r->sleeps);
+    while (are_under_way(r) && r->now < m->until) turn(r, r->sleeps);
     uint32_t after = m->answered;
     double seconds = (double)(afd_now() - m->began) * 1e-9;
     while (are_under_way(r)) turn(r, r->sleeps);
@@ -611,6 +650,8 @@ int bt_rank_main(const struct bt_plan *plan, enum afd_role role, uint32_t index,
                  int control)
 {
     struct rank r = {.plan = plan, .role = role, .index = index, .control = control, .sleeps = 1};
+    uint32_t threads = (plan->count[AFD_ROLE_ATTN] + plan->count[AFD_ROLE_FFN]) * (plan->has_load ? 2 : 1);
+    if (sysconf(_SC_NPROCESSORS_ONLN) >= (long)threads) r.spin = (afd_ns)AFD_SPIN_US * 1000;
     struct afd_error error;
     char address[AFD_ADDRESS_BYTES], name[32];
     pthread_t load;

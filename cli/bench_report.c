@@ -44,9 +44,10 @@ static void print_pair(const json_t *pair, FILE *to)
         cli_table_cell(t, "%.0f", real_of(one, "window"));
     }
     cli_table_print(t, to);
-    fputs("latency: half a round trip of messages of this size both ways; bandwidth: one way, each message\n"
-          "answered by a notice without data\n",
-          to);
+    fputs(
+        "latency: half a round trip of messages of this size both ways; bandwidth: one way, each quarter of\n"
+        "what is under way answered by a notice without data\n",
+        to);
 }
 
 static void add_metric(struct cli_table *t, const json_t *one, enum bt_metric metric)
@@ -124,7 +125,9 @@ static void print_compare(const json_t *pair, FILE *to)
     print_missing(pair, to);
     fputs(
         "medians of the rounds, in turns; ratio: ours / best. What each does for a message:\n"
-        "  ours          into one of the window's regions, and a notice; the sender waits for the answer\n"
+        "  ours          into one of the window's regions, and a notice; the sender waits for the answer, in "
+        "the\n"
+        "                bandwidth test to a quarter of the window at a time\n"
         "  ucp_put_*     always into the same place; no notice: the receiver watches the last byte (lat) or\n"
         "                learns of the end alone (bw); 32 under way, a flush at the end\n"
         "  ucp_am_*      a message; the receiver drops the data where it lies if it is small enough to be "

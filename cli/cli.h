@@ -100,6 +100,7 @@ CLI_DECLARE(drain);
 CLI_DECLARE(restart);
 CLI_DECLARE(complete);
 CLI_DECLARE(chat);
+CLI_DECLARE(model);
 CLI_DECLARE(bench);
 CLI_DECLARE(bench_serve);
 CLI_DECLARE(bench_transport);

@@ -20,10 +20,13 @@ struct afd_queue {
 
     /* owner's thread */
     uint64_t reported; /* entries passed over or reported; also the number of the last one */
+    int is_announced;  /* the device was woken for all that was submitted */
+    int is_armed;      /* since then the device may have signalled: then `armed` is 0 */
+    uint64_t unread;   /* signals that event_fd has, or is about to have */
 
     _Alignas(64) _Atomic uint64_t submitted; /* entries; the ticket of the last one */
     _Atomic int stop;
-    struct afd_gate work; /* advanced after each submit */
+    struct afd_gate work; /* advanced after a submit, at the next poll or arm where that was quiet */
     _Alignas(64) _Atomic uint64_t executed;
     _Atomic int armed; /* the owner will sleep on event_fd */
     struct afd_gate started;
@@ -106,6 +109,7 @@ enum afd_status afd_queue_create(struct afd_device *device, struct afd_error *er
     memset(queue, 0, sizeof *queue);
     device->queue = queue;
     queue->device = device;
+    queue->is_announced = 1;
     queue->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (queue->event_fd < 0) return afd_fail(error_out, AFD_ERR_IO, "no event descriptor for the device");
     if (pthread_create(&queue->thread, NULL, device_main, queue))
@@ -166,6 +170,13 @@ static int op_in_range(const struct afd_device *device, const struct afd_op *op)
     return config->share.ffn && rows <= config->max_batch_rows && (config->share.tp == 1 || op->ffn.partials);
 }
 
+static void announce(struct afd_queue *queue)
+{
+    if (queue->is_announced) return;
+    queue->is_announced = 1;
+    afd_gate_advance(&queue->work);
+}
+
 enum afd_status afd_device_submit(struct afd_device *device, const struct afd_op *op, uint64_t *ticket_out)
 {
     struct afd_queue *queue = device->queue;
@@ -175,7 +186,8 @@ enum afd_status afd_device_submit(struct afd_device *device, const struct afd_op
     if (number - queue->reported == AFD_DEVICE_QUEUE) return AFD_AGAIN;
     entry_of(queue, number)->op = *op;
     atomic_store(&queue->submitted, number + 1);
-    afd_gate_advance(&queue->work);
+    queue->is_announced = !op->quiet; /* what follows a quiet op at once wakes the device for both */
+    if (!op->quiet) afd_gate_advance(&queue->work);
     if (ticket_out) *ticket_out = number + 1;
     return AFD_OK;
 }
@@ -184,6 +196,7 @@ uint32_t afd_device_poll(struct afd_device *device, struct afd_device_event *eve
 {
     struct afd_queue *queue = device->queue;
     uint32_t count = 0;
+    announce(queue);
     while (count < limit) {
         const struct entry *entry = next_event(queue);
         if (!entry) break;
@@ -197,14 +210,22 @@ int afd_device_event_fd(const struct afd_device *device)
     return device->queue->event_fd;
 }
 
+/* Reads the descriptor, a system call, only after a signal. */
 enum afd_status afd_device_arm(struct afd_device *device)
 {
     struct afd_queue *queue = device->queue;
-    uint64_t ignored;
-    if (read(queue->event_fd, &ignored, sizeof ignored) < 0) ignored = 0; /* nothing there */
+    uint64_t signals;
+    announce(queue);
+    if (queue->is_armed && !atomic_load(&queue->armed)) {
+        queue->is_armed = 0;
+        queue->unread++;
+    }
+    if (queue->unread && read(queue->event_fd, &signals, sizeof signals) == sizeof signals)
+        queue->unread -= signals; /* else the device is about to write it */
     /* Armed before the last look: what completes after the look sees it and writes the descriptor. */
-    atomic_store(&queue->armed, 1);
+    if (!queue->is_armed) atomic_store(&queue->armed, 1);
+    queue->is_armed = 1;
     if (!next_event(queue) && !afd_loader_is_over(device->loader)) return AFD_OK;
-    atomic_store(&queue->armed, 0);
+    if (atomic_exchange(&queue->armed, 0)) queue->is_armed = 0; /* awake: no signal is needed */
     return AFD_AGAIN;
 }

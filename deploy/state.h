@@ -1,11 +1,12 @@
 /* state.h: the state directory of a running cluster: where it is, who holds it, and how to ask its
  * supervisor.
  *
- *   DIR/lock             held (flock) by the supervisor for as long as it lives: the one truth about "is
- * running" DIR/secret           the cluster secret, mode 0600 DIR/cluster.json     {"cluster", "topology",
- * "pid", "started"}    of the supervisor DIR/scheduler.json   {"pid", "http", "control"} written by the
- * scheduler when it listens DIR/supervisor.sock  JSON lines: {"op": "ps"} or {"op": "down"} DIR/logs/
- * scheduler.log, attn-3.log, ..., supervisor.log
+ *   DIR/lock             held (flock) by the supervisor while it lives: the truth about "is running"
+ *   DIR/secret           the cluster secret, mode 0600
+ *   DIR/cluster.json     the supervisor's {"cluster", "topology", "pid", "started"}; or as cli/hosts.h has it
+ *   DIR/scheduler.json   {"pid", "http", "control"}, written by the scheduler when it listens
+ *   DIR/supervisor.sock  JSON lines: {"op": "ps"} or {"op": "down"}
+ *   DIR/logs/            scheduler.log, attn-3.log, ..., supervisor.log
  *
  * Functions of the command line: they may block on the file system, and afd_state_ask on the supervisor for
  * at most its timeout. No shared state; any thread. */

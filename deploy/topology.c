@@ -840,7 +840,6 @@ static uint32_t host_threads(const struct afd_topology *t, const char *host)
 
 uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t cores_online)
 {
-    enum { SPIN_US = 20 }; /* covers an answer over shared memory or a near NIC; sleeping costs 40 to 90 us */
     if (topology->transport.spin_us != UINT32_MAX) return topology->transport.spin_us;
     uint32_t most = 0;
     for (int role = 0; role < AFD_ROLE_COUNT; role++)
@@ -848,7 +847,7 @@ uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t core
             uint32_t threads = host_threads(topology, pool_of(topology, role)->hosts[i]);
             if (threads > most) most = threads;
         }
-    return cores_online > most ? SPIN_US : 0;
+    return cores_online > most ? AFD_SPIN_US : 0;
 }
 
 uint32_t afd_rank_cores(const struct afd_topology *topology, enum afd_role role, uint32_t rank,

@@ -114,7 +114,7 @@ struct afd_topology {
         struct afd_network_options network;
         enum afd_group_kind group;
         uint32_t spin_us; /* polling before sleeping; 0: never; `auto` is UINT32_MAX: where there
-                             are more cores than threads of this host's ranks, 20, else 0 */
+                             are more cores than threads of this host's ranks, AFD_SPIN_US, else 0 */
     } transport;
 
     struct afd_pool attn, ffn;
@@ -143,6 +143,9 @@ void afd_topology_reach(const struct afd_topology *topology, const char *address
 /* How many ranks of its host come before it, attention ranks first: the number of its device there, and what
  * spreads ranks over equal adapters. */
 uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
+/* What a sleep and a wake-up cost: who polls for so long before it sleeps never pays more than twice what
+ * knowing the future would cost. */
+enum { AFD_SPIN_US = 50 };
 /* Spin time of a rank on this machine, microseconds: resolves spin_us `auto`. */
 uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t cores_online);
 /* The cores rank `rank` of `role` is pinned to: count 0 when it is not. */

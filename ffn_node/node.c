@@ -3,6 +3,7 @@
 
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "base/crypto.h"
@@ -72,23 +73,24 @@ static void on_readable(evutil_socket_t fd, short what, void *user)
 static void on_timer(evutil_socket_t fd, short what, void *user)
 {
     struct afd_ffn_node *node = user;
-    (void)fd, (void)what;
+    uint64_t ignored;
+    (void)what;
+    if (read(fd, &ignored, sizeof ignored) < 0) return; /* it was set anew meanwhile */
     node->timer_at = AFD_NEVER;
 }
 
 static enum afd_status open_events(struct afd_ffn_node *node, struct afd_error *error)
 {
     static const int numbers[SIGNAL_EVENTS] = {SIGTERM, SIGINT};
-    struct event_config *config = event_config_new();
-    if (config) {
-        event_config_set_flag(config, EVENT_BASE_FLAG_PRECISE_TIMER); /* windows are microseconds */
-        node->base = event_base_new_with_config(config);
-        event_config_free(config);
-    }
-    if (!node->base) return afd_fail(error, AFD_ERR_MEMORY, "out of memory or descriptors");
-    node->timer = evtimer_new(node->base, on_timer, node);
+    node->base = event_base_new();
+    /* Windows are microseconds. libevent's precise timers would set a descriptor of its own at each sleep. */
+    node->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+    if (!node->base || node->timer_fd < 0)
+        return afd_fail(error, AFD_ERR_MEMORY, "out of memory or descriptors");
+    node->timer = event_new(node->base, node->timer_fd, EV_READ | EV_PERSIST, on_timer, node);
     node->drain_timer = evtimer_new(node->base, on_drain_over, node);
-    if (!node->timer || !node->drain_timer) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    if (!node->timer || !node->drain_timer || event_add(node->timer, NULL))
+        return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
     for (int i = 0; i < SIGNAL_EVENTS && node->config.take_signals; i++) {
         node->signals[i] = evsignal_new(node->base, numbers[i], on_signal, node);
         if (!node->signals[i] || event_add(node->signals[i], NULL))
@@ -160,7 +162,6 @@ static enum afd_status init(struct afd_ffn_node *node, struct afd_error *error)
         return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
     for (uint32_t i = 0; i < node->source_count; i++) node->sources[i].rank = i * node->tp + node->self;
     afd_stages_init(&node->stages, afd_now());
-    node->timer_at = AFD_NEVER;
     return AFD_OK;
 }
 
@@ -172,6 +173,8 @@ enum afd_status afd_ffn_node_open(const struct afd_ffn_node_config *config, stru
     node->config = *config;
     node->topology = config->topology;
     node->model = config->model;
+    node->timer_fd = -1;
+    node->timer_at = AFD_NEVER;
     enum afd_status status = init(node, error_out);
     if (!status) status = open_events(node, error_out);
     if (!status) status = afd_health_open(node->base, config->health, &node->health, error_out);
@@ -201,7 +204,7 @@ static uint32_t progress(struct afd_ffn_node *node, afd_ns now)
     return done;
 }
 
-static void set_timer(struct afd_ffn_node *node, afd_ns now)
+static void set_timer(struct afd_ffn_node *node)
 {
     afd_ns at = ffn_links_deadline(node);
     if (node->core && node->group_state == FFN_GROUP_UP) {
@@ -210,20 +213,19 @@ static void set_timer(struct afd_ffn_node *node, afd_ns now)
     }
     if (at == node->timer_at) return;
     node->timer_at = at;
-    if (at == AFD_NEVER) {
-        event_del(node->timer);
-        return;
+    struct itimerspec when = {0}; /* zero: never */
+    if (at != AFD_NEVER) {
+        when.it_value.tv_sec = (time_t)(at / 1000000000);
+        when.it_value.tv_nsec = (long)(at % 1000000000);
     }
-    afd_ns us = at > now ? (at - now + 999) / 1000 : 0;
-    struct timeval wait = {.tv_sec = (time_t)(us / 1000000), .tv_usec = (suseconds_t)(us % 1000000)};
-    event_add(node->timer, &wait);
+    timerfd_settime(node->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
 /* Sleeps until something can happen; both arms refuse when it did meanwhile. */
-static void sleep_until_event(struct afd_ffn_node *node, afd_ns now)
+static void sleep_until_event(struct afd_ffn_node *node)
 {
     int flags = EVLOOP_ONCE; /* without it, a descriptor that stays readable would keep libevent inside */
-    set_timer(node, now);
+    set_timer(node);
     if (afd_transport_arm(node->transport) == AFD_AGAIN) flags |= EVLOOP_NONBLOCK;
     if (node->device && afd_device_arm(node->device) == AFD_AGAIN) flags |= EVLOOP_NONBLOCK;
     event_base_loop(node->base, flags);
@@ -258,7 +260,7 @@ static void loop(struct afd_ffn_node *node)
         if (progress(node, now))
             node->active_at = now;
         else if (!spin || now - node->active_at >= spin || !is_answer_near(node)) {
-            sleep_until_event(node, now);
+            sleep_until_event(node);
             continue;
         }
         if (++passes % PASSES_PER_LOOK == 0) event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
@@ -284,6 +286,7 @@ void afd_ffn_node_close(struct afd_ffn_node *node)
                               node->signals[1]};
     for (size_t i = 0; i < sizeof events / sizeof *events; i++)
         if (events[i]) event_free(events[i]);
+    if (node->timer_fd >= 0) close(node->timer_fd);
     if (node->base) {
         event_base_dispatch(node->base); /* what the closed connections still have to say: a second at most */
         event_base_free(node->base);

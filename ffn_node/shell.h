@@ -106,6 +106,7 @@ struct afd_ffn_node {
 
     struct event_base *base;
     struct event *transport_event, *device_event, *timer, *heartbeat, *drain_timer, *signals[2];
+    int timer_fd; /* of `timer` */
     afd_ns timer_at;
     struct afd_transport *transport;
     struct afd_identity identity;

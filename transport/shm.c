@@ -16,7 +16,10 @@
  * a device's threads too, and may still be when the next pair takes the same regions.
  *
  * A transport that sleeps shows it in a page that its peers map read-only: the number of this sleep, 0 while
- * it is awake. Who puts something wakes it once a sleep through its eventfd.
+ * it is awake. Who puts something wakes it once a sleep through its eventfd. A peer that falls asleep at the
+ * same moment may not have shown it yet: our next poll or arm looks again, behind a fence. A fence with each
+ * put would wait until the whole message has left the store buffer, which costs as much as a small copy. The
+ * same poll publishes notices of small messages that put held back.
  *
  * Segment, page and eventfd travel as descriptors over a datagram socket with an abstract name, driven by the
  * event base: poll looks at the rings alone. Abstract names belong to a network namespace, which is why the
@@ -43,6 +46,8 @@ enum {
     RETRY_US = 1000,
     GREETINGS_A_TIME = 64,
     HANDED = 3, /* descriptors: segment, page, eventfd */
+    ENTRIES_A_LINE = 4,
+    HELD_BYTES = 16 << 10, /* notices of larger messages are never held back */
 };
 
 struct entry {
@@ -50,6 +55,7 @@ struct entry {
     uint32_t unused;
     _Atomic uint64_t what; /* region, sequence, bytes */
 };
+_Static_assert(ENTRIES_A_LINE * sizeof(struct entry) == 64, "a line of the cache");
 
 struct control {
     _Alignas(64) _Atomic uint32_t read; /* how many messages the receiver took */
@@ -93,6 +99,9 @@ struct path {
     struct greeting offered;
     struct control *remote;
     uint32_t put_count, known_read, signalled;
+    int is_unfenced; /* something was put since the last poll */
+    uint32_t held_count;
+    uint64_t held[ENTRIES_A_LINE]; /* of the last messages put: their entries are still to be written */
     const _Atomic uint32_t *sleep; /* its page */
     int wake_fd;
     struct place *places; /* its regions */
@@ -104,8 +113,8 @@ struct shm {
     struct address address;
     _Atomic uint32_t *sleep; /* our page */
     uint32_t sleeps;
-    int is_armed, was_refused;
-    struct path **paths; /* that are attached */
+    int is_armed, was_refused, is_unfenced; /* unfenced: some path is */
+    struct path **paths;                    /* that are attached */
     uint32_t path_count, path_limit;
 };
 
@@ -512,6 +521,62 @@ static int shm_reaches(struct afd_transport *t, const void *address, uint32_t by
     return is_same;
 }
 
+/* ---- waking */
+
+/* ThreadSanitizer knows no fences. This one orders a store before a look; what the store publishes is ordered
+ * by its release. */
+static void fence(void)
+{
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wtsan"
+#endif
+    atomic_thread_fence(memory_order_seq_cst);
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+}
+
+static void wake_peer(struct path *path)
+{
+    uint32_t sleep = atomic_load_explicit(path->sleep, memory_order_relaxed);
+    if (!sleep || sleep == path->signalled) return;
+    path->signalled = sleep;
+    eventfd_write(path->wake_fd, 1);
+}
+
+/* Writes the entries of what was put. */
+static void publish(struct path *path)
+{
+    uint32_t turn = path->put_count - path->held_count;
+    for (uint32_t i = 0; i < path->held_count; i++) {
+        struct entry *entry = &path->remote->ring[turn++ & (path->offered.entries - 1)];
+        atomic_store_explicit(&entry->what, path->held[i], memory_order_relaxed);
+        atomic_store_explicit(&entry->turn, turn, memory_order_release);
+    }
+    path->held_count = 0;
+    wake_peer(path);
+}
+
+/* What was put since the last poll is published, and either a peer that went to sleep meanwhile has seen the
+ * entries, or we see its sleep: its arm stores that before it looks, our fence stands between the entries and
+ * the look. */
+static void end_turn(struct shm *shm)
+{
+    if (!shm->is_unfenced) return;
+    shm->is_unfenced = 0;
+    for (uint32_t i = 0; i < shm->path_count; i++)
+        if (shm->paths[i]->held_count) publish(shm->paths[i]);
+    fence();
+    for (uint32_t i = 0; i < shm->path_count; i++) {
+        struct path *path = shm->paths[i];
+        if (path->is_unfenced) wake_peer(path);
+        path->is_unfenced = 0;
+    }
+}
+
+/* ---- attached paths */
+
 static int list(struct shm *shm, struct path *path)
 {
     if (shm->path_count == shm->path_limit) {
@@ -553,6 +618,7 @@ static void shm_detach(struct afd_pair *pair)
 {
     struct path *path = pair->path[AFD_WAY_SHM];
     if (!path) return;
+    end_turn(pair->transport->back[AFD_WAY_SHM]); /* the peer may still take what was put last */
     pair->path[AFD_WAY_SHM] = NULL;
     unlist(pair->transport->back[AFD_WAY_SHM], path);
     put_back(path);
@@ -572,6 +638,7 @@ static void shm_detach(struct afd_pair *pair)
 static enum afd_status shm_put(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes,
                                uint16_t sequence)
 {
+    struct shm *shm = pair->transport->back[AFD_WAY_SHM];
     struct path *path = pair->path[AFD_WAY_SHM];
     struct control *to = path->remote;
     uint32_t entries = path->offered.entries;
@@ -583,23 +650,20 @@ static enum afd_status shm_put(struct afd_pair *pair, uint16_t region, const voi
             return AFD_ERR_PEER;
         }
         if (path->put_count - path->known_read == entries) {
-            ((struct shm *)pair->transport->back[AFD_WAY_SHM])->was_refused = 1;
+            shm->was_refused = 1;
             return AFD_AGAIN;
         }
     }
     /* By the table that was checked against the mapping; what does not fit is refused by the receiver. */
     if (bytes && region < path->offered.region_count && bytes <= path->places[region].bytes)
         memcpy(path->places[region].at, from, bytes);
-    struct entry *entry = &to->ring[path->put_count++ & (entries - 1)];
-    uint64_t what = (uint64_t)region << 48 | (uint64_t)sequence << 32 | bytes;
-    atomic_store_explicit(&entry->what, what, memory_order_relaxed);
-    /* Both in the one order of all such operations, as in arm: either it sees the entry, or we its sleep. */
-    atomic_store_explicit(&entry->turn, path->put_count, memory_order_seq_cst);
-    uint32_t sleep = atomic_load_explicit(path->sleep, memory_order_seq_cst);
-    if (sleep && sleep != path->signalled) {
-        path->signalled = sleep;
-        eventfd_write(path->wake_fd, 1);
-    }
+    path->held[path->held_count++] = (uint64_t)region << 48 | (uint64_t)sequence << 32 | bytes;
+    path->put_count++;
+    /* The first of a turn goes at once, small ones behind it by the line: the receiver, which looks at the
+     * line all the time, takes it from us each time, and the next copy waits behind it in the store buffer.
+     */
+    if (!path->is_unfenced || bytes > HELD_BYTES || path->held_count == ENTRIES_A_LINE) publish(path);
+    path->is_unfenced = shm->is_unfenced = 1;
     return AFD_OK;
 }
 
@@ -625,6 +689,7 @@ static void take_messages(struct path *path)
 static void shm_progress(struct afd_transport *t)
 {
     struct shm *shm = t->back[AFD_WAY_SHM];
+    end_turn(shm);
     if (shm->is_armed) {
         eventfd_t ignored;
         shm->is_armed = 0;
@@ -638,6 +703,7 @@ static void shm_progress(struct afd_transport *t)
 static enum afd_status shm_arm(struct afd_transport *t)
 {
     struct shm *shm = t->back[AFD_WAY_SHM];
+    end_turn(shm);
     if (shm->was_refused) {
         shm->was_refused = 0;
         return AFD_AGAIN;

@@ -74,7 +74,7 @@ static struct afd_transport_event take_event(struct afd_pair *pair)
         event.region = n->region;
         event.sequence = n->sequence;
         event.bytes = n->bytes;
-        pair->notice_first = (pair->notice_first + 1) % (pair->region_count + 1);
+        if (++pair->notice_first > pair->region_count) pair->notice_first = 0;
         pair->notice_count--;
     } else {
         pair->lost_waits = 0;
@@ -458,8 +458,8 @@ void afd_pair_notice(struct afd_pair *pair, uint16_t region, uint16_t sequence, 
                       "more than %u messages unread: a region was written before its answer", limit);
         return;
     }
-    pair->notices[(pair->notice_first + pair->notice_count++) % limit] =
-        (struct afd_notice_event){region, sequence, bytes};
+    uint32_t at = pair->notice_first + pair->notice_count++;
+    pair->notices[at < limit ? at : at - limit] = (struct afd_notice_event){region, sequence, bytes};
     make_ready(pair);
 }
 

@@ -132,7 +132,7 @@ void afd_pair_refuse(struct afd_pair *pair, int later, const char *words); /* th
 
 /* AFD_AGAIN: no resources now: poll, then call again. AFD_ERR_PEER: not open, or lost. AFD_ERR_REQUEST: the
  * peer has no such region, or it is smaller, or `bytes` is over max_message_bytes. `bytes` 0: a notice alone.
- */
+ * Who puts goes on to poll or arm: a peer that falls asleep at the same moment is woken from there. */
 enum afd_status afd_pair_put(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes,
                              uint16_t sequence);
 

@@ -144,6 +144,21 @@ static void check_prints_facts(void **state)
     expect_words("none: within one host");
 }
 
+static void model_info_counts_a_checkpoint(void **state)
+{
+    (void)state;
+    expect(0, run("$afd model info tests/reference/fixtures/llama_gptq"));
+    expect_words("INT4_128");
+    expect(0, run("$afd model info tests/reference/fixtures/deepseek_v3_gguf --json"));
+    json_t *info = parse_output();
+    assert_int_equal(json_array_size(json_object_get(info, "layers")), 3);
+    assert_true(json_integer_value(json_object_get(info, "parameters")) >
+                json_integer_value(json_object_get(info, "active_parameters")));
+    json_decref(info);
+    expect(1, run("$afd model info %s", home));
+    expect(2, run("$afd model weigh %s", home));
+}
+
 /* A rank's adapter: as the topology says, as this machine has it, or not known before the rank starts there.
  */
 static void check_prints_the_adapters(void **state)
@@ -327,6 +342,7 @@ int main(void)
         cmocka_unit_test(the_table_is_the_help),
         cmocka_unit_test(a_bad_topology_is_told_with_its_place),
         cmocka_unit_test(check_prints_facts),
+        cmocka_unit_test(model_info_counts_a_checkpoint),
         cmocka_unit_test(check_prints_the_adapters),
         cmocka_unit_test(without_a_cluster_commands_say_so),
         cmocka_unit_test_teardown(a_cluster_from_up_to_down, stop),

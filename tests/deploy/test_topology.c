@@ -429,7 +429,7 @@ static void spinning_needs_more_cores_than_threads(void **state)
         load_good(MODEL "pools: { attn: { instances: 2, device: { threads: 2 }, hosts: [a, b] }, "
                         "ffn: { instances: 2, hosts: [a, b] } }\n");
     assert_int_equal(afd_topology_spin_us(t, 3), 0); /* 2 + 1 threads on each host */
-    assert_int_equal(afd_topology_spin_us(t, 4), 20);
+    assert_int_equal(afd_topology_spin_us(t, 4), AFD_SPIN_US);
     assert_string_equal(afd_rank_host(t, AFD_ROLE_ATTN, 1), "b");
     afd_topology_destroy(t);
 }
