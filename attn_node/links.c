@@ -26,6 +26,7 @@ struct afd_links {
     uint32_t rail, tp, region_count;
     struct afd_region *regions; /* [slots * shards], of the pair that is being opened */
     struct link links[AFD_PIPELINE_MAX_INSTANCES];
+    struct afd_reach reach;
 };
 
 static void connect_now(struct link *link);
@@ -103,7 +104,9 @@ static void end_pair(struct link *link)
     afd_pair_close(link->pair);
     link->pair = NULL;
     link->is_open = 0;
-    if (was_open) l->config.closed(link->instance, l->config.user);
+    if (!was_open) return;
+    if (link->is_listed) afd_reach_missing(&l->reach, link->instance, afd_now());
+    l->config.closed(link->instance, l->config.user);
 }
 
 static void follow(struct link *link, const Afd__Member *member)
@@ -116,6 +119,7 @@ static void follow(struct link *link, const Afd__Member *member)
     link->incarnation = member->incarnation;
     snprintf(link->address, sizeof link->address, "%s", member->data_address);
     link->retry_ms = FIRST_RETRY_MS;
+    afd_reach_missing(&link->links->reach, link->instance, afd_now());
     connect_now(link);
 }
 
@@ -162,6 +166,7 @@ enum afd_status afd_links_set(struct afd_links *l, const Afd__Peers *peers, stru
         }
         /* Nothing new is asked of it; what it was asked it answers. */
         link->is_listed = 0;
+        afd_reach_found(&l->reach, instance);
         if (!member || !link->is_open || link->incarnation != member->incarnation) end_pair(link);
     }
     return AFD_OK;
@@ -178,8 +183,10 @@ void afd_links_event(struct afd_links *l, const struct afd_transport_event *even
     if (event->kind == AFD_EVENT_OPEN) {
         link->is_open = 1;
         link->retry_ms = FIRST_RETRY_MS;
+        afd_reach_found(&l->reach, link->instance);
         l->config.opened(link->instance, l->config.user);
     } else if (event->kind == AFD_EVENT_LOST) {
+        if (event->status == AFD_AGAIN) afd_reach_missing(&l->reach, link->instance, afd_now());
         end_pair(link);
         if (link->is_listed) retry_later(link);
     }
@@ -216,4 +223,13 @@ uint32_t afd_links_instance(const struct afd_links *l, const struct afd_pair *pa
 uint32_t afd_links_member(const struct afd_links *l, uint32_t instance)
 {
     return instance * l->tp + l->rail;
+}
+
+uint32_t afd_links_unreachable(const struct afd_links *l, afd_ns limit,
+                               uint32_t ranks[AFD_PIPELINE_MAX_INSTANCES])
+{
+    uint32_t count = 0;
+    for (uint64_t left = afd_reach_lost(&l->reach, limit, afd_now()); left; left &= left - 1)
+        ranks[count++] = afd_links_member(l, (uint32_t)__builtin_ctzll(left));
+    return count;
 }

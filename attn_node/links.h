@@ -8,6 +8,7 @@
 #define AFD_ATTN_NODE_LINKS_H
 
 #include "attn_node/pipeline.h"
+#include "attn_node/reach.h"
 #include "attn_node/slab.h"
 #include "proto/afd.pb-c.h"
 
@@ -41,5 +42,8 @@ struct afd_pair *afd_links_pair(const struct afd_links *links, uint32_t instance
 /* The instance of an open pair; AFD_PIPELINE_NOBODY for any other. */
 uint32_t afd_links_instance(const struct afd_links *links, const struct afd_pair *pair);
 uint32_t afd_links_member(const struct afd_links *links, uint32_t instance); /* the FFN rank of the rail */
+/* Members that Peers lists and with which no pair could be open for `limit`; returns how many. */
+uint32_t afd_links_unreachable(const struct afd_links *links, afd_ns limit,
+                               uint32_t ranks_out[AFD_PIPELINE_MAX_INSTANCES]);
 
 #endif

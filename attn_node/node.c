@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "attn_node/lease.h"
 #include "attn_node/links.h"
 #include "attn_node/report.h"
 #include "attn_node/sequences.h"
@@ -18,9 +19,17 @@
 
 enum {
     POLL_LIMIT = 64,
-    LATE_LEASES = 4, /* an answer is late after so many leases .. */
-    LATE_MS = 10000, /* .. and this at least: below it a busy machine is not news */
     CONNECT_TIMEOUT_MS = 5000,
+    /* When another copy is asked too (pipeline.h). Where ranks take turns on cores, each may wait for all
+     * others before it gets one again. */
+    LATE_FLOOR_MS = 5,
+    LATE_FACTOR = 2,
+    CROWDED_FLOOR_MS = 25, /* for each that shares a core */
+    CROWDED_FACTOR = 3,
+    LATE_CEILING_MS = 2000, /* or a lease, if that is shorter */
+    /* A message is lost after so many leases, and that long at least: below it a busy machine is not news. */
+    GIVE_UP_LEASES = 4,
+    GIVE_UP_MS = 10000,
 };
 
 /* When the event base gets its turn although there is work. */
@@ -46,7 +55,12 @@ struct afd_attn_node {
     struct afd_member *member;
     Afd__Register registration;
     uint64_t incarnation;
-    struct event *transport_event, *device_event, *heartbeat, *drain_timer;
+    struct event *transport_event, *device_event, *heartbeat, *drain_timer, *wake;
+    afd_ns wake_at; /* AFD_PIPELINE_NEVER: the timer is not set */
+
+    struct afd_lease lease;
+    int is_parked;     /* there is work, and no lease */
+    uint64_t was_slow; /* instances, at the last heartbeat */
 
     uint64_t epoch;         /* of the last Peers; 0 before */
     uint64_t ready_epoch;   /* that Ready was sent for on this connection */
@@ -108,9 +122,29 @@ static void fail_device(struct afd_attn_node *n, enum afd_status status, const c
 
 /* ---- steps */
 
+static void park(struct afd_attn_node *n)
+{
+    struct afd_batch_counts counts = afd_batch_counts(n->batch);
+    if (n->is_parked || !(counts.running + counts.waiting)) return;
+    n->is_parked = 1;
+    afd_log_info("nothing was heard of the scheduler for a lease: %u sequences wait with what they have",
+                 counts.running + counts.waiting);
+}
+
+static void leave_park(struct afd_attn_node *n)
+{
+    if (n->is_parked) afd_log_info("the scheduler is heard again: the sequences go on");
+    n->is_parked = 0;
+}
+
 static void begin_steps(struct afd_attn_node *n)
 {
     if (!n->batch_changed || afd_sequences_is_full(n->sequences)) return;
+    if (!afd_lease_holds(&n->lease, n->now)) {
+        park(n);
+        return;
+    }
+    leave_park(n);
     n->batch_changed = 0;
     for (uint32_t slot = 0; slot < n->slots; slot++) {
         if (!afd_pipeline_is_free(n->pipeline, slot) || !afd_batch_form(n->batch, slot)) continue;
@@ -167,9 +201,13 @@ static void compute(struct afd_attn_node *n, const struct afd_pipeline_action *a
 
 static void put_message(struct afd_attn_node *n, const struct afd_pipeline_action *a)
 {
-    struct afd_a2f_header *header = afd_slab_source(&n->slab, a->slot, a->buffer);
+    struct afd_a2f_header *header = afd_slab_source(&n->slab, a->slot, a->instance);
     struct afd_pair *pair = afd_links_pair(n->links, a->instance);
-    uint32_t rows = a->bare ? 0 : afd_steps_rows(n->steps, a->slot, a->buffer);
+    uint32_t rows = a->bare ? 0 : afd_steps_rows(n->steps, a->slot, a->from);
+    /* What stands in for another instance's message: that one's buffer may still be read by its transport. */
+    if (rows && a->from != a->instance)
+        memcpy(afd_slab_records(&n->slab, a->slot, a->instance), afd_slab_records(&n->slab, a->slot, a->from),
+               (size_t)rows * n->wire.a2f_stride);
     uint32_t bytes = (uint32_t)sizeof *header + rows * n->wire.a2f_stride;
     int is_last = a->layer + 1 == n->layers && !afd_batch_follows(n->batch, a->slot);
     *header = (struct afd_a2f_header){.magic = AFD_A2F_MAGIC,
@@ -187,7 +225,7 @@ static void put_message(struct afd_attn_node *n, const struct afd_pipeline_actio
     if (status == AFD_OK) {
         afd_report_sent(n->report, a->instance, bytes);
     } else if (status == AFD_AGAIN) {
-        afd_pipeline_unsent(n->pipeline, a->slot, a->buffer);
+        afd_pipeline_unsent(n->pipeline, a->slot, a->instance);
     } else {
         char words[96];
         snprintf(words, sizeof words, "a message of %u bytes cannot be sent: %s", bytes,
@@ -248,7 +286,7 @@ static void on_notice(struct afd_attn_node *n, const struct afd_transport_event 
     if (instance == AFD_PIPELINE_NOBODY) return; /* closed meanwhile */
     struct afd_f2a_header header;                /* a copy: the peer could change it behind the checks */
     struct afd_error error;
-    afd_ns round_trip;
+    struct afd_pipeline_taken taken;
     memcpy(&header, afd_slab_region(&n->slab, instance, 0, event->region).base, sizeof header);
     enum afd_status status = check_answer(n, event, &header, &error);
     if (!status) {
@@ -258,7 +296,7 @@ static void on_notice(struct afd_attn_node *n, const struct afd_transport_event 
                                              .rows = header.rows,
                                              .step = header.step,
                                              .sequence = header.sequence};
-        status = afd_pipeline_answer(n->pipeline, instance, &answer, n->now, &round_trip, &error);
+        status = afd_pipeline_answer(n->pipeline, instance, &answer, n->now, &taken, &error);
     }
     if (status) {
         afd_links_fail(n->links, instance, status, error.text);
@@ -268,7 +306,7 @@ static void on_notice(struct afd_attn_node *n, const struct afd_transport_event 
     if (__builtin_add_overflow(header.queue_ns, header.group_ns, &ffn_ns) ||
         __builtin_add_overflow(ffn_ns, header.compute_ns, &ffn_ns))
         ffn_ns = UINT64_MAX;
-    afd_report_answered(n->report, instance, event->bytes, round_trip, ffn_ns);
+    afd_report_answered(n->report, instance, event->bytes, taken.round_trip, ffn_ns);
 }
 
 static uint32_t poll_transport(struct afd_attn_node *n)
@@ -365,6 +403,10 @@ static void on_message(const Afd__Envelope *message, void *user)
     switch (message->body_case) {
     case AFD__ENVELOPE__BODY_ASSIGN:
         set_heartbeat(n, message->assign->heartbeat_ms);
+        afd_lease_assign(&n->lease, AFD_MS(message->assign->lease_ms));
+        break;
+    case AFD__ENVELOPE__BODY_ALIVE:
+        afd_lease_alive(&n->lease, message->alive->serial);
         break;
     case AFD__ENVELOPE__BODY_PEERS:
         on_peers(n, message->peers);
@@ -393,6 +435,7 @@ static void on_connected(void *user)
 {
     struct afd_attn_node *n = user;
     n->ready_epoch = n->settled_epoch = 0;
+    afd_lease_register(&n->lease, afd_now());
     afd_sequences_flush(n->sequences);
     n->batch_changed = 1; /* steps may have stopped for want of room */
     send_ready(n);
@@ -412,26 +455,35 @@ static void on_orphaned(void *user)
     end(user, 1);
 }
 
-static void tell_late(struct afd_attn_node *n)
+static void give_up(struct afd_attn_node *n)
 {
-    struct afd_pipeline_action late[AFD_PIPELINE_MAX_ACTIONS];
-    uint32_t count = afd_pipeline_expire(n->pipeline, n->now, late, AFD_PIPELINE_MAX_ACTIONS);
-    for (uint32_t i = 0; i < count; i++)
-        afd_log_warn("slot %u, layer %u has waited %llu ms for ffn/%u, shards 0x%llx", late[i].slot,
-                     late[i].layer, (unsigned long long)(late[i].waited / 1000000),
-                     afd_links_member(n->links, late[i].instance), (unsigned long long)late[i].shards);
+    struct afd_pipeline_action lost[AFD_PIPELINE_MAX_INSTANCES];
+    uint32_t count = afd_pipeline_expire(n->pipeline, n->now, lost, AFD_PIPELINE_MAX_INSTANCES);
+    for (uint32_t i = 0; i < count; i++) {
+        char words[128];
+        snprintf(words, sizeof words, "slot %u, layer %u has waited %llu ms for shards 0x%llx", lost[i].slot,
+                 lost[i].layer, (unsigned long long)(lost[i].waited / 1000000),
+                 (unsigned long long)lost[i].shards);
+        afd_links_fail(n->links, lost[i].instance, AFD_ERR_DEADLINE, words);
+    }
 }
 
-static void on_heartbeat(evutil_socket_t fd, short what, void *user)
+static void tell_slow(struct afd_attn_node *n)
 {
-    struct afd_attn_node *n = user;
-    (void)fd, (void)what;
-    n->now = afd_now();
-    tell_late(n);
-    afd_sequences_flush(n->sequences);
-    n->batch_changed = 1;
-    if (!afd_member_is_connected(n->member)) return;
-    uint32_t ranks[AFD_PIPELINE_MAX_INSTANCES];
+    for (uint32_t i = 0; i < n->instances; i++) {
+        struct afd_pipeline_pair pair = afd_pipeline_pair(n->pipeline, i);
+        uint64_t bit = (uint64_t)1 << i;
+        if (pair.is_slow == !!(n->was_slow & bit)) continue;
+        n->was_slow ^= bit;
+        afd_log_info("ffn/%u %s", afd_links_member(n->links, i),
+                     pair.is_slow ? "keeps answering late: other copies are asked first"
+                                  : "answers in time again");
+    }
+}
+
+static void send_heartbeat(struct afd_attn_node *n)
+{
+    uint32_t ranks[AFD_PIPELINE_MAX_INSTANCES], unreachable[AFD_PIPELINE_MAX_INSTANCES];
     for (uint32_t i = 0; i < n->instances; i++) ranks[i] = afd_links_member(n->links, i);
     const struct afd_kv *kv = afd_batch_kv(n->batch);
     afd_stages_enter(&n->stages, n->stages.now, n->now);
@@ -440,8 +492,24 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
                                      .counts = afd_batch_counts(n->batch),
                                      .kv_blocks = afd_kv_block_count(kv),
                                      .kv_blocks_used = afd_kv_block_count(kv) - afd_kv_free_count(kv),
-                                     .ffn_ranks = ranks};
+                                     .ffn_ranks = ranks,
+                                     .pipeline = n->pipeline,
+                                     .unreachable = unreachable,
+                                     .serial = afd_lease_beat(&n->lease, n->now)};
+    state.unreachable_count = afd_links_unreachable(n->links, n->lease.length, unreachable);
     afd_report_send(n->report, &state, n->member);
+}
+
+static void on_heartbeat(evutil_socket_t fd, short what, void *user)
+{
+    struct afd_attn_node *n = user;
+    (void)fd, (void)what;
+    n->now = afd_now();
+    give_up(n);
+    tell_slow(n);
+    afd_sequences_flush(n->sequences);
+    n->batch_changed = 1;
+    if (afd_member_is_connected(n->member)) send_heartbeat(n);
 }
 
 /* ---- the end */
@@ -496,6 +564,25 @@ static int progress(struct afd_attn_node *n)
     return events || acted;
 }
 
+/* The deadline of an answer passes although nothing comes. */
+static void on_wake(evutil_socket_t fd, short what, void *user)
+{
+    struct afd_attn_node *n = user;
+    (void)fd, (void)what;
+    n->wake_at = AFD_PIPELINE_NEVER;
+}
+
+static void set_wake(struct afd_attn_node *n)
+{
+    afd_ns at = afd_pipeline_wake(n->pipeline);
+    if (at >= n->wake_at) return;
+    afd_ns wait = at > n->now ? at - n->now : 0;
+    struct timeval t = {.tv_sec = (time_t)(wait / AFD_SECONDS(1)),
+                        .tv_usec = (suseconds_t)(wait % AFD_SECONDS(1) / 1000)};
+    n->wake_at = at;
+    evtimer_add(n->wake, &t);
+}
+
 static int may_sleep(struct afd_attn_node *n)
 {
     int device = afd_device_arm(n->device) == AFD_OK;
@@ -517,6 +604,7 @@ int afd_attn_node_run(struct afd_attn_node *n)
         int spins = busy || (in_flight && n->spin && n->now - last_progress < n->spin);
         if (spins && n->now - last_turn < BASE_TURN_NS) continue;
         if (!spins && !may_sleep(n)) continue;
+        set_wake(n);
         /* ONCE in both: NONBLOCK alone goes round for as long as a descriptor that only poll empties is
          * readable. */
         event_base_loop(base, spins ? EVLOOP_ONCE | EVLOOP_NONBLOCK : EVLOOP_ONCE);
@@ -582,23 +670,39 @@ static enum afd_status create_device(struct afd_attn_node *n, struct afd_error *
     return AFD_OK;
 }
 
+static enum afd_status create_pipeline(struct afd_attn_node *n, struct afd_error *error)
+{
+    const struct afd_topology *t = n->config.topology;
+    uint32_t crowding =
+        afd_topology_crowding(t, AFD_ROLE_ATTN, n->config.rank, (uint32_t)sysconf(_SC_NPROCESSORS_ONLN));
+    struct afd_patience_config patience = {.floor = AFD_MS(LATE_FLOOR_MS), .factor = LATE_FACTOR};
+    afd_ns lease = AFD_MS(t->scheduler.lease_ms), give_up = GIVE_UP_LEASES * lease;
+    if (crowding > 1) {
+        patience.floor = crowding * AFD_MS(CROWDED_FLOOR_MS);
+        patience.factor = CROWDED_FACTOR;
+    }
+    patience.ceiling = lease < AFD_MS(LATE_CEILING_MS) ? lease : AFD_MS(LATE_CEILING_MS);
+    if (patience.floor > patience.ceiling) patience.floor = patience.ceiling;
+    n->pipeline = afd_pipeline_create(&(struct afd_pipeline_config){
+        .slots = n->slots,
+        .layers = n->layers,
+        .shards = n->shards,
+        .instances = n->instances,
+        .rank = n->config.rank,
+        .depth = 2, /* one computes, one is queued behind it */
+        .patience = patience,
+        .give_up = give_up > AFD_MS(GIVE_UP_MS) ? give_up : AFD_MS(GIVE_UP_MS)});
+    if (n->pipeline) return AFD_OK;
+    return afd_fail(error, AFD_ERR_CONFIG, "%u slots, %u layers, %u shards, %u FFN instances: too many",
+                    n->slots, n->layers, n->shards, n->instances);
+}
+
 static enum afd_status create_cores(struct afd_attn_node *n, struct afd_error *error)
 {
     const struct afd_topology *t = n->config.topology;
-    afd_ns deadline = AFD_MS(t->scheduler.lease_ms) * LATE_LEASES;
-    n->pipeline = afd_pipeline_create(
-        &(struct afd_pipeline_config){.slots = n->slots,
-                                      .layers = n->layers,
-                                      .shards = n->shards,
-                                      .instances = n->instances,
-                                      .rank = n->config.rank,
-                                      .depth = 2, /* one computes, one is queued behind it */
-                                      .deadline = deadline > AFD_MS(LATE_MS) ? deadline : AFD_MS(LATE_MS)});
-    if (!n->pipeline)
-        return afd_fail(error, AFD_ERR_CONFIG, "%u slots, %u layers, %u shards, %u FFN instances: too many",
-                        n->slots, n->layers, n->shards, n->instances);
-    enum afd_status status =
-        afd_slab_init(&n->slab, n->device, &n->wire, n->slots, n->instances, n->shards, error);
+    enum afd_status status = create_pipeline(n, error);
+    if (!status)
+        status = afd_slab_init(&n->slab, n->device, &n->wire, n->slots, n->instances, n->shards, error);
     if (status) return status;
     n->steps = afd_steps_create(&(struct afd_steps_config){.device = n->device,
                                                            .slab = &n->slab,
@@ -654,7 +758,8 @@ static enum afd_status create_events(struct afd_attn_node *n, struct afd_error *
     n->device_event = event_new(base, afd_device_event_fd(n->device), how, on_readable, n);
     n->heartbeat = event_new(base, -1, EV_PERSIST, on_heartbeat, n);
     n->drain_timer = evtimer_new(base, on_drain_timer, n);
-    if (!n->transport_event || !n->device_event || !n->heartbeat || !n->drain_timer)
+    n->wake = evtimer_new(base, on_wake, n);
+    if (!n->transport_event || !n->device_event || !n->heartbeat || !n->drain_timer || !n->wake)
         return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
     event_add(n->transport_event, NULL);
     event_add(n->device_event, NULL);
@@ -708,6 +813,7 @@ enum afd_status afd_attn_node_create(const struct afd_attn_node_config *config, 
     n->instances = t->ffn.max_instances;
     n->spin = (afd_ns)afd_topology_spin_us(t, (uint32_t)sysconf(_SC_NPROCESSORS_ONLN)) * 1000;
     n->now = afd_now();
+    n->wake_at = AFD_PIPELINE_NEVER;
     afd_stages_init(&n->stages, n->now);
     afd_random_bytes(&n->incarnation, sizeof n->incarnation);
     snprintf(n->scheduler, sizeof n->scheduler, "%s", config->scheduler);
@@ -740,6 +846,7 @@ void afd_attn_node_destroy(struct afd_attn_node *n)
 {
     if (!n) return;
     afd_member_destroy(n->member);
+    if (n->wake) event_free(n->wake);
     if (n->drain_timer) event_free(n->drain_timer);
     if (n->heartbeat) event_free(n->heartbeat);
     if (n->device_event) event_free(n->device_event);

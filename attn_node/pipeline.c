@@ -4,45 +4,65 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { STRIKES = 2, HEDGE_SHARE = 16, AHEAD = 2 };
+
 enum state { FREE, READY, COMPUTING, OUT };
 
-/* One source buffer of a slot, and the message it was last sent with. */
-struct buffer {
-    uint64_t unsent; /* shards of this layer that still have to be asked with it */
-    /* in flight while `owed` is not 0 */
-    uint64_t owed;   /* shards that have not answered */
-    uint32_t target; /* instance */
+/* The message of a slot that is in flight to an instance, from that instance's buffer. */
+struct flight {
+    uint64_t owed;   /* shards that have not answered; 0: nothing is in flight */
+    uint64_t active; /* of those that were asked: with rows */
     uint32_t layer;
     uint64_t step;
     uint16_t sequence;
-    int told;    /* that it is late */
-    int blocked; /* the transport had no room: wait for poll */
-    afd_ns sent;
+    uint8_t hedge_of; /* the instance that is late; AFD_PIPELINE_NOBODY: no hedge */
+    afd_ns sent, deadline;
 };
 
 struct slot {
     enum state state;
     uint32_t layer;
     uint64_t step, ready_order;
-    uint64_t waiting; /* shards with active rows that have not answered */
-    uint64_t unsent;  /* buffers with unsent shards */
-    uint64_t flying;  /* buffers in flight */
-    uint64_t reached; /* instances whose region of this slot is in flight */
+    int is_held; /* READY, and cannot compute: a buffer that it needs is in quarantine */
+    /* sets of shards, of the layer that is out */
+    uint64_t waiting; /* with active rows, and nobody has answered */
+    uint64_t unsent;  /* nobody was asked */
+    uint64_t hedged;  /* a second instance was asked, the first being late */
+    /* sets of instances */
+    uint64_t flying;  /* owe an answer */
+    uint64_t late;    /* .. and its deadline has passed */
+    uint64_t pinned;  /* .. and none came yet to a message with rows: the buffer may still be read */
+    uint64_t blocked; /* the transport had no room: wait for poll */
     uint16_t sequence;
     uint32_t active[AFD_MAX_SHARDS];
+    uint8_t origin[AFD_MAX_SHARDS]; /* the instance whose buffer route put the rows into */
     uint8_t answered_by[AFD_MAX_SHARDS];
     uint64_t destinations[AFD_PIPELINE_MAX_INSTANCES];
-    struct buffer buffers[AFD_PIPELINE_MAX_INSTANCES];
+    struct flight flights[AFD_PIPELINE_MAX_INSTANCES]; /* by instance */
+};
+
+/* What is known of an instance. */
+struct peer {
+    struct afd_patience patience;
+    uint32_t strikes; /* answers that were late, since the last in time */
+    uint32_t flying;  /* slots that it owes an answer */
+    afd_ns back_off, trial_at;
+    afd_ns give_up;
+    uint64_t hedges, dropped;
 };
 
 struct afd_pipeline {
     struct afd_pipeline_config config;
-    uint64_t open; /* instances */
+    uint64_t open, slow; /* instances */
     uint32_t computing;
-    int blocked; /* some buffer is */
+    int is_blocked; /* something is */
     uint64_t ready_count;
+    afd_ns look_at;        /* when a deadline may have passed */
+    uint32_t hedge_credit; /* HEDGE_SHARE of it buys one */
+    afd_ns last_hedge;
     uint8_t placement[AFD_MAX_SHARDS][AFD_PIPELINE_MAX_INSTANCES];
     uint8_t copies[AFD_MAX_SHARDS];
+    struct peer peers[AFD_PIPELINE_MAX_INSTANCES];
     struct slot slots[AFD_MAX_SLOTS];
 };
 
@@ -56,13 +76,24 @@ static uint32_t lowest(uint64_t set)
     return (uint32_t)__builtin_ctzll(set);
 }
 
+static uint32_t most_credit(const struct afd_pipeline *p)
+{
+    return HEDGE_SHARE * 2 * p->config.slots;
+}
+
 struct afd_pipeline *afd_pipeline_create(const struct afd_pipeline_config *c)
 {
     if (!c->slots || c->slots > AFD_MAX_SLOTS || !c->layers || c->layers > AFD_MAX_LAYERS || !c->shards ||
-        c->shards > AFD_MAX_SHARDS || !c->instances || c->instances > AFD_PIPELINE_MAX_INSTANCES || !c->depth)
+        c->shards > AFD_MAX_SHARDS || !c->instances || c->instances > AFD_PIPELINE_MAX_INSTANCES ||
+        !c->depth || c->patience.floor > c->patience.ceiling || !c->patience.ceiling || !c->patience.factor ||
+        !c->give_up)
         return NULL;
     struct afd_pipeline *p = calloc(1, sizeof *p);
-    if (p) p->config = *c;
+    if (!p) return NULL;
+    p->config = *c;
+    p->look_at = AFD_PIPELINE_NEVER;
+    p->hedge_credit = most_credit(p);
+    for (uint32_t i = 0; i < c->instances; i++) p->peers[i].give_up = c->give_up;
     return p;
 }
 
@@ -83,86 +114,160 @@ void afd_pipeline_place(struct afd_pipeline *p, uint32_t shard, const uint32_t *
     p->copies[shard] = (uint8_t)count;
 }
 
-/* The instance to ask for a shard; with no open pair the preferred one, or nobody when it is not placed. */
-static uint32_t choose(const struct afd_pipeline *p, uint32_t shard, int *open_out)
+/* The first of the shard's instances, in this rank's order of preference, that is in `among` and not in
+ * `avoided`; without one the first in `among`; without one nobody. */
+static uint32_t choose(const struct afd_pipeline *p, uint32_t shard, uint64_t among, uint64_t avoided)
 {
-    uint32_t n = p->copies[shard];
-    *open_out = 0;
-    if (!n) return AFD_PIPELINE_NOBODY;
+    uint32_t n = p->copies[shard], second = AFD_PIPELINE_NOBODY;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t instance = p->placement[shard][(p->config.rank + i) % n];
-        if (p->open & bit(instance)) {
-            *open_out = 1;
-            return instance;
-        }
+        if (!(among & bit(instance))) continue;
+        if (!(avoided & bit(instance))) return instance;
+        if (second == AFD_PIPELINE_NOBODY) second = instance;
     }
-    return p->placement[shard][p->config.rank % n];
+    return second;
 }
 
-int afd_pipeline_is_connected(const struct afd_pipeline *p)
-{
-    int open;
-    for (uint32_t s = 0; s < p->config.shards; s++) {
-        choose(p, s, &open);
-        if (!open) return 0;
-    }
-    return 1;
-}
-
-static int is_placed(const struct afd_pipeline *p, uint32_t shard, uint32_t instance)
+static int holds(const struct afd_pipeline *p, uint32_t shard, uint32_t instance)
 {
     for (uint32_t i = 0; i < p->copies[shard]; i++)
         if (p->placement[shard][i] == instance) return 1;
     return 0;
 }
 
+int afd_pipeline_is_connected(const struct afd_pipeline *p)
+{
+    for (uint32_t s = 0; s < p->config.shards; s++)
+        if (choose(p, s, p->open, 0) == AFD_PIPELINE_NOBODY) return 0;
+    return 1;
+}
+
 int afd_pipeline_is_settled(const struct afd_pipeline *p)
 {
     for (uint32_t i = 0; i < p->config.slots; i++)
         for (uint64_t left = p->slots[i].flying; left; left &= left - 1) {
-            const struct buffer *b = &p->slots[i].buffers[lowest(left)];
-            for (uint64_t owed = b->owed; owed; owed &= owed - 1)
-                if (!is_placed(p, lowest(owed), b->target)) return 0;
+            uint32_t instance = lowest(left);
+            for (uint64_t owed = p->slots[i].flights[instance].owed; owed; owed &= owed - 1)
+                if (!holds(p, lowest(owed), instance)) return 0;
         }
     return 1;
+}
+
+static void forgive(struct afd_pipeline *p, uint32_t instance)
+{
+    p->slow &= ~bit(instance);
+    p->peers[instance].strikes = 0;
+    p->peers[instance].back_off = 0;
 }
 
 void afd_pipeline_open(struct afd_pipeline *p, uint32_t instance)
 {
     assert(instance < p->config.instances);
     p->open |= bit(instance);
+    p->peers[instance].patience = (struct afd_patience){0}; /* it may be another process */
+    forgive(p, instance);
 }
 
-static void landed(struct slot *slot, uint32_t b)
+/* A message of this layer, and not of one that the slot has left behind. */
+static int is_current(const struct slot *slot, const struct flight *f)
 {
-    slot->flying &= ~bit(b);
-    slot->reached &= ~bit(slot->buffers[b].target);
+    return slot->state == OUT && f->owed && f->step == slot->step && f->layer == slot->layer;
 }
 
-/* A message of this layer, and not of one whose unneeded answers are still owed. */
-static int is_current(const struct slot *slot, const struct buffer *b)
+/* Shards that current messages ask for and have no answer yet; `among`: instances. */
+static uint64_t asked(const struct slot *slot, uint64_t among)
 {
-    return slot->state == OUT && b->step == slot->step && b->layer == slot->layer;
+    uint64_t shards = 0;
+    for (uint64_t left = slot->flying & among; left; left &= left - 1) {
+        const struct flight *f = &slot->flights[lowest(left)];
+        if (is_current(slot, f)) shards |= f->owed;
+    }
+    return shards;
+}
+
+static void landed(struct afd_pipeline *p, struct slot *slot, uint32_t instance)
+{
+    uint64_t rest = ~bit(instance);
+    slot->flights[instance].owed = 0;
+    slot->flying &= rest;
+    slot->late &= rest;
+    slot->pinned &= rest;
+    p->peers[instance].flying--;
+}
+
+/* The message is no more: what it asked for is asked again, unless another message does. */
+static void take_back(struct afd_pipeline *p, struct slot *slot, uint32_t instance)
+{
+    const struct flight *f = &slot->flights[instance];
+    uint64_t shards = is_current(slot, f) ? f->owed & (slot->waiting | ~f->active) : 0;
+    slot->hedged &= ~shards;
+    slot->unsent |= shards & ~asked(slot, ~bit(instance));
+    landed(p, slot, instance);
 }
 
 void afd_pipeline_close(struct afd_pipeline *p, uint32_t instance)
 {
     assert(instance < p->config.instances);
     p->open &= ~bit(instance);
+    for (uint32_t i = 0; i < p->config.slots; i++)
+        if (p->slots[i].flying & bit(instance)) take_back(p, &p->slots[i], instance);
+}
+
+/* ---- deadlines */
+
+static afd_ns deadline_of(const struct afd_pipeline *p, uint32_t instance)
+{
+    afd_ns deadline = afd_patience_deadline(&p->peers[instance].patience, &p->config.patience);
+    for (uint64_t left = p->open & ~bit(instance); left; left &= left - 1) {
+        const struct afd_patience *other = &p->peers[lowest(left)].patience;
+        if (!afd_patience_is_learned(other)) continue;
+        afd_ns most = AHEAD * afd_patience_deadline(other, &p->config.patience);
+        if (most < deadline) deadline = most;
+    }
+    return deadline;
+}
+
+static void strike(struct afd_pipeline *p, uint32_t instance, afd_ns now)
+{
+    struct peer *peer = &p->peers[instance];
+    if (++peer->strikes < STRIKES) return;
+    p->slow |= bit(instance);
+    peer->back_off = peer->back_off ? 2 * peer->back_off : deadline_of(p, instance);
+    if (peer->back_off > p->config.patience.ceiling) peer->back_off = p->config.patience.ceiling;
+    peer->trial_at = now + peer->back_off;
+}
+
+static void find_late(struct afd_pipeline *p, afd_ns now)
+{
+    if (now < p->look_at) return;
+    p->look_at = AFD_PIPELINE_NEVER;
     for (uint32_t i = 0; i < p->config.slots; i++) {
         struct slot *slot = &p->slots[i];
-        for (uint64_t left = slot->flying; left; left &= left - 1) {
-            uint32_t b = lowest(left);
-            struct buffer *buffer = &slot->buffers[b];
-            if (buffer->target != instance) continue;
-            if (is_current(slot, buffer)) {
-                buffer->unsent |= buffer->owed;
-                slot->unsent |= bit(b);
+        for (uint64_t left = slot->flying & ~slot->late; left; left &= left - 1) {
+            uint32_t instance = lowest(left);
+            const struct flight *f = &slot->flights[instance];
+            if (now >= f->deadline) {
+                slot->late |= bit(instance);
+                strike(p, instance, now);
+            } else if (f->deadline < p->look_at) {
+                p->look_at = f->deadline;
             }
-            buffer->owed = 0;
-            landed(slot, b);
         }
     }
+}
+
+afd_ns afd_pipeline_wake(const struct afd_pipeline *p)
+{
+    return p->look_at;
+}
+
+/* Hedges are few: if all instances are slow at once, asking twice makes them slower. */
+static int may_hedge(struct afd_pipeline *p, afd_ns now)
+{
+    afd_ns next = p->last_hedge + p->config.patience.ceiling;
+    if (p->hedge_credit >= HEDGE_SHARE || now >= next) return 1;
+    if (next < p->look_at) p->look_at = next;
+    return 0;
 }
 
 /* ---- a slot's life */
@@ -188,34 +293,63 @@ void afd_pipeline_begin(struct afd_pipeline *p, uint32_t i)
     make_ready(p, slot);
 }
 
-/* Decides which instance each shard of the coming layer goes to, so that route can sort the rows. */
-static int set_destinations(struct afd_pipeline *p, struct slot *slot)
+/* Slow instances whose back-off is over, and that owe nothing. */
+static uint64_t on_trial(const struct afd_pipeline *p, afd_ns now)
 {
+    uint64_t trials = 0;
+    for (uint64_t left = p->slow; left; left &= left - 1) {
+        const struct peer *peer = &p->peers[lowest(left)];
+        if (now >= peer->trial_at && !peer->flying) trials |= left & -left;
+    }
+    return trials;
+}
+
+/* Decides which instance each shard of the coming layer goes to, so that route can sort the rows. 0: one of
+ * the shards is nowhere, or where there is no buffer now. */
+static int set_destinations(struct afd_pipeline *p, struct slot *slot, afd_ns now)
+{
+    uint64_t trials = on_trial(p, now), used = 0, usable = p->open & ~(slot->late | slot->pinned);
     memset(slot->destinations, 0, sizeof slot->destinations);
-    int open;
     for (uint32_t s = 0; s < p->config.shards; s++) {
-        uint32_t instance = choose(p, s, &open);
+        uint32_t instance = choose(p, s, usable, p->slow & ~trials);
+        if (instance == AFD_PIPELINE_NOBODY && choose(p, s, p->open, 0) == AFD_PIPELINE_NOBODY)
+            instance = choose(p, s, UINT64_MAX, 0); /* the message will wait for a pair */
         if (instance == AFD_PIPELINE_NOBODY) return 0;
         slot->destinations[instance] |= bit(s);
+        slot->origin[s] = (uint8_t)instance;
+        used |= bit(instance);
     }
+    for (uint64_t left = used & trials; left; left &= left - 1)
+        p->peers[lowest(left)].trial_at = now + p->peers[lowest(left)].back_off; /* one slot tries it */
     return 1;
 }
 
-static int next_compute(struct afd_pipeline *p, struct afd_pipeline_action *action)
+static struct slot *oldest_ready(struct afd_pipeline *p, uint64_t but)
 {
-    if (p->computing >= p->config.depth) return 0;
     struct slot *best = NULL;
     for (uint32_t i = 0; i < p->config.slots; i++) {
         struct slot *slot = &p->slots[i];
-        if (slot->state == READY && (!best || slot->ready_order < best->ready_order)) best = slot;
+        if (slot->state != READY || but & bit(i)) continue;
+        if (!best || slot->ready_order < best->ready_order) best = slot;
     }
-    if (!best || (best->layer < p->config.layers && !set_destinations(p, best))) return 0;
-    best->state = COMPUTING;
+    return best;
+}
+
+static int next_compute(struct afd_pipeline *p, afd_ns now, struct afd_pipeline_action *action)
+{
+    struct slot *slot;
+    if (p->computing >= p->config.depth) return 0;
+    for (uint64_t held = 0; (slot = oldest_ready(p, held)); held |= bit((uint32_t)(slot - p->slots))) {
+        slot->is_held = slot->layer < p->config.layers && !set_destinations(p, slot, now);
+        if (!slot->is_held) break;
+    }
+    if (!slot) return 0;
+    slot->state = COMPUTING;
     p->computing++;
     *action = (struct afd_pipeline_action){.kind = AFD_PIPELINE_COMPUTE,
-                                           .slot = (uint32_t)(best - p->slots),
-                                           .layer = best->layer,
-                                           .step = best->step};
+                                           .slot = (uint32_t)(slot - p->slots),
+                                           .layer = slot->layer,
+                                           .step = slot->step};
     return 1;
 }
 
@@ -244,70 +378,119 @@ void afd_pipeline_computed(struct afd_pipeline *p, uint32_t i, const uint32_t *a
         return;
     }
     slot->state = OUT;
-    slot->waiting = 0;
+    slot->waiting = slot->unsent = slot->hedged = 0;
     for (uint32_t s = 0; s < p->config.shards; s++) {
         slot->active[s] = active[s];
         slot->answered_by[s] = AFD_PIPELINE_NOBODY;
         if (active[s]) slot->waiting |= bit(s);
-    }
-    slot->unsent = 0;
-    for (uint32_t b = 0; b < p->config.instances; b++) {
-        slot->buffers[b].unsent = slot->destinations[b];
-        if (slot->destinations[b]) slot->unsent |= bit(b);
+        slot->unsent |= bit(s);
     }
     assert(slot->waiting); /* every row is active somewhere: its turn, if nothing else */
 }
 
-static void answered(struct afd_pipeline *p, struct slot *slot)
+static void go_on(struct afd_pipeline *p, struct slot *slot)
 {
     if (slot->waiting) return;
-    /* What is left unsent are notices that nobody waits for. */
-    for (uint64_t left = slot->unsent; left; left &= left - 1) slot->buffers[lowest(left)].unsent = 0;
-    slot->unsent = 0;
+    slot->unsent = 0; /* notices that nobody waits for */
     slot->layer++;
     make_ready(p, slot);
 }
 
 /* ---- messages */
 
-/* Asks one instance for those unsent shards of the buffer that are its own to answer. */
-static int send_some(struct afd_pipeline *p, struct slot *slot, uint32_t b, afd_ns now,
+/* Whom to ask for a shard now; NOBODY: it waits. */
+static uint32_t target_of(const struct afd_pipeline *p, const struct slot *slot, uint32_t s)
+{
+    uint32_t origin = slot->origin[s];
+    uint64_t free = p->open & ~(slot->flying | slot->blocked);
+    if (p->open & ~slot->late & bit(origin) && holds(p, s, origin))
+        return free & bit(origin) ? origin : AFD_PIPELINE_NOBODY;
+    for (uint64_t left = free; left; left &= left - 1)
+        if (slot->destinations[lowest(left)] & slot->waiting) free &= ~(left & -left); /* its own rows */
+    return choose(p, s, free, p->slow);
+}
+
+static uint32_t who_is_late(const struct slot *slot, uint32_t s)
+{
+    uint64_t left = slot->late;
+    while (!(is_current(slot, &slot->flights[lowest(left)]) && slot->flights[lowest(left)].owed & bit(s)))
+        left &= left - 1;
+    return lowest(left);
+}
+
+static void depart(struct afd_pipeline *p, struct slot *slot, uint32_t target, uint64_t shards, afd_ns now)
+{
+    struct flight *f = &slot->flights[target];
+    *f = (struct flight){.owed = shards,
+                         .layer = slot->layer,
+                         .step = slot->step,
+                         .sequence = slot->sequence++,
+                         .hedge_of = AFD_PIPELINE_NOBODY,
+                         .sent = now,
+                         .deadline = now + deadline_of(p, target)};
+    for (uint64_t left = shards; left; left &= left - 1)
+        if (slot->active[lowest(left)]) f->active |= left & -left;
+    slot->unsent &= ~shards;
+    slot->flying |= bit(target);
+    if (f->active) slot->pinned |= bit(target);
+    p->peers[target].flying++;
+    if (f->deadline < p->look_at) p->look_at = f->deadline;
+}
+
+static void pay(struct afd_pipeline *p, uint32_t hedge_of, afd_ns now)
+{
+    if (hedge_of == AFD_PIPELINE_NOBODY) {
+        if (p->hedge_credit < most_credit(p)) p->hedge_credit++;
+        return;
+    }
+    p->hedge_credit -= p->hedge_credit < HEDGE_SHARE ? p->hedge_credit : HEDGE_SHARE;
+    p->last_hedge = now;
+    p->peers[hedge_of].hedges++;
+}
+
+static void pay_back(struct afd_pipeline *p, uint32_t hedge_of)
+{
+    if (hedge_of == AFD_PIPELINE_NOBODY) {
+        if (p->hedge_credit) p->hedge_credit--;
+        return;
+    }
+    p->hedge_credit += HEDGE_SHARE;
+    p->peers[hedge_of].hedges--;
+}
+
+/* Asks one instance for those shards that are its own to answer, and whose rows are in one buffer. */
+static int send_some(struct afd_pipeline *p, struct slot *slot, afd_ns now,
                      struct afd_pipeline_action *action)
 {
-    struct buffer *buffer = &slot->buffers[b];
-    if (buffer->owed || buffer->blocked) return 0;
-    uint32_t target = AFD_PIPELINE_NOBODY;
-    uint64_t shards = 0;
-    int open, bare = 1;
-    for (uint64_t left = buffer->unsent; left; left &= left - 1) {
-        uint32_t s = lowest(left), instance = choose(p, s, &open);
-        if (!open || slot->reached & bit(instance)) continue;
-        if (target == AFD_PIPELINE_NOBODY) target = instance;
-        if (instance != target) continue;
-        shards |= bit(s);
-        if (slot->active[s]) bare = 0;
+    uint64_t overdue = slot->late ? asked(slot, slot->late) & slot->waiting & ~slot->hedged : 0, shards = 0;
+    uint32_t target = AFD_PIPELINE_NOBODY, from = 0;
+    if (overdue && !may_hedge(p, now)) overdue = 0;
+    for (uint64_t left = slot->unsent | overdue; left; left &= left - 1) {
+        uint32_t s = lowest(left), instance = target_of(p, slot, s);
+        if (instance == AFD_PIPELINE_NOBODY) continue;
+        if (target == AFD_PIPELINE_NOBODY) {
+            target = instance;
+            from = slot->origin[s];
+        }
+        if (instance == target && slot->origin[s] == from) shards |= bit(s);
     }
     if (!shards) return 0;
-    buffer->unsent &= ~shards;
-    if (!buffer->unsent) slot->unsent &= ~bit(b);
-    buffer->owed = shards;
-    buffer->target = target;
-    buffer->layer = slot->layer;
-    buffer->step = slot->step;
-    buffer->sequence = slot->sequence++;
-    buffer->told = 0;
-    buffer->sent = now;
-    slot->flying |= bit(b);
-    slot->reached |= bit(target);
+    overdue &= shards;
+    slot->hedged |= overdue;
+    depart(p, slot, target, shards, now);
+    struct flight *f = &slot->flights[target];
+    if (overdue) f->hedge_of = (uint8_t)who_is_late(slot, lowest(overdue));
+    pay(p, f->hedge_of, now);
     *action = (struct afd_pipeline_action){.kind = AFD_PIPELINE_SEND,
                                            .slot = (uint32_t)(slot - p->slots),
                                            .layer = slot->layer,
                                            .step = slot->step,
                                            .instance = target,
-                                           .buffer = b,
+                                           .from = from,
                                            .shards = shards,
-                                           .sequence = buffer->sequence,
-                                           .bare = bare};
+                                           .sequence = f->sequence,
+                                           .bare = !f->active,
+                                           .hedge_of = f->hedge_of};
     return 1;
 }
 
@@ -315,9 +498,7 @@ static int next_send(struct afd_pipeline *p, afd_ns now, struct afd_pipeline_act
 {
     for (uint32_t i = 0; i < p->config.slots; i++) {
         struct slot *slot = &p->slots[i];
-        if (slot->state != OUT) continue;
-        for (uint64_t left = slot->unsent; left; left &= left - 1)
-            if (send_some(p, slot, lowest(left), now, action)) return 1;
+        if (slot->state == OUT && (slot->unsent || slot->late) && send_some(p, slot, now, action)) return 1;
     }
     return 0;
 }
@@ -326,65 +507,97 @@ uint32_t afd_pipeline_run(struct afd_pipeline *p, afd_ns now, struct afd_pipelin
                           uint32_t limit)
 {
     uint32_t count = 0;
+    find_late(p, now);
     /* Messages first: the other side can work while this device does. */
     while (count < limit && next_send(p, now, &actions[count])) count++;
-    while (count < limit && next_compute(p, &actions[count])) count++;
+    while (count < limit && next_compute(p, now, &actions[count])) count++;
     return count;
 }
 
-void afd_pipeline_unsent(struct afd_pipeline *p, uint32_t i, uint32_t b)
+void afd_pipeline_unsent(struct afd_pipeline *p, uint32_t i, uint32_t instance)
 {
     struct slot *slot = &p->slots[i];
-    struct buffer *buffer = &slot->buffers[b];
-    assert(buffer->owed && is_current(slot, buffer));
-    buffer->unsent |= buffer->owed;
-    buffer->owed = 0;
-    buffer->blocked = p->blocked = 1;
-    slot->unsent |= bit(b);
-    landed(slot, b);
+    assert(is_current(slot, &slot->flights[instance]));
+    pay_back(p, slot->flights[instance].hedge_of);
+    take_back(p, slot, instance);
+    slot->blocked |= bit(instance);
+    p->is_blocked = 1;
 }
 
 void afd_pipeline_polled(struct afd_pipeline *p)
 {
-    if (!p->blocked) return;
-    p->blocked = 0;
-    for (uint32_t i = 0; i < p->config.slots; i++)
-        for (uint32_t b = 0; b < p->config.instances; b++) p->slots[i].buffers[b].blocked = 0;
+    if (!p->is_blocked) return;
+    p->is_blocked = 0;
+    for (uint32_t i = 0; i < p->config.slots; i++) p->slots[i].blocked = 0;
 }
 
-enum afd_status afd_pipeline_answer(struct afd_pipeline *p, uint32_t instance,
-                                    const struct afd_pipeline_answer *a, afd_ns now, afd_ns *round_trip_out,
-                                    struct afd_error *error)
+/* ---- answers */
+
+/* Whether the instance owes this answer. */
+static enum afd_status check_answer(const struct afd_pipeline *p, uint32_t instance,
+                                    const struct afd_pipeline_answer *a, struct afd_error *error)
 {
     if (a->slot >= p->config.slots || a->shard >= p->config.shards)
         return afd_fail(error, AFD_ERR_PROTOCOL, "an answer for slot %u, shard %u; there are %u and %u",
                         a->slot, a->shard, p->config.slots, p->config.shards);
-    struct slot *slot = &p->slots[a->slot];
-    struct buffer *buffer = NULL;
-    for (uint64_t left = slot->flying; left && !buffer; left &= left - 1)
-        if (slot->buffers[lowest(left)].target == instance) buffer = &slot->buffers[lowest(left)];
-    if (!buffer || !(buffer->owed & bit(a->shard)))
+    const struct slot *slot = &p->slots[a->slot];
+    const struct flight *f = &slot->flights[instance];
+    if (!(f->owed & bit(a->shard)))
         return afd_fail(error, AFD_ERR_PROTOCOL, "an answer for slot %u, shard %u that nobody waits for",
                         a->slot, a->shard);
-    if (a->step != buffer->step || a->layer != buffer->layer || a->sequence != buffer->sequence)
+    if (a->step != f->step || a->layer != f->layer || a->sequence != f->sequence)
         return afd_fail(
             error, AFD_ERR_PROTOCOL,
             "slot %u, shard %u: an answer to step %llu layer %u message %u; asked was step %llu layer "
             "%u message %u",
             a->slot, a->shard, (unsigned long long)a->step, a->layer, a->sequence,
-            (unsigned long long)buffer->step, buffer->layer, buffer->sequence);
-    int current = is_current(slot, buffer);
-    uint32_t rows = current ? slot->active[a->shard] : 0; /* what is owed from earlier layers has no rows */
-    if (a->rows != rows)
-        return afd_fail(error, AFD_ERR_PROTOCOL, "slot %u, shard %u, layer %u: an answer of %u rows, not %u",
-                        a->slot, a->shard, a->layer, a->rows, rows);
-    buffer->owed &= ~bit(a->shard);
-    *round_trip_out = buffer->owed ? 0 : now - buffer->sent;
-    if (!buffer->owed) landed(slot, (uint32_t)(buffer - slot->buffers));
-    if (!rows) return AFD_OK;
-    slot->waiting &= ~bit(a->shard);
+            (unsigned long long)f->step, f->layer, f->sequence);
+    /* Of a layer that the slot has left it is only known whether there were rows. */
+    int is_right =
+        is_current(slot, f) ? a->rows == slot->active[a->shard] : !a->rows == !(f->active & bit(a->shard));
+    if (!is_right)
+        return afd_fail(
+            error, AFD_ERR_PROTOCOL,
+            "slot %u, shard %u, layer %u: an answer of %u rows, which is not as many as were asked", a->slot,
+            a->shard, a->layer, a->rows);
+    return AFD_OK;
+}
+
+/* The last answer to a message. */
+static void end_flight(struct afd_pipeline *p, struct slot *slot, uint32_t instance, afd_ns now)
+{
+    const struct flight *f = &slot->flights[instance];
+    int was_late = (slot->late & bit(instance)) != 0;
+    if (f->active) {
+        afd_patience_learn(&p->peers[instance].patience, now - f->sent, was_late, now);
+        if (!was_late) forgive(p, instance);
+    }
+    landed(p, slot, instance);
+}
+
+enum afd_status afd_pipeline_answer(struct afd_pipeline *p, uint32_t instance,
+                                    const struct afd_pipeline_answer *a, afd_ns now,
+                                    struct afd_pipeline_taken *taken, struct afd_error *error)
+{
+    enum afd_status status = check_answer(p, instance, a, error);
+    if (status) return status;
+    struct slot *slot = &p->slots[a->slot];
+    struct flight *f = &slot->flights[instance];
+    uint64_t shard = bit(a->shard);
+    int is_needed = is_current(slot, f) && slot->waiting & shard;
+    *taken = (struct afd_pipeline_taken){.is_dropped = a->rows && !is_needed};
+    p->peers[instance].give_up = p->config.give_up;
+    p->peers[instance].dropped += (uint64_t)taken->is_dropped;
+    if (a->rows) slot->pinned &= ~bit(instance);
+    f->owed &= ~shard;
+    if (!f->owed) {
+        taken->round_trip = now - f->sent;
+        end_flight(p, slot, instance, now);
+    }
+    if (!is_needed) return AFD_OK;
+    slot->waiting &= ~shard;
     slot->answered_by[a->shard] = (uint8_t)instance;
-    answered(p, slot);
+    go_on(p, slot);
     return AFD_OK;
 }
 
@@ -392,22 +605,33 @@ uint32_t afd_pipeline_expire(struct afd_pipeline *p, afd_ns now, struct afd_pipe
                              uint32_t limit)
 {
     uint32_t count = 0;
+    uint64_t told = 0;
     for (uint32_t i = 0; i < p->config.slots; i++)
-        for (uint64_t left = p->slots[i].flying; left && count < limit; left &= left - 1) {
-            struct buffer *b = &p->slots[i].buffers[lowest(left)];
-            if (b->told || now - b->sent < p->config.deadline) continue;
-            b->told = 1;
-            actions[count++] = (struct afd_pipeline_action){.kind = AFD_PIPELINE_LATE,
+        for (uint64_t left = p->slots[i].flying & ~told; left && count < limit; left &= left - 1) {
+            uint32_t instance = lowest(left);
+            const struct flight *f = &p->slots[i].flights[instance];
+            if (now - f->sent < p->peers[instance].give_up) continue;
+            told |= bit(instance);
+            actions[count++] = (struct afd_pipeline_action){.kind = AFD_PIPELINE_GIVE_UP,
                                                             .slot = i,
-                                                            .layer = b->layer,
-                                                            .step = b->step,
-                                                            .instance = b->target,
-                                                            .buffer = lowest(left),
-                                                            .shards = b->owed,
-                                                            .sequence = b->sequence,
-                                                            .waited = now - b->sent};
+                                                            .layer = f->layer,
+                                                            .step = f->step,
+                                                            .instance = instance,
+                                                            .shards = f->owed,
+                                                            .sequence = f->sequence,
+                                                            .waited = now - f->sent};
         }
+    for (; told; told &= told - 1) p->peers[lowest(told)].give_up *= 2;
     return count;
+}
+
+struct afd_pipeline_pair afd_pipeline_pair(const struct afd_pipeline *p, uint32_t instance)
+{
+    const struct peer *peer = &p->peers[instance];
+    return (struct afd_pipeline_pair){.hedges = peer->hedges,
+                                      .dropped = peer->dropped,
+                                      .is_slow = (p->slow & bit(instance)) != 0,
+                                      .deadline = deadline_of(p, instance)};
 }
 
 enum afd_stage afd_pipeline_stage(const struct afd_pipeline *p)
@@ -415,8 +639,10 @@ enum afd_stage afd_pipeline_stage(const struct afd_pipeline *p)
     if (p->computing) return AFD_STAGE_COMPUTE;
     int out = 0, ready = 0;
     for (uint32_t i = 0; i < p->config.slots; i++) {
-        out |= p->slots[i].state == OUT;
-        ready |= p->slots[i].state == READY;
+        const struct slot *slot = &p->slots[i];
+        int is_ready = slot->state == READY && !slot->is_held;
+        out |= slot->state == OUT || (slot->state == READY && slot->is_held);
+        ready |= is_ready;
     }
-    return p->blocked ? AFD_STAGE_SEND : ready ? AFD_STAGE_BUBBLE : out ? AFD_STAGE_WAIT : AFD_STAGE_IDLE;
+    return p->is_blocked ? AFD_STAGE_SEND : ready ? AFD_STAGE_BUBBLE : out ? AFD_STAGE_WAIT : AFD_STAGE_IDLE;
 }

@@ -1,4 +1,4 @@
-/* pipeline.h: which slot computes, sends, waits, times out, is sent again.
+/* pipeline.h: which slot computes, sends, waits, asks a copy too, is sent again.
  *
  * A slot's step goes through the layers: compute (layer l), then one message to each FFN instance that was
  * chosen for some shard, then the answers, one a shard; when those of all shards with active rows are there,
@@ -7,20 +7,36 @@
  *
  *   FREE -begin-> READY(0) -COMPUTE-> COMPUTING -computed-> OUT -answers-> READY(1) .. READY(layers) -> FREE
  *
- * Buffers: buffer b of a slot is the source of the message that was meant for instance b. After a loss its
- * shards go to other instances, from the same buffer. A buffer is in flight until all shards asked with it
- * have answered, or the pair is closed; so is the region of the slot at the target. While in flight neither
- * is used for another message: not by a re-send, and not by the next layer, where an answer that nobody waits
- * for (of a shard without rows) may still be owed.
+ * Buffers: each instance has a buffer in each slot, the source of every message to it, and a region of the
+ * slot at its side. Both are in flight from SEND until all shards that were asked have answered or the pair
+ * is closed, and neither is used for another message meanwhile. Route writes the rows of a layer into the
+ * buffers of the instances it is meant for; where a shard goes to another instance than that (its pair
+ * closed, or it is late), the shell copies the rows into the other's buffer first (SEND: `from`), and a
+ * buffer whose own rows somebody still waits for is not copied into.
  *
  * Choice: of a shard's placement (n instances in order of preference) attention rank i asks copy i mod n, or
  * the next one whose pair is open. Without an open pair the message waits for one.
+ *
+ * Late: each message has a deadline, learned from the instance's own answers (patience.h), and at most twice
+ * what the quickest of the others has. Behind it
+ *  - the shards that somebody waits for are asked of another copy too, once a layer and shard: a hedge. At
+ *    most one message in 16 is one, and one in `patience.ceiling` besides;
+ *  - the first answer of a shard counts, whosever it is (they are equal, docs/DESIGN.md, invariant 5). The
+ *    other is dropped when it comes;
+ *  - the instance's buffer and region of that slot stay out of use, in quarantine, until it has answered or
+ *    its pair is closed. The layers that follow go to the other copies, so a rank that stands still costs
+ * each slot one deadline and then nothing. Only where there is no other copy the slot waits;
+ *  - an instance that was late twice without an answer in time between is slow: where there is a choice,
+ * others are asked, but for one message now and then, after a back-off. An answer in time ends that. What has
+ * not answered for `give_up`, which doubles each time until something comes, is lost: GIVE_UP tells the owner
+ * to close the pair. So a message that vanished costs its region that long, and the slot, where there is no
+ * other copy.
  *
  * Pure core: no I/O, no clock, one thread; allocates in create alone. */
 #ifndef AFD_ATTN_NODE_PIPELINE_H
 #define AFD_ATTN_NODE_PIPELINE_H
 
-#include "base/clock.h"
+#include "attn_node/patience.h"
 #include "base/error.h"
 #include "base/stages.h"
 #include "proto/limits.h"
@@ -33,25 +49,29 @@ struct afd_pipeline_config {
     uint32_t slots, layers, shards, instances; /* instances: the largest number there may be */
     uint32_t rank;                             /* this attention rank: which copy it prefers */
     uint32_t depth;                            /* slots queued on the device at once */
-    afd_ns deadline;                           /* of an answer; only words follow */
+    struct afd_patience_config patience;
+    afd_ns give_up;
 };
 
 enum afd_pipeline_action_kind {
     AFD_PIPELINE_COMPUTE, /* queue the slot's ops of `layer` (layers: the end of the step) */
-    AFD_PIPELINE_SEND,    /* put buffer `buffer` of the slot into region `slot` of the instance */
-    AFD_PIPELINE_LATE     /* tell that the slot has waited so long for the instance */
+    AFD_PIPELINE_SEND,    /* put the instance's buffer of the slot into its region `slot` */
+    AFD_PIPELINE_GIVE_UP  /* the slot has waited so long for the instance: close its pair */
 };
 
 struct afd_pipeline_action {
     enum afd_pipeline_action_kind kind;
     uint32_t slot, layer;
     uint64_t step;
-    /* SEND, LATE */
-    uint32_t instance, buffer;
+    /* SEND, GIVE_UP */
+    uint32_t instance;
     uint64_t shards;
     uint16_t sequence;
-    int bare;      /* no row is active in any of the shards: the header alone */
-    afd_ns waited; /* LATE */
+    /* SEND */
+    int bare;          /* no row is active in any of the shards: the header alone */
+    uint32_t from;     /* the instance whose buffer has the rows: to be copied first if it is another */
+    uint32_t hedge_of; /* the instance that is late; AFD_PIPELINE_NOBODY: no hedge */
+    afd_ns waited;     /* GIVE_UP */
 };
 
 /* What an F2A header says. */
@@ -61,11 +81,24 @@ struct afd_pipeline_answer {
     uint16_t sequence;
 };
 
+struct afd_pipeline_taken {
+    afd_ns round_trip; /* since SEND, with the last answer to a message; else 0 */
+    int is_dropped;    /* the shard had its answer from another copy */
+};
+
+/* Of one instance; counts since create. */
+struct afd_pipeline_pair {
+    uint64_t hedges;  /* messages for shards that it was late with */
+    uint64_t dropped; /* answers of it that nobody needed any more */
+    int is_slow;
+    afd_ns deadline; /* that its next message gets */
+};
+
 struct afd_pipeline *
 afd_pipeline_create(const struct afd_pipeline_config *config); /* NULL: a number is wrong */
 void afd_pipeline_destroy(struct afd_pipeline *pipeline);      /* NULL is allowed */
 
-/* A shard's placement; takes effect with the next layer of each slot, and with the next re-send. */
+/* A shard's placement; takes effect with the next layer of each slot, and with what is asked again. */
 void afd_pipeline_place(struct afd_pipeline *pipeline, uint32_t shard, const uint32_t *instances,
                         uint32_t count);
 void afd_pipeline_open(struct afd_pipeline *pipeline, uint32_t instance);
@@ -82,8 +115,11 @@ void afd_pipeline_begin(struct afd_pipeline *pipeline, uint32_t slot); /* a new 
 /* The next actions, each once; call again until there is none. */
 uint32_t afd_pipeline_run(struct afd_pipeline *pipeline, afd_ns now, struct afd_pipeline_action *actions_out,
                           uint32_t limit);
+/* When run may have an action although nothing else happened; AFD_PIPELINE_NEVER: not by time alone. */
+#define AFD_PIPELINE_NEVER UINT64_MAX
+afd_ns afd_pipeline_wake(const struct afd_pipeline *pipeline);
 
-/* COMPUTE: the destinations that route writes to: shards asked of each buffer, 0 for unused ones;
+/* COMPUTE: the destinations that route writes to: shards asked of each instance, 0 for unused buffers;
  * [instances]. */
 const uint64_t *afd_pipeline_destinations(const struct afd_pipeline *pipeline, uint32_t slot);
 /* COMPUTE: the instance whose region holds the shard's partial sums of the layer before; AFD_PIPELINE_NOBODY
@@ -94,18 +130,20 @@ uint32_t afd_pipeline_layer(const struct afd_pipeline *pipeline, uint32_t slot);
 void afd_pipeline_computed(struct afd_pipeline *pipeline, uint32_t slot, const uint32_t *active);
 
 /* SEND could not be done now; it is repeated after afd_pipeline_polled. */
-void afd_pipeline_unsent(struct afd_pipeline *pipeline, uint32_t slot, uint32_t buffer);
+void afd_pipeline_unsent(struct afd_pipeline *pipeline, uint32_t slot, uint32_t instance);
 void afd_pipeline_polled(struct afd_pipeline *pipeline);
 
-/* An answer of an instance; AFD_ERR_PROTOCOL with words when nobody asked for it so. *round_trip_out: since
- * SEND. */
+/* An answer of an instance; AFD_ERR_PROTOCOL with words when nobody asked for it so. */
 enum afd_status afd_pipeline_answer(struct afd_pipeline *pipeline, uint32_t instance,
                                     const struct afd_pipeline_answer *answer, afd_ns now,
-                                    afd_ns *round_trip_out, struct afd_error *error_out);
+                                    struct afd_pipeline_taken *taken_out, struct afd_error *error_out);
 
-/* LATE for each message in flight whose deadline passed, once a message. */
+/* GIVE_UP for each instance that has owed an answer for too long. To be called now and then, every heartbeat
+ * say. */
 uint32_t afd_pipeline_expire(struct afd_pipeline *pipeline, afd_ns now,
                              struct afd_pipeline_action *actions_out, uint32_t limit);
+
+struct afd_pipeline_pair afd_pipeline_pair(const struct afd_pipeline *pipeline, uint32_t instance);
 
 /* Where the device's time goes now; SEND when a message could not be handed over. */
 enum afd_stage afd_pipeline_stage(const struct afd_pipeline *pipeline);

@@ -141,7 +141,7 @@ static uint64_t resident_bytes(void)
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-static uint32_t set_pairs(struct afd_report *r, const uint32_t *ffn_ranks)
+static uint32_t set_pairs(struct afd_report *r, const struct afd_report_state *state)
 {
     uint32_t count = 0;
     for (uint32_t i = 0; i < r->config.instances; i++) {
@@ -149,7 +149,7 @@ static uint32_t set_pairs(struct afd_report *r, const uint32_t *ffn_ranks)
         if (!p->messages) continue;
         Afd__PairCounters *m = &r->pair_messages[count];
         afd__pair_counters__init(m);
-        m->ffn_rank = ffn_ranks[i];
+        m->ffn_rank = state->ffn_ranks[i];
         m->messages = p->messages;
         m->a2f_ns = p->a2f_ns;
         m->ffn_ns = p->ffn_ns;
@@ -158,6 +158,11 @@ static uint32_t set_pairs(struct afd_report *r, const uint32_t *ffn_ranks)
         m->n_round_trip_buckets = m->n_ffn_buckets = AFD_LATENCY_BUCKETS;
         m->round_trip_buckets = p->round_trip;
         m->ffn_buckets = p->ffn;
+        struct afd_pipeline_pair pair = afd_pipeline_pair(state->pipeline, i);
+        m->hedges = pair.hedges;
+        m->late_answers = pair.dropped;
+        m->slow = pair.is_slow;
+        m->deadline_ns = pair.deadline;
         r->pair_pointers[count++] = m;
     }
     return count;
@@ -179,11 +184,14 @@ enum afd_status afd_report_send(struct afd_report *r, const struct afd_report_st
     h.waiting = state->counts.waiting;
     h.kv_blocks = state->kv_blocks;
     h.kv_blocks_used = state->kv_blocks_used;
-    h.n_pairs = set_pairs(r, state->ffn_ranks);
+    h.n_pairs = set_pairs(r, state);
     h.pairs = r->pair_pointers;
     h.n_experts = r->expert_count;
     h.experts = r->expert_pointers;
     h.resident_bytes = resident_bytes();
+    h.n_unreachable = state->unreachable_count;
+    h.unreachable = (uint32_t *)state->unreachable; /* read by the packer alone */
+    h.serial = state->serial;
     e.body_case = AFD__ENVELOPE__BODY_HEARTBEAT;
     e.heartbeat = &h;
     return afd_member_send(member, &e);

@@ -6,6 +6,7 @@
 #define AFD_ATTN_NODE_REPORT_H
 
 #include "attn_node/batch.h"
+#include "attn_node/pipeline.h"
 #include "base/stages.h"
 #include "compute/compute.h"
 #include "proto/member.h"
@@ -40,6 +41,10 @@ struct afd_report_state {
     struct afd_batch_counts counts;
     uint32_t kv_blocks, kv_blocks_used;
     const uint32_t *ffn_ranks; /* [instances]: whom the pair is with */
+    const struct afd_pipeline *pipeline;
+    const uint32_t *unreachable; /* FFN ranks */
+    uint32_t unreachable_count;
+    uint64_t serial; /* of this heartbeat */
 };
 enum afd_status afd_report_send(struct afd_report *report, const struct afd_report_state *state,
                                 struct afd_member *member);

@@ -850,6 +850,13 @@ uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t core
     return cores_online > most ? AFD_SPIN_US : 0;
 }
 
+uint32_t afd_topology_crowding(const struct afd_topology *topology, enum afd_role role, uint32_t rank,
+                               uint32_t cores_online)
+{
+    uint32_t threads = host_threads(topology, afd_rank_host(topology, role, rank));
+    return threads > cores_online && cores_online ? (threads + cores_online - 1) / cores_online : 1;
+}
+
 uint32_t afd_rank_cores(const struct afd_topology *topology, enum afd_role role, uint32_t rank,
                         uint32_t limit, uint32_t *cores_out)
 {

@@ -148,6 +148,9 @@ uint32_t afd_rank_local(const struct afd_topology *topology, enum afd_role role,
 enum { AFD_SPIN_US = 50 };
 /* Spin time of a rank on this machine, microseconds: resolves spin_us `auto`. */
 uint32_t afd_topology_spin_us(const struct afd_topology *topology, uint32_t cores_online);
+/* Compute threads of all ranks of a rank's host, per core of it, rounded up: above 1 they take turns. */
+uint32_t afd_topology_crowding(const struct afd_topology *topology, enum afd_role role, uint32_t rank,
+                               uint32_t cores_online);
 /* The cores rank `rank` of `role` is pinned to: count 0 when it is not. */
 uint32_t afd_rank_cores(const struct afd_topology *topology, enum afd_role role, uint32_t rank,
                         uint32_t limit, uint32_t *cores_out);

@@ -25,17 +25,16 @@ enum state {
 struct afd_answer_form afd_answer_form(const struct afd_tokenizer *t)
 {
     const char *source = t->chat_template ? t->chat_template : "";
-    int has_tool_call = afd_tokenizer_special(t, "<tool_call>") >= 0;
     struct afd_answer_form form = {AFD_CALLS_NONE, 0};
     form.reasons = afd_tokenizer_special(t, end_think) >= 0 || strstr(source, end_think);
-    if (strstr(source, "steptml:invoke") || afd_tokenizer_special(t, "<｜tool_calls_begin｜>") >= 0)
+    if (strstr(source, "steptml:invoke") || !strcmp(afd_chat_template(t), "step3"))
         form.calls = AFD_CALLS_STEP3;
     else if (strstr(source, "<function=") || !strcmp(afd_chat_template(t), "step3.5"))
         form.calls = AFD_CALLS_TAGS;
     else if (strstr(source, "<｜tool▁calls▁begin｜>") ||
              afd_tokenizer_special(t, "<｜tool▁calls▁begin｜>") >= 0)
         form.calls = AFD_CALLS_DEEPSEEK;
-    else if (strstr(source, "<tool_call>") || has_tool_call || !strcmp(afd_chat_template(t), "chatml"))
+    else if (strstr(source, "<tool_call>") || !strcmp(afd_chat_template(t), "chatml"))
         form.calls = AFD_CALLS_HERMES;
     else if (afd_tokenizer_special(t, "<|python_tag|>") >= 0)
         form.calls = AFD_CALLS_LLAMA;

@@ -21,7 +21,7 @@ enum {
     AFD_JINJA_DEPTH = 100,              /* of nested blocks and expressions, and of calls */
     AFD_JINJA_STEPS = 20 * 1000 * 1000, /* expressions evaluated; long texts count more */
     AFD_JINJA_OUTPUT_BYTES = 64 << 20,
-    AFD_JINJA_MEMORY_BYTES = 512 << 20,
+    AFD_JINJA_MEMORY_BYTES = 256 << 20,
 };
 
 struct afd_jinja;

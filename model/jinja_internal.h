@@ -289,7 +289,7 @@ const struct jinja_string *jinja_arg_string(struct jinja_render *r, const struct
                                             size_t index, const char *name, const char *fallback);
 const struct jinja_string *jinja_want_string(struct jinja_render *r, struct jinja_value v, const char *who);
 
-/* ---- tables: jinja_filters.c, jinja_tests.c, jinja_methods.c, jinja_globals.c. NULL: there is none. */
+/* ---- tables: jinja_filters.c, jinja_tests.c, jinja_methods.c. NULL: there is none. */
 
 jinja_call jinja_find_filter(const char *name);
 typedef int (*jinja_check)(struct jinja_render *r, struct jinja_value v, const struct jinja_args *args);

@@ -5,6 +5,8 @@
 
 #include "model/jinja_internal.h"
 
+enum { RANGE_LIMIT = 100000 }; /* as Jinja's sandbox has it */
+
 typedef struct jinja_value value;
 typedef struct jinja_render render;
 typedef const struct jinja_args *args;
@@ -554,6 +556,8 @@ static value g_range(render *r, value self, args a)
     if (!step) jinja_fail(&r->arena, AFD_ERR_REQUEST, "range: a step of 0");
     value out = jinja_new_list(&r->arena, 0);
     for (int64_t i = begin; step > 0 ? i < end : i > end;) {
+        if (out.list->count == RANGE_LIMIT)
+            jinja_fail(&r->arena, AFD_ERR_LIMIT, "range: more than %d integers", RANGE_LIMIT);
         jinja_charge(r, 0);
         jinja_append(&r->arena, out.list, jinja_int(i));
         if (__builtin_add_overflow(i, step, &i)) break;

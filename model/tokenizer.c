@@ -256,16 +256,6 @@ int afd_tokenizer_adds_bos(const struct afd_tokenizer *tokenizer)
     return tokenizer->adds_bos;
 }
 
-int64_t afd_tokenizer_eos(const struct afd_tokenizer *tokenizer)
-{
-    return tokenizer->eos;
-}
-
-const char *afd_tokenizer_chat_template(const struct afd_tokenizer *tokenizer)
-{
-    return tokenizer->chat_template;
-}
-
 int afd_tokenizer_strips_space(const struct afd_tokenizer *tokenizer)
 {
     return tokenizer->strips_space;

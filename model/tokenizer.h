@@ -72,9 +72,6 @@ int64_t afd_tokenizer_special(const struct afd_tokenizer *tokenizer, const char 
 uint32_t afd_tokenizer_vocab(const struct afd_tokenizer *tokenizer); /* highest id + 1 */
 /* -1: none. */
 int64_t afd_tokenizer_bos(const struct afd_tokenizer *tokenizer);
-int64_t afd_tokenizer_eos(const struct afd_tokenizer *tokenizer); /* as the chat template knows it */
-/* The checkpoint's own, NULL: none. */
-const char *afd_tokenizer_chat_template(const struct afd_tokenizer *tokenizer);
 /* 1: of a whole text, decoded from its first token on, one leading space is the tokenizer's. */
 int afd_tokenizer_strips_space(const struct afd_tokenizer *tokenizer);
 /* Whether a completion prompt begins with it: add_bos_token of tokenizer_config.json, else the

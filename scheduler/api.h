@@ -7,6 +7,7 @@
 
 #include <time.h>
 
+#include "model/answer.h"
 #include "scheduler/api_params.h"
 #include "scheduler/http.h"
 #include "scheduler/metrics.h"
@@ -22,6 +23,7 @@ struct afd_api {
     struct afd_service *service;
     /* kept */
     struct afd_params_limits limits;
+    struct afd_answer_form answer_form;
     struct afd_metrics metrics;
     struct afd_generation *generations;
     uint32_t generation_count;

@@ -451,6 +451,7 @@ static int read_messages(const json_t *root, const struct afd_params_limits *l, 
     if (request.options && !json_is_object(request.options))
         return afd_api_fail(e, 400, "chat_template_kwargs", NULL, "'chat_template_kwargs' must be an object");
     if (read_tools(root, &request.tools, e)) return -1;
+    p->tools = json_incref((json_t *)request.tools);
     p->prompts = calloc(1, sizeof *p->prompts);
     if (!p->prompts) return afd_api_fail(e, 503, NULL, NULL, "out of memory");
     p->prompt_count = 1;
@@ -498,6 +499,8 @@ void afd_params_free(struct afd_params *p)
 {
     for (uint32_t i = 0; i < p->prompt_count; i++) free(p->prompts[i].tokens);
     free(p->prompts);
+    json_decref(p->tools);
+    p->tools = NULL;
     p->prompts = NULL;
     p->prompt_count = 0;
 }

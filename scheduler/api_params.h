@@ -20,6 +20,8 @@ enum {
     AFD_API_TOOLS = 512,
 };
 
+struct json_t;
+
 struct afd_api_error {
     int status;
     char param[64]; /* "" none */
@@ -44,6 +46,7 @@ struct afd_params {
     uint32_t stop_tokens[AFD_MAX_STOP_TOKENS];
     char stops[AFD_STOP_STRINGS][AFD_STOP_STRING_BYTES + 1];
     uint32_t stop_count;
+    struct json_t *tools; /* of chat that may call them; NULL: none */
 };
 
 /* What a request is checked against. */
@@ -60,7 +63,6 @@ void afd_params_free(struct afd_params *params);
 
 /* A JSON object of at most `AFD_JSON_DEPTH` levels; NULL with a 400. Also for the other endpoints. */
 enum { AFD_JSON_DEPTH = 32 };
-struct json_t;
 struct json_t *afd_api_json(const char *body, size_t bytes, struct afd_api_error *error_out);
 int afd_api_fail(struct afd_api_error *error_out, int status, const char *param, const char *code,
                  const char *format, ...) __attribute__((format(printf, 5, 6)));

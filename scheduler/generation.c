@@ -20,7 +20,10 @@ static void generation_free(struct afd_generation *g)
             g->api->metrics.ended[AFD_FINISH_CANCELLED]++;
         }
         free(c->sequence.tokens);
+        afd_answer_fini(&c->answer);
         afd_text_free(&c->text);
+        afd_text_free(&c->reasoning);
+        afd_text_free(&c->tool_calls);
         afd_text_free(&c->ids);
         for (int k = 0; k < LP_COUNT; k++) afd_text_free(&c->logprobs[k]);
     }
@@ -89,7 +92,9 @@ static void generation_finish(struct afd_generation *g)
     generation_print_whole(g, &whole);
     for (uint32_t i = 0; i < g->count; i++)
         for (int k = 0; k < LP_COUNT; k++)
-            whole.failed |= g->choices[i].text.failed | g->choices[i].logprobs[k].failed;
+            whole.failed |= g->choices[i].text.failed | g->choices[i].reasoning.failed |
+                            g->choices[i].tool_calls.failed | g->choices[i].answer.failed |
+                            g->choices[i].logprobs[k].failed;
     generation_free(g);
     afd_api_answer(x, &whole);
     afd_text_free(&whole);
@@ -128,6 +133,7 @@ static void end_echo(struct choice *c)
         c->chars += count_chars(rest, bytes);
     }
     afd_detokenizer_init(&c->detokenizer, c->generation->api->tokenizer, 0);
+    c->detokenizer.keep_tags = c->generation->params.is_chat;
 }
 
 static void begin_echo(struct choice *c)
@@ -154,6 +160,25 @@ static void take_prompt_logprobs(struct choice *c, const Afd__SequenceTokens *m,
     }
 }
 
+/* A part of an answer. */
+static void on_part(enum afd_answer_part part, const char *name, const char *text, size_t bytes, void *user)
+{
+    struct choice *c = user;
+    if (part == AFD_ANSWER_CALL)
+        choice_add_call(c, name, text, bytes);
+    else
+        afd_text_add(part == AFD_ANSWER_REASONING ? &c->reasoning : &c->text, text, bytes);
+}
+
+/* Text that is the client's: of chat, taken apart first. */
+static void write_text(struct choice *c, const char *data, size_t bytes)
+{
+    if (c->generation->params.is_chat)
+        afd_answer_push(&c->answer, data, bytes);
+    else
+        afd_text_add(&c->text, data, bytes);
+}
+
 /* Text goes through the stop strings; 1 if one ended it. */
 static int show(struct choice *c, const char *data, size_t bytes)
 {
@@ -162,11 +187,11 @@ static int show(struct choice *c, const char *data, size_t bytes)
     c->chars += count_chars(data, bytes);
     if (c->generated <
         c->sequence.sampling.min_tokens) { /* stop strings do not count yet, as stop tokens do not */
-        afd_text_add(&c->text, data, bytes);
+        write_text(c, data, bytes);
         return 0;
     }
     int which = afd_stop_push(&c->stop, data, bytes, api->shown, &shown);
-    afd_text_add(&c->text, api->shown, shown);
+    write_text(c, api->shown, shown);
     return which >= 0;
 }
 
@@ -225,9 +250,10 @@ static void end_choice(struct choice *c, enum afd_finish finish, int by_stop_str
     }
     if (!by_stop_string) {
         size_t bytes = afd_stop_finish(&c->stop, rest);
-        afd_text_add(&c->text, rest, bytes);
+        write_text(c, rest, bytes);
     }
-    c->finish = finish == AFD_FINISH_STOP || by_stop_string ? "stop" : "length";
+    if (c->generation->params.is_chat) afd_answer_finish(&c->answer);
+    c->finish = finish != AFD_FINISH_STOP && !by_stop_string ? "length" : c->calls ? "tool_calls" : "stop";
     api->metrics.ended[finish]++;
     afd_histogram_observe(&api->metrics.end_to_end, afd_now() - c->begun);
     c->generation->unfinished--;
@@ -237,13 +263,17 @@ static void end_choice(struct choice *c, enum afd_finish finish, int by_stop_str
 static int send_chunk(struct choice *c)
 {
     struct afd_generation *g = c->generation;
-    if (!c->finish && !c->text.bytes && !c->logprobs[LP_TOKENS].bytes && !c->ids.bytes) return 0;
+    if (!c->finish && !c->text.bytes && !c->reasoning.bytes && !c->tool_calls.bytes &&
+        !c->logprobs[LP_TOKENS].bytes && !c->ids.bytes)
+        return 0;
     if (c->echoed < c->prompt->count) return 0; /* an echo is sent as one */
     afd_text_clear(&g->api->scratch);
     generation_print_chunk(g, c, &g->api->scratch);
     if (send_scratch(g)) return -1;
     c->has_begun = 1;
     afd_text_clear(&c->text);
+    afd_text_clear(&c->reasoning);
+    afd_text_clear(&c->tool_calls);
     afd_text_clear(&c->ids);
     for (int k = 0; k < LP_COUNT; k++) afd_text_clear(&c->logprobs[k]);
     return 0;
@@ -300,6 +330,10 @@ static void choice_init(struct afd_generation *g, uint32_t index)
     if (k) c->sequence.sampling.seed = afd_random(p->sampling.seed, k, 0);
     c->sequence.accepted = on_accepted;
     c->sequence.failed = on_failed;
+    if (p->is_chat)
+        afd_answer_init(&c->answer, g->api->answer_form,
+                        afd_answer_starts_inside(g->api->tokenizer, c->prompt->tokens, c->prompt->count),
+                        p->tools, on_part, c);
     c->stop.count = p->stop_count;
     for (uint32_t i = 0; i < p->stop_count; i++) {
         c->stop.strings[i] = p->stops[i];

@@ -7,6 +7,7 @@
 #ifndef AFD_SCHEDULER_GENERATION_H
 #define AFD_SCHEDULER_GENERATION_H
 
+#include "model/answer.h"
 #include "scheduler/api.h"
 
 /* Fragments of the logprobs object, each an array without its brackets and with a comma before every entry.
@@ -26,9 +27,11 @@ struct choice {
     uint64_t chars;  /* characters of text so far, held ones included: text_offset of the next token */
     struct afd_detokenizer detokenizer;
     struct afd_stop stop;
+    struct afd_answer answer; /* of chat */
+    uint32_t calls;           /* tools that the answer calls */
     afd_ns begun, last_token;
     uint32_t assignment; /* of the rank that the last token came from */
-    struct afd_text text, ids, logprobs[LP_COUNT];
+    struct afd_text text, reasoning, tool_calls, ids, logprobs[LP_COUNT];
 };
 
 struct afd_generation {
@@ -42,6 +45,8 @@ struct afd_generation {
     struct choice choices[]; /* [count] */
 };
 
+/* A call of a tool, to `tool_calls`: an array without its brackets and with a comma before every entry. */
+void choice_add_call(struct choice *choice, const char *name, const char *arguments, size_t bytes);
 /* One token's entry; `logprobs` NULL: the first of a prompt, which has none. */
 void choice_add_logprobs(struct choice *choice, uint32_t token, const Afd__TokenLogprobs *logprobs);
 

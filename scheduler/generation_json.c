@@ -1,4 +1,5 @@
 #include "base/crypto.h"
+#include "base/rng.h"
 #include "scheduler/generation.h"
 
 /* ---- log-probabilities */
@@ -95,6 +96,23 @@ void choice_add_logprobs(struct choice *c, uint32_t token, const Afd__TokenLogpr
     afd_text_puts(&lp[LP_TOP], "}");
 }
 
+void choice_add_call(struct choice *c, const char *name, const char *arguments, size_t bytes)
+{
+    struct afd_text *t = &c->tool_calls;
+    const struct afd_generation *g = c->generation;
+    uint64_t noise = (uint64_t)c->index << 32 | c->calls; /* the same whenever the answer is made again */
+    for (size_t i = 0; i < g->prefix.bytes; i++) noise = afd_mix64(noise ^ (unsigned char)g->prefix.data[i]);
+    afd_text_puts(t, ",{");
+    if (g->params.stream) afd_text_printf(t, "\"index\":%u,", c->calls);
+    afd_text_printf(t, "\"id\":\"call_%016llx%08x\",\"type\":\"function\",\"function\":{\"name\":",
+                    (unsigned long long)noise, (unsigned)afd_mix64(noise + 1));
+    afd_text_json_string(t, name);
+    afd_text_puts(t, ",\"arguments\":");
+    afd_text_json(t, arguments, bytes);
+    afd_text_puts(t, "}}");
+    c->calls++;
+}
+
 /* The fragment as an array; its first byte is the comma before the first entry. */
 static void print_array(struct afd_text *t, const struct afd_text *fragment)
 {
@@ -142,6 +160,29 @@ static void print_prompt_ids(const struct choice *c, struct afd_text *t)
     afd_text_add(t, "]", 1);
 }
 
+/* Parts of an answer that there are; content is null in a whole answer that is calls alone. */
+static void print_parts(const struct choice *c, struct afd_text *t, int with_content)
+{
+    const char *comma = "";
+    if (with_content && !c->text.bytes && c->calls && !c->generation->params.stream) {
+        afd_text_puts(t, "\"content\":null");
+        comma = ",";
+    } else if (with_content) {
+        afd_text_puts(t, "\"content\":");
+        afd_text_json(t, c->text.data, c->text.bytes);
+        comma = ",";
+    }
+    if (c->reasoning.bytes) {
+        afd_text_printf(t, "%s\"reasoning_content\":", comma);
+        afd_text_json(t, c->reasoning.data, c->reasoning.bytes);
+        comma = ",";
+    }
+    if (c->tool_calls.bytes) {
+        afd_text_printf(t, "%s\"tool_calls\":", comma);
+        print_array(t, &c->tool_calls);
+    }
+}
+
 static void print_text(const struct choice *c, struct afd_text *t)
 {
     const struct afd_params *p = &c->generation->params;
@@ -153,11 +194,8 @@ static void print_text(const struct choice *c, struct afd_text *t)
     int is_first = !p->stream || !c->has_begun;
     afd_text_puts(t, p->stream ? ",\"delta\":{" : ",\"message\":{");
     if (is_first) afd_text_puts(t, "\"role\":\"assistant\",");
-    if (is_first || c->text.bytes) {
-        afd_text_puts(t, "\"content\":");
-        afd_text_json(t, c->text.data, c->text.bytes);
-        if (!p->stream) afd_text_puts(t, ",\"refusal\":null");
-    }
+    print_parts(c, t, is_first || c->text.bytes);
+    if (!p->stream) afd_text_puts(t, ",\"refusal\":null");
     afd_text_add(t, "}", 1);
 }
 

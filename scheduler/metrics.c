@@ -191,6 +191,45 @@ static void print_pairs(const struct page *p, enum pair_family family)
     }
 }
 
+enum pair_value { PAIR_HEDGES, PAIR_LATE, PAIR_SLOW, PAIR_DEADLINE };
+
+static void print_pair_values(const struct page *p, enum pair_value value)
+{
+    for (uint32_t i = 0; i < p->size; i++) {
+        for (size_t k = 0; p->beats[i] && k < p->beats[i]->n_pairs; k++) {
+            const Afd__PairCounters *c = p->beats[i]->pairs[k];
+            uint32_t attn = afd_cluster_at(p->cluster, i)->rank;
+            if (value == PAIR_HEDGES)
+                afd_text_printf(p->out, "afd_hedges_total{attn=\"%u\",ffn=\"%u\"} %" PRIu64 "\n", attn,
+                                c->ffn_rank, c->hedges);
+            else if (value == PAIR_LATE)
+                afd_text_printf(p->out, "afd_late_answers_total{attn=\"%u\",ffn=\"%u\"} %" PRIu64 "\n", attn,
+                                c->ffn_rank, c->late_answers);
+            else if (value == PAIR_SLOW)
+                afd_text_printf(p->out, "afd_pair_slow{attn=\"%u\",ffn=\"%u\"} %d\n", attn, c->ffn_rank,
+                                c->slow != 0);
+            else
+                afd_text_printf(p->out, "afd_answer_deadline_seconds{attn=\"%u\",ffn=\"%u\"} %.9g\n", attn,
+                                c->ffn_rank, (double)c->deadline_ns * 1e-9);
+        }
+    }
+}
+
+static void print_lateness(const struct page *p)
+{
+    head(p->out, "afd_hedges_total", "counter",
+         "Messages to another copy because an FFN rank was late, by the late rank.");
+    print_pair_values(p, PAIR_HEDGES);
+    head(p->out, "afd_late_answers_total", "counter",
+         "Answers that were dropped: another copy had answered before.");
+    print_pair_values(p, PAIR_LATE);
+    head(p->out, "afd_pair_slow", "gauge",
+         "1 while an FFN rank keeps answering late: others are asked first.");
+    print_pair_values(p, PAIR_SLOW);
+    head(p->out, "afd_answer_deadline_seconds", "gauge", "After that long an answer of a pair is late.");
+    print_pair_values(p, PAIR_DEADLINE);
+}
+
 static void print_all_pairs(const struct page *p)
 {
     head(p->out, "afd_a2f_seconds", "summary",
@@ -201,6 +240,7 @@ static void print_all_pairs(const struct page *p)
     head(p->out, "afd_ffn_compute_seconds", "histogram",
          "Queue, gather and compute of the FFN rank, by pair.");
     print_pairs(p, PAIR_FFN);
+    print_lateness(p);
 }
 
 /* Attention ranks route every row once, so they are asked first; without them the first member of each FFN

@@ -340,9 +340,22 @@ static void on_register(struct afd_service *s, struct link *l, const Afd__Regist
                  member->pid);
 }
 
+/* At once, before anything that takes time: the rank's lease runs from when it sent the heartbeat. */
+static void answer_heartbeat(struct afd_service *s, struct link *l, uint64_t serial)
+{
+    Afd__Alive alive = AFD__ALIVE__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    if (!serial || !afd_cluster_of(s->cluster, l->id)) return;
+    alive.serial = serial;
+    e.body_case = AFD__ENVELOPE__BODY_ALIVE;
+    e.alive = &alive;
+    afd_channel_send(l->channel, &e);
+}
+
 static void on_heartbeat(struct afd_service *s, struct link *l, const Afd__Heartbeat *m)
 {
     afd_cluster_heartbeat(s->cluster, l->id, afd_now());
+    answer_heartbeat(s, l, m->serial);
     afd_cluster_unreachable(s->cluster, l->id, m->unreachable, m->n_unreachable);
     struct heartbeat *keep = &s->heartbeats[l->member];
     size_t size = afd__heartbeat__get_packed_size(m);

@@ -11,7 +11,10 @@ enum {
     LAST_RETRY_MS = 2000,
     KEPT_MOST = 4096, /* messages that wait for the scheduler; then steps stop */
     ROOM_US = 20,     /* when a transport that had no room is looked at again */
-    LATE_LEASES = 4
+    LATE_FLOOR_MS = 5,
+    LATE_FACTOR = 2,
+    LATE_CEILING_MS = 2000,
+    GIVE_UP_LEASES = 4
 };
 
 static struct sim_attn *attn_of(const struct sim_node *node)
@@ -179,7 +182,10 @@ static void end_link(struct sim_attn *n, struct sim_link *link)
     sim_close(n->w, link->pair, 0);
     link->pair = NULL;
     link->is_open = 0;
-    if (was_open) afd_pipeline_close(n->pipeline, link->instance);
+    if (!was_open) return;
+    for (uint32_t slot = 0; slot < n->slots; slot++) n->slot[slot].read &= ~((uint64_t)1 << link->instance);
+    if (link->is_listed) afd_reach_missing(&n->reach, link->instance, n->w->now);
+    afd_pipeline_close(n->pipeline, link->instance);
 }
 
 static void fail_link(struct sim_attn *n, uint32_t instance)
@@ -199,6 +205,7 @@ static void follow(struct sim_attn *n, struct sim_link *link, uint64_t incarnati
     end_link(n, link);
     link->incarnation = incarnation;
     link->retry_ms = FIRST_RETRY_MS;
+    afd_reach_missing(&n->reach, link->instance, n->w->now);
     connect_now(n, link);
 }
 
@@ -217,6 +224,7 @@ static void on_peers(struct sim_attn *n, const struct sim_peers *peers)
             continue;
         }
         link->is_listed = 0;
+        afd_reach_found(&n->reach, i);
         if (!incarnation || !link->is_open || link->incarnation != incarnation) end_link(n, link);
     }
     for (uint32_t s = 0; s < n->shards; s++)
@@ -238,6 +246,7 @@ static void attn_open(struct sim_world *w, struct sim_node *node, struct sim_pai
     if (!link || link->pair != pair) return;
     link->is_open = 1;
     link->retry_ms = FIRST_RETRY_MS;
+    afd_reach_found(&n->reach, link->instance);
     afd_pipeline_open(n->pipeline, link->instance);
     send_ready(n);
 }
@@ -246,8 +255,8 @@ static void attn_lost(struct sim_world *w, struct sim_node *node, struct sim_pai
 {
     struct sim_attn *n = attn_of(node);
     struct sim_link *link = pair->user[0];
-    (void)w;
     if (!link || link->pair != pair) return;
+    if (pair->was_refused) afd_reach_missing(&n->reach, link->instance, w->now);
     end_link(n, link);
     if (link->is_listed) retry_later(n, link);
 }
@@ -294,7 +303,7 @@ static void attn_notice(struct sim_world *w, struct sim_node *node, struct sim_p
     struct sim_region *at = &n->regions[(size_t)instance * n->slots * n->shards + region];
     struct afd_f2a_header h = at->message->head.f2a;
     struct afd_error error;
-    afd_ns round_trip;
+    struct afd_pipeline_taken taken;
     struct afd_pipeline_answer answer = {.slot = h.slot,
                                          .shard = h.shard,
                                          .layer = h.layer,
@@ -302,23 +311,42 @@ static void attn_notice(struct sim_world *w, struct sim_node *node, struct sim_p
                                          .step = h.step,
                                          .sequence = h.sequence};
     if (!is_answer_sane(n, &h, region, sequence, bytes) ||
-        afd_pipeline_answer(n->pipeline, instance, &answer, w->now, &round_trip, &error)) {
+        afd_pipeline_answer(n->pipeline, instance, &answer, w->now, &taken, &error)) {
         sim_trace(w, node, "refuses the answer of instance %llu, region %llu, message %llu", instance, region,
                   sequence);
         fail_link(n, instance);
         return;
     }
-    at->is_unread = h.rows != 0;
+    if (h.rows) n->slot[h.slot].read &= ~((uint64_t)1 << instance);
+    if (taken.is_dropped) sim_count(w, AFD_SIM_LATE_ANSWER);
+    at->is_unread = h.rows && !taken.is_dropped;
 }
 
 /* ---- steps */
 
+static void park(struct sim_attn *n)
+{
+    struct afd_batch_counts counts = afd_batch_counts(n->batch);
+    if (n->is_parked || !(counts.running + counts.waiting)) return;
+    n->is_parked = 1;
+    sim_count(n->w, AFD_SIM_PARKED);
+}
+
 static void begin_steps(struct sim_attn *n)
 {
     if (!n->batch_changed || n->kept_count >= KEPT_MOST) return;
+    if (!afd_lease_holds(&n->lease, n->w->now) && n->w->config.bug != AFD_SIM_BUG_NO_LEASE) {
+        park(n);
+        return;
+    }
+    if (n->is_parked) sim_count(n->w, AFD_SIM_WENT_ON);
+    n->is_parked = 0;
     n->batch_changed = 0;
     for (uint32_t slot = 0; slot < n->slots; slot++) {
         if (!afd_pipeline_is_free(n->pipeline, slot) || !afd_batch_form(n->batch, slot)) continue;
+        if (n->node->is_evicted)
+            sim_fail(n->w, "attn/%u begins a step although its lease is over: its sequences are at others",
+                     n->node->rank);
         sim_steps_load(n, slot);
         afd_pipeline_begin(n->pipeline, slot);
     }
@@ -364,21 +392,41 @@ static void compute(struct sim_attn *n, const struct afd_pipeline_action *a)
 static void on_room(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
 {
     (void)w, (void)p, (void)a;
-    attn_of(node)->wake_due = 0;
+    attn_of(node)->room_due = 0;
     afd_pipeline_polled(attn_of(node)->pipeline);
 }
 
 static void wait_for_room(struct sim_attn *n)
 {
     sim_count(n->w, AFD_SIM_AGAIN);
-    if (n->wake_due) return;
-    n->wake_due = 1;
+    if (n->room_due) return;
+    n->room_due = 1;
     sim_at(n->w, n->w->now + ROOM_US * 1000, n->node, on_room, NULL, 0);
+}
+
+static void count_hedge(struct sim_attn *n, const struct afd_pipeline_action *a)
+{
+    sim_count(n->w, AFD_SIM_HEDGED);
+    sim_trace(n->w, n->node, "slot %llu, layer %llu: instance %llu is late, instance %llu is asked", a->slot,
+              a->layer, a->hedge_of, a->instance);
+    if (sim_bug(n->w, AFD_SIM_BUG_QUARANTINE, 2)) n->forgets |= (uint64_t)1 << a->hedge_of;
+}
+
+/* The core is told that the late one's pair was fenced, and it was not. */
+static void forget_quarantine(struct sim_attn *n)
+{
+    for (; n->forgets; n->forgets &= n->forgets - 1) {
+        uint32_t instance = (uint32_t)__builtin_ctzll(n->forgets);
+        if (!n->links[instance].is_open) continue;
+        afd_pipeline_close(n->pipeline, instance);
+        afd_pipeline_open(n->pipeline, instance);
+    }
 }
 
 static void put_message(struct sim_attn *n, const struct afd_pipeline_action *a)
 {
-    struct sim_rows *rows = a->bare ? NULL : n->slot[a->slot].buffers[a->buffer];
+    if (!a->bare && a->from != a->instance) sim_steps_copy(n, a->slot, a->from, a->instance);
+    struct sim_rows *rows = a->bare ? NULL : n->slot[a->slot].buffers[a->instance];
     uint32_t count = rows ? rows->count : 0;
     int is_last = a->layer + 1 == n->layers && !afd_batch_follows(n->batch, a->slot);
     struct afd_a2f_header header = {.magic = AFD_A2F_MAGIC,
@@ -397,19 +445,25 @@ static void put_message(struct sim_attn *n, const struct afd_pipeline_action *a)
                  a->instance);
     uint32_t bytes = (uint32_t)sizeof header + count * n->w->wire.a2f_stride;
     int copies = a->bare || !sim_bug(n->w, AFD_SIM_BUG_TWO_WRITERS, 200) ? 1 : 2;
-    if (a->instance != a->buffer) sim_count(n->w, AFD_SIM_RESENT);
+    if (a->hedge_of != AFD_PIPELINE_NOBODY)
+        count_hedge(n, a);
+    else if (a->instance != a->from)
+        sim_count(n->w, AFD_SIM_RESENT);
     if (n->w->now - n->slot[a->slot].computed > AFD_MS(5)) sim_count(n->w, AFD_SIM_WAITED);
     for (; copies; copies--) {
         sim_rows_hold(rows);
         enum afd_status status =
             sim_put(n->w, link->pair, 0, (uint16_t)a->slot, &header, bytes, rows, a->sequence);
-        if (!status) continue;
+        if (!status) {
+            if (rows) n->slot[a->slot].read |= (uint64_t)1 << a->instance;
+            continue;
+        }
         sim_rows_drop(n->w, rows);
         if (status != AFD_AGAIN) {
             fail_link(n, a->instance);
             return;
         }
-        afd_pipeline_unsent(n->pipeline, a->slot, a->buffer);
+        afd_pipeline_unsent(n->pipeline, a->slot, a->instance);
         wait_for_room(n);
         return;
     }
@@ -427,6 +481,7 @@ static void act(struct sim_attn *n)
             else
                 put_message(n, &actions[i]);
         }
+        forget_quarantine(n);
         begin_steps(n);
     }
 }
@@ -438,6 +493,11 @@ static void attn_told(struct sim_world *w, struct sim_node *node, struct sim_con
     struct sim_attn *n = attn_of(node);
     switch (m->kind) {
     case SIM_ASSIGN:
+        afd_lease_assign(&n->lease, AFD_MS(w->t->scheduler.lease_ms));
+        node->is_evicted = 0;
+        break;
+    case SIM_ALIVE:
+        afd_lease_alive(&n->lease, m->serial);
         break;
     case SIM_PEERS:
         on_peers(n, m->peers);
@@ -464,8 +524,8 @@ static void attn_told(struct sim_world *w, struct sim_node *node, struct sim_con
 static void attn_connected(struct sim_world *w, struct sim_node *node)
 {
     struct sim_attn *n = attn_of(node);
-    (void)w;
     n->ready_epoch = n->settled_epoch = 0;
+    afd_lease_register(&n->lease, w->now);
     flush(n);
     n->batch_changed = 1;
     send_ready(n);
@@ -476,19 +536,43 @@ static void attn_disconnected(struct sim_world *w, struct sim_node *node)
     (void)w, (void)node;
 }
 
+static void give_up(struct sim_attn *n)
+{
+    struct afd_pipeline_action lost[AFD_PIPELINE_MAX_INSTANCES];
+    uint32_t count = afd_pipeline_expire(n->pipeline, n->w->now, lost, AFD_PIPELINE_MAX_INSTANCES);
+    for (uint32_t i = 0; i < count; i++) {
+        sim_trace(n->w, n->node, "slot %llu, layer %llu waits for instance %llu, message %llu", lost[i].slot,
+                  lost[i].layer, lost[i].instance, lost[i].sequence);
+        sim_count(n->w, AFD_SIM_GIVEN_UP);
+        fail_link(n, lost[i].instance);
+    }
+}
+
+static void count_slow(struct sim_attn *n)
+{
+    for (uint32_t i = 0; i < n->instances; i++) {
+        int is_slow = afd_pipeline_pair(n->pipeline, i).is_slow;
+        if (is_slow == (int)(n->was_slow >> i & 1)) continue;
+        n->was_slow ^= (uint64_t)1 << i;
+        sim_count(n->w, is_slow ? AFD_SIM_AVOIDED : AFD_SIM_IN_TIME);
+    }
+}
+
 static void on_heartbeat(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
 {
     struct sim_attn *n = attn_of(node);
-    struct afd_pipeline_action late[AFD_PIPELINE_MAX_ACTIONS];
     (void)p, (void)a;
-    uint32_t count = afd_pipeline_expire(n->pipeline, w->now, late, AFD_PIPELINE_MAX_ACTIONS);
-    for (uint32_t i = 0; i < count; i++)
-        sim_trace(w, node, "slot %llu, layer %llu waits for instance %llu, message %llu", late[i].slot,
-                  late[i].layer, late[i].instance, late[i].sequence);
+    give_up(n);
+    count_slow(n);
     flush(n);
     n->batch_changed = 1;
     sim_at(w, w->now + AFD_MS(w->t->scheduler.heartbeat_ms), node, on_heartbeat, NULL, 0);
-    if (sim_is_connected(node)) sim_control_send(w, node, sim_control_make(w, SIM_HEARTBEAT));
+    if (!sim_is_connected(node)) return;
+    struct sim_control *m = sim_control_make(w, SIM_HEARTBEAT);
+    m->serial = afd_lease_beat(&n->lease, w->now);
+    m->unreachable = afd_reach_lost(&n->reach, AFD_MS(w->t->scheduler.lease_ms), w->now);
+    if (m->unreachable) sim_count(w, AFD_SIM_UNREACHABLE);
+    sim_control_send(w, node, m);
 }
 
 /* ---- the end */
@@ -515,11 +599,26 @@ static void attn_drain(struct sim_world *w, struct sim_node *node)
     sim_at(w, w->now + AFD_SECONDS(w->t->scheduler.drain_s), node, on_drain_over, NULL, 0);
 }
 
+static void on_wake(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    (void)w, (void)p, (void)a;
+    attn_of(node)->wake_at = AFD_PIPELINE_NEVER;
+}
+
+static void set_wake(struct sim_attn *n)
+{
+    afd_ns at = afd_pipeline_wake(n->pipeline);
+    if (at >= n->wake_at) return;
+    n->wake_at = at;
+    sim_at(n->w, at, n->node, on_wake, NULL, 0);
+}
+
 static void attn_after(struct sim_world *w, struct sim_node *node)
 {
     struct sim_attn *n = attn_of(node);
     (void)w;
     act(n);
+    set_wake(n);
     if (n->settled_epoch != n->epoch) send_ready(n);
     struct afd_batch_counts counts = afd_batch_counts(n->batch);
     if (!n->leaves) return;
@@ -563,6 +662,8 @@ static void create_cores(struct sim_attn *n)
 {
     const struct afd_topology *t = n->w->t;
     uint32_t blocks = n->w->config.plan->kv_blocks;
+    afd_ns lease = AFD_MS(t->scheduler.lease_ms);
+    afd_ns ceiling = lease < AFD_MS(LATE_CEILING_MS) ? lease : AFD_MS(LATE_CEILING_MS);
     n->pipeline = afd_pipeline_create(
         &(struct afd_pipeline_config){.slots = n->slots,
                                       .layers = n->layers,
@@ -570,7 +671,8 @@ static void create_cores(struct sim_attn *n)
                                       .instances = n->instances,
                                       .rank = n->node->rank,
                                       .depth = 2,
-                                      .deadline = LATE_LEASES * AFD_MS(t->scheduler.lease_ms)});
+                                      .patience = {AFD_MS(LATE_FLOOR_MS), ceiling, LATE_FACTOR},
+                                      .give_up = GIVE_UP_LEASES * lease});
     n->batch = afd_batch_create(&(struct afd_batch_config){.slots = n->slots,
                                                            .max_rows = t->pipeline.max_rows,
                                                            .prefill_rows = t->pipeline.prefill_rows,
@@ -599,6 +701,8 @@ static void attn_start(struct sim_world *w, struct sim_node *node)
     n->tp = w->t->ffn.tp;
     n->block_tokens = w->t->attn.kv_block_tokens;
     n->kept_last = &n->kept_first;
+    n->wake_at = AFD_PIPELINE_NEVER;
+    node->is_evicted = 0;
     create_slots(n, w->t->pipeline.max_rows);
     create_cores(n);
     sim_member_begin(w, node);

@@ -3,7 +3,9 @@
 #define AFD_SIM_ATTN_H
 
 #include "attn_node/batch.h"
+#include "attn_node/lease.h"
 #include "attn_node/pipeline.h"
+#include "attn_node/reach.h"
 #include "sim/world.h"
 
 /* Rows of one sequence in a step, with the blocks as the device was given them. */
@@ -23,7 +25,8 @@ struct sim_slot {
     uint64_t *words, *masks; /* [max_rows]: each row's word, and the shards it is active in at its layer */
     uint32_t *tokens;        /* [max_rows]: one a choice */
     uint32_t active[AFD_MAX_SHARDS];
-    struct sim_rows **buffers; /* [instances]: what route wrote */
+    struct sim_rows **buffers; /* [instances]: what route wrote, or what was copied there */
+    uint64_t read;             /* instances whose transport may still read their buffer */
 };
 
 struct sim_region {
@@ -55,7 +58,13 @@ struct sim_attn {
     struct sim_control *kept_first, **kept_last; /* tokens that wait for the scheduler */
     uint32_t kept_count;
     uint64_t epoch, ready_epoch, settled_epoch, preempted;
-    int batch_changed, drains, leaves, wake_due;
+    int batch_changed, drains, leaves, room_due;
+    struct afd_lease lease;
+    struct afd_reach reach;
+    int is_parked;
+    uint64_t was_slow; /* instances, at the last heartbeat */
+    uint64_t forgets;  /* instances whose quarantine is about to be forgotten: a planted bug */
+    afd_ns wake_at;
 };
 
 static inline struct sim_region *sim_region_of(struct sim_attn *n, uint32_t instance, uint32_t slot,
@@ -68,6 +77,9 @@ static inline struct sim_region *sim_region_of(struct sim_attn *n, uint32_t inst
 void sim_steps_load(struct sim_attn *n, uint32_t slot); /* the slot's step, as batch formed it */
 afd_ns sim_steps_duration(struct sim_attn *n, uint32_t slot, uint32_t layer);
 void sim_steps_compute(struct sim_attn *n, uint32_t slot, uint32_t layer); /* its effect, at its end */
-uint32_t sim_steps_rows(const struct sim_attn *n, uint32_t slot, uint32_t buffer);
+/* Rows are about to be written into a source buffer. */
+void sim_steps_overwrite(struct sim_attn *n, uint32_t slot, uint32_t instance);
+/* A message to one instance takes the rows that were meant for another. */
+void sim_steps_copy(struct sim_attn *n, uint32_t slot, uint32_t from, uint32_t to);
 
 #endif

@@ -184,9 +184,8 @@ static void route(struct sim_attn *n, struct sim_slot *s, uint32_t i, uint32_t l
     }
     struct sim_rows *all = is_routed ? NULL : records(n, s, UINT64_MAX);
     for (uint32_t b = 0; b < n->instances; b++) {
-        sim_rows_drop(n->w, s->buffers[b]);
-        s->buffers[b] = NULL;
         if (!destinations[b]) continue;
+        sim_steps_overwrite(n, i, b);
         if (is_routed) {
             s->buffers[b] = records(n, s, destinations[b]);
         } else {
@@ -236,8 +235,20 @@ void sim_steps_compute(struct sim_attn *n, uint32_t i, uint32_t layer)
     n->w->result->layer_rows += s->rows;
 }
 
-uint32_t sim_steps_rows(const struct sim_attn *n, uint32_t slot, uint32_t buffer)
+void sim_steps_overwrite(struct sim_attn *n, uint32_t i, uint32_t instance)
 {
-    const struct sim_rows *rows = n->slot[slot].buffers[buffer];
-    return rows ? rows->count : 0;
+    struct sim_slot *s = slot_of(n, i);
+    if (s->read >> instance & 1)
+        sim_fail(n->w, "attn/%u: the source of slot %u for instance %u is overwritten while it may be read",
+                 n->node->rank, i, instance);
+    sim_rows_drop(n->w, s->buffers[instance]);
+    s->buffers[instance] = NULL;
+}
+
+void sim_steps_copy(struct sim_attn *n, uint32_t i, uint32_t from, uint32_t to)
+{
+    struct sim_slot *s = slot_of(n, i);
+    sim_steps_overwrite(n, i, to);
+    s->buffers[to] = s->buffers[from];
+    sim_rows_hold(s->buffers[to]);
 }

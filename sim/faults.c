@@ -10,16 +10,18 @@ static const char *const fault_names[AFD_SIM_FAULT_COUNT] = {
     "drain",     "scale",    "shrink",         "restart", "broken"};
 
 static const char *const path_names[AFD_SIM_PATH_COUNT] = {
-    "resent",        "waited",    "fenced",       "poisoned",     "replaced",       "refused",
-    "expired",       "lease",     "came-back",    "replayed",     "stale",          "kept",
-    "cancelled",     "preempted", "again",        "group-failed", "group-formed",   "restarted",
-    "drained",       "held-back", "journal-read", "journal-cut",  "journal-filled", "turned-away",
-    "scaled",        "shrunk",    "rolled-on",    "repaired",     "balanced",       "rolled-back",
-    "busy-changing", "cut",       "taken-back",   "loaded-more",  "dropped",        "sent-away"};
+    "resent",        "waited",      "fenced",       "poisoned",     "replaced",       "refused",
+    "expired",       "lease",       "came-back",    "replayed",     "stale",          "kept",
+    "cancelled",     "preempted",   "again",        "group-failed", "group-formed",   "restarted",
+    "drained",       "held-back",   "journal-read", "journal-cut",  "journal-filled", "turned-away",
+    "scaled",        "shrunk",      "rolled-on",    "repaired",     "balanced",       "rolled-back",
+    "busy-changing", "cut",         "taken-back",   "loaded-more",  "dropped",        "sent-away",
+    "hedged",        "late-answer", "avoided",      "in-time",      "given-up",       "parked",
+    "went-on",       "unreachable"};
 
 static const char *const bug_names[AFD_SIM_BUG_COUNT] = {
-    "none",        "skipped-expert", "double-token",   "freed-block",   "old-generation",
-    "two-writers", "lost-wake-up",   "early-delivery", "stale-partial", "dropped-shard"};
+    "none",         "skipped-expert", "double-token",  "freed-block",   "old-generation", "two-writers",
+    "lost-wake-up", "early-delivery", "stale-partial", "dropped-shard", "quarantine",     "no-lease"};
 
 const char *afd_sim_fault_name(enum afd_sim_fault fault)
 {
@@ -71,8 +73,10 @@ uint64_t afd_sim_paths_possible(const struct afd_topology *t)
 {
     uint64_t paths = bit(AFD_SIM_PATH_COUNT) - 1;
     if (t->ffn.tp == 1) paths &= ~(bit(AFD_SIM_GROUP_FAILED) | bit(AFD_SIM_GROUP_FORMED));
-    if (t->ffn.copies == 1) paths &= ~bit(AFD_SIM_RESENT);
-    paths &= ~(bit(AFD_SIM_CUT) | bit(AFD_SIM_TAKEN_BACK)); /* partitions heal before a rank says so */
+    if (t->ffn.copies == 1) paths &= ~(bit(AFD_SIM_RESENT) | bit(AFD_SIM_HEDGED) | bit(AFD_SIM_LATE_ANSWER));
+    if (t->ffn.copies >= t->ffn.max_instances) /* every instance has every shard */
+        paths &= ~(bit(AFD_SIM_REPAIRED) | bit(AFD_SIM_BALANCED) | bit(AFD_SIM_LOADED_MORE) |
+                   bit(AFD_SIM_DROPPED));
     if (!t->pipeline.gather_auto && !t->pipeline.gather_us) paths &= ~bit(AFD_SIM_HELD_BACK);
     return paths;
 }
@@ -141,6 +145,7 @@ static int partition(struct sim_world *w)
     if (w->now < w->partition_until) return 0;
     for (uint32_t i = 0; i < w->node_count; i++) w->nodes[i].side = (uint32_t)draw(w, 2);
     w->partition_until = w->now + some_time(w);
+    w->partition_spares_scheduler = (int)draw(w, 2);
     sim_trace(w, NULL, "two groups of ranks are cut off from each other for %llu us",
               (w->partition_until - w->now) / 1000);
     return 1;
@@ -242,7 +247,7 @@ static int strike(struct sim_world *w, enum afd_sim_fault fault)
     case AFD_SIM_SLOW:
         return slow(w);
     case AFD_SIM_DROP:
-        w->drops += 1 + (uint32_t)draw(w, 3);
+        *(draw(w, 2) ? &w->drops : &w->silent_drops) += 1 + (uint32_t)draw(w, 3);
         return 0; /* counted when it hits */
     case AFD_SIM_DUPLICATE:
         w->duplicates += 1 + (uint32_t)draw(w, 3);
@@ -315,7 +320,7 @@ void sim_faults_begin(struct sim_world *w)
 void sim_faults_end(struct sim_world *w)
 {
     w->partition_until = w->delay_until = w->now;
-    w->drops = w->duplicates = w->flips = 0;
+    w->drops = w->silent_drops = w->duplicates = w->flips = 0;
     w->disk.is_full = 0;
     for (uint32_t i = 0; i < w->node_count; i++) {
         w->nodes[i].is_broken = 0;

@@ -605,7 +605,7 @@ static void ffn_drain(struct sim_world *w, struct sim_node *node)
 int sim_ffn_is_idle(const struct sim_node *node)
 {
     const struct sim_ffn *n = sim_ffn_of(node);
-    if (!n->core) return n->is_ready; /* a spare */
+    if (!n->core) return n->is_ready;                         /* a spare */
     if (!n->held && n->group_state != SIM_GROUP_UP) return 1; /* one again, without its group */
     if (n->group_state != SIM_GROUP_UP || n->device_ops || n->outbox_count) return 0;
     return !afd_ffn_group_queued(n->core);

@@ -14,7 +14,9 @@ enum {
 
 afd_ns sim_blocked(const struct sim_world *w, const struct sim_node *a, const struct sim_node *b)
 {
-    return w->now < w->partition_until && a->side != b->side ? w->partition_until - w->now : 0;
+    if (w->now >= w->partition_until || a->side == b->side) return 0;
+    int is_control = a->kind == SIM_SCHEDULER || b->kind == SIM_SCHEDULER;
+    return is_control && w->partition_spares_scheduler ? 0 : w->partition_until - w->now;
 }
 
 /* The jitter of a message; with `delay` in force some take far longer, and are overtaken. */
@@ -293,6 +295,7 @@ enum afd_status sim_accept(struct sim_world *w, struct sim_pair *pair, void *use
 void sim_refuse(struct sim_world *w, struct sim_pair *pair)
 {
     sim_count(w, AFD_SIM_REFUSED);
+    pair->was_refused = 1;
     sim_close(w, pair, 1);
 }
 
@@ -392,11 +395,8 @@ static void on_broken(struct sim_world *w, struct sim_node *node, void *p, uint6
 
 static void flip(struct sim_world *w, struct sim_message *m)
 {
-    /* Any bit of the first 46 bytes but the set of shards: a shard that is asked for no more is owed for
-     * ever (docs/SIM.md). The rows themselves are the NIC's checksum's to guard. */
+    /* Any bit of the first 46 bytes; the rows themselves are the NIC's checksum's to guard. */
     uint32_t bit = (uint32_t)sim_below(w, SIM_RANDOM_NETWORK, 46 * 8);
-    int is_a2f = m->head.a2f.magic == AFD_A2F_MAGIC;
-    if (is_a2f && bit >= 64 && bit < 128) bit -= 64;
     m->head.bytes[bit / 8] ^= (uint8_t)(1u << bit % 8);
     sim_trace(w, m->pair->node[m->to], "bit %llu of a header will be flipped", bit);
 }
@@ -414,6 +414,13 @@ static void launch(struct sim_world *w, struct sim_message *m)
         w->drops--;
         is_lost = 1;
         w->result->faults[AFD_SIM_DROP]++;
+    }
+    if (!m->is_path && !m->tell_bytes && w->silent_drops && !is_lost) {
+        w->silent_drops--;
+        w->result->faults[AFD_SIM_DROP]++;
+        sim_trace(w, from, "a message over pair %llu is lost, and nobody notices", pair->id);
+        sim_message_free(w, m);
+        return;
     }
     if (is_lost) {
         sim_trace(w, from, "a message over pair %llu is lost", pair->id);

@@ -230,6 +230,13 @@ static void end_conn(struct sim_sched *s, const struct afd_cluster_action *a)
     sim_conn_end(s->w, conn, 1, a->kind == AFD_CLUSTER_REFUSE);
 }
 
+static void on_lease_over(struct sim_sched *s, const struct afd_cluster_action *a)
+{
+    struct sim_conn *conn = conn_of(s, a->connection);
+    sim_count(s->w, AFD_SIM_LEASE);
+    if (conn && sim_is_up(conn->node, conn->process)) conn->node->is_evicted = 1;
+}
+
 static void send_drain(struct sim_sched *s, const struct afd_cluster_action *a)
 {
     struct sim_conn *conn = conn_of(s, a->connection);
@@ -287,7 +294,7 @@ static void work_on_cluster(struct sim_sched *s)
         switch (a.kind) {
         case AFD_CLUSTER_REFUSE:
         case AFD_CLUSTER_EVICT:
-            if (!strncmp(a.words, "no heartbeat", 12)) sim_count(s->w, AFD_SIM_LEASE);
+            if (!strncmp(a.words, "no heartbeat", 12)) on_lease_over(s, &a);
             end_conn(s, &a);
             break;
         case AFD_CLUSTER_ASSIGN:
@@ -370,6 +377,19 @@ static void on_work(struct sim_world *w, struct sim_node *node, void *p, uint64_
 }
 
 /* ---- messages from ranks */
+
+static void on_heartbeat(struct sim_sched *s, struct sim_conn *conn, const struct sim_control *m)
+{
+    afd_cluster_heartbeat(s->cluster, conn->id, s->w->now);
+    uint32_t ranks[64], count = 0, tp = s->w->t->ffn.tp;
+    for (uint64_t left = m->unreachable; left; left &= left - 1)
+        ranks[count++] = (uint32_t)__builtin_ctzll(left) * tp + conn->node->rank % tp;
+    afd_cluster_unreachable(s->cluster, conn->id, ranks, count);
+    if (!m->serial || !afd_cluster_of(s->cluster, conn->id)) return;
+    struct sim_control *alive = sim_control_make(s->w, SIM_ALIVE);
+    alive->serial = m->serial;
+    sim_control_to(s->w, conn, alive);
+}
 
 static void on_register(struct sim_sched *s, struct sim_conn *conn, const struct sim_control *m)
 {
@@ -461,7 +481,7 @@ void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_
         afd_cluster_ready(s->cluster, conn->id, m->epoch, m->shards, m->settled, w->now);
         break;
     case SIM_HEARTBEAT:
-        afd_cluster_heartbeat(s->cluster, conn->id, w->now);
+        on_heartbeat(s, conn, m);
         return; /* nothing follows from it */
     case SIM_TOKENS:
         on_tokens(s, conn, m);

@@ -21,7 +21,7 @@ enum afd_sim_fault {
     AFD_SIM_KILL_SCHEDULER,
     AFD_SIM_HANG,      /* stopped for a while: shorter or longer than its lease */
     AFD_SIM_SLOW,      /* a device that takes several times as long */
-    AFD_SIM_DROP,      /* a message is lost, and the pair with it */
+    AFD_SIM_DROP,      /* a message is lost, and the pair with it; or the message alone */
     AFD_SIM_DELAY,     /* messages arrive late and overtake each other */
     AFD_SIM_DUPLICATE, /* a message's notice is raised twice */
     AFD_SIM_BUSY,      /* the transport has no room for a while */
@@ -75,6 +75,14 @@ enum afd_sim_path {
     AFD_SIM_LOADED_MORE,    /* an FFN rank that serves loaded a shard */
     AFD_SIM_DROPPED,        /* .. dropped one */
     AFD_SIM_SENT_AWAY,      /* the supervisor asked a rank to end that is not to run */
+    AFD_SIM_HEDGED,         /* another copy was asked too, because an instance was late */
+    AFD_SIM_LATE_ANSWER,    /* .. which answered then, and nobody needed it: its quarantine ends */
+    AFD_SIM_AVOIDED,        /* an instance kept being late, and others were asked first */
+    AFD_SIM_IN_TIME,        /* .. until it answered in time again */
+    AFD_SIM_GIVEN_UP,       /* an answer never came, and the pair was closed */
+    AFD_SIM_PARKED,         /* an attention rank had work and no lease */
+    AFD_SIM_WENT_ON,        /* .. until the scheduler was heard again */
+    AFD_SIM_UNREACHABLE,    /* an attention rank told whom it cannot reach */
     AFD_SIM_PATH_COUNT
 };
 
@@ -89,6 +97,8 @@ enum afd_sim_bug {
     AFD_SIM_BUG_EARLY_DELIVERY, /* a token reaches the client before the journal */
     AFD_SIM_BUG_STALE_PARTIAL,  /* an answer to an older layer is believed */
     AFD_SIM_BUG_DROPPED_SHARD,  /* a shard is dropped while messages ask for it */
+    AFD_SIM_BUG_QUARANTINE,     /* what a late instance may still read and write is used again */
+    AFD_SIM_BUG_NO_LEASE,       /* a rank goes on without one */
     AFD_SIM_BUG_COUNT
 };
 

@@ -101,6 +101,7 @@ struct sim_node {
     int is_broken;  /* it cannot be started */
     int was_broken; /* at its last start */
     uint32_t start; /* as the scheduler counts them */
+    int is_evicted; /* its lease is over, and the scheduler has given its sequences to others */
 };
 
 struct sim_trace_line {
@@ -151,10 +152,11 @@ struct sim_world {
 
     afd_ns latency, jitter; /* of a message; jitter: at most, added */
     afd_ns partition_until, delay_until;
+    int partition_spares_scheduler; /* it reaches both sides */
     uint32_t pair_ids, conn_ids, group_serials;
     struct sim_pair **pairs; /* by id */
     uint32_t pairs_room;
-    uint32_t drops, duplicates, flips; /* armed: of the next messages */
+    uint32_t drops, silent_drops, duplicates, flips; /* armed: of the next messages */
     uint64_t bug_count;
 
     struct sim_disk disk;
@@ -277,6 +279,7 @@ struct sim_pair {
     int is_closed[2], is_mute[2]; /* fenced by its owner; the socket is closed */
     int is_broken[2];             /* what this end sends reaches nobody any more */
     int was_asked;                /* the acceptor's owner heard of it */
+    int was_refused;              /* .. and said: not now */
     afd_ns hello_at[2], tell_at[2], data_at[2];
     void *user[2];
 };
@@ -316,7 +319,8 @@ enum sim_control_kind {
     SIM_PEERS,
     SIM_SUBMIT,
     SIM_CANCEL,
-    SIM_DRAIN
+    SIM_DRAIN,
+    SIM_ALIVE
 };
 
 struct sim_report { /* of one sequence, in TOKENS */
@@ -341,6 +345,8 @@ struct sim_control {
     struct sim_control *next;
     enum sim_control_kind kind;
     uint64_t request, epoch, incarnation, shards;
+    uint64_t serial;      /* HEARTBEAT and ALIVE; 0: none */
+    uint64_t unreachable; /* HEARTBEAT: FFN instances whose rank of this rail cannot be reached */
     uint32_t assignment, count, generated;
     uint64_t seed;
     uint32_t max_tokens, prompt_count;

@@ -1,5 +1,6 @@
 /* Guards: an attention node whose tokens differ from the model by itself: through chunks, micro-batches,
- * dispatch modes, preemption, the loss of an FFN rank, an FFN rank that lies, and a scheduler that went away.
+ * dispatch modes, preemption, the loss of an FFN rank, one that lies, one that stands still, and a scheduler
+ * that went away; a rank that goes on without a lease.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -117,6 +118,54 @@ static void test_a_lying_ffn_rank_loses_its_pair(void **state)
     assert_int_equal(world_close(w), 0);
 }
 
+/* It is stopped, not gone: nothing but its silence tells. Then it goes on, and answers what it was asked. */
+static void test_a_stopped_ffn_rank_changes_no_token(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    struct world *w = world_open(&tiny, PIPELINE("routed") ATTN("1MiB"), 2, 2, 2);
+    w->ffn[0].stop_after = 60; /* by then its deadline is learned */
+    for (uint32_t i = 0; i < 4; i++) submit(w, 80 + i, 9, 30);
+    world_run_until(w, &w->finished, 4);
+    assert_in_range(w->ffn[0].messages, 60, 61); /* two slots: two may have come at once */
+    world_run_until(w, &w->heartbeats, w->heartbeats + 2);
+    assert_true(w->hedges > 0);
+    w->ffn[0].stop_after = 0;
+    for (uint32_t i = 0; w->ffn[0].messages < 100; i++) { /* it is taken back */
+        assert_true(i + 4 < WORLD_MAX_REQUESTS);
+        submit(w, 84 + i, 9, 30);
+        world_run_until(w, &w->finished, w->request_count);
+    }
+    for (uint32_t i = 0; i < w->request_count; i++) world_check(w, i);
+    world_run_until(w, &w->heartbeats, w->heartbeats + 2);
+    assert_true(w->late_answers > 0);
+    assert_int_equal(w->registrations, 1);
+    assert_int_equal(world_close(w), 0);
+}
+
+static void test_no_step_begins_without_a_lease(void **state)
+{
+    (void)state;
+    enum { BEATS = 15 }; /* more than a lease */
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    struct world *w = world_open_leased(&tiny, PIPELINE("broadcast") ATTN("1MiB"), 1, 1, 1, 200);
+    uint32_t request = submit(w, 90, 9, 60);
+    world_run_until(w, &w->requests[request].generated, 3);
+    w->is_paused = w->is_silent = 1;
+    world_run_until(w, &w->heartbeats, w->heartbeats + BEATS);
+    w->is_paused = 0; /* the steps that were under way end */
+    world_run_until(w, &w->heartbeats, w->heartbeats + BEATS);
+    uint32_t generated = w->requests[request].generated;
+    assert_true(generated < 60);
+    world_run_until(w, &w->heartbeats, w->heartbeats + BEATS);
+    assert_int_equal(w->requests[request].generated, generated);
+    assert_int_equal(w->running, 1); /* and nothing of it is given up */
+    w->is_silent = 0;
+    world_run_until(w, &w->finished, 1);
+    world_check(w, request);
+    assert_int_equal(world_close(w), 0);
+}
+
 static void test_tokens_wait_for_the_scheduler(void **state)
 {
     (void)state;
@@ -166,6 +215,8 @@ int main(void)
         cmocka_unit_test(test_tokens_with_a_small_cache),
         cmocka_unit_test(test_a_lost_ffn_rank_changes_no_token),
         cmocka_unit_test(test_a_lying_ffn_rank_loses_its_pair),
+        cmocka_unit_test(test_a_stopped_ffn_rank_changes_no_token),
+        cmocka_unit_test(test_no_step_begins_without_a_lease),
         cmocka_unit_test(test_tokens_wait_for_the_scheduler),
         cmocka_unit_test(test_a_cancelled_request_is_silent),
     };

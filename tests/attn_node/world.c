@@ -96,10 +96,15 @@ static void kill_ffn(struct world_ffn *f)
     afd_transport_close(f->transport);
 }
 
+static int is_stopped(const struct world_ffn *f)
+{
+    return f->is_dead || f->world->is_paused || (f->stop_after && f->messages >= f->stop_after);
+}
+
 static int poll_ffn(struct world_ffn *f)
 {
     struct afd_transport_event events[EVENTS];
-    if (f->is_dead || f->world->is_paused) return 0;
+    if (is_stopped(f)) return 0;
     uint32_t count = afd_transport_poll(f->transport, events, EVENTS);
     for (uint32_t i = 0; i < count; i++) {
         if (events[i].kind == AFD_EVENT_REQUEST) {
@@ -159,7 +164,7 @@ static void send_peers(struct world *w)
     Afd__Assign assign = AFD__ASSIGN__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     assign.heartbeat_ms = 20;
-    assign.lease_ms = 60000;
+    assign.lease_ms = w->lease_ms;
     e.body_case = AFD__ENVELOPE__BODY_ASSIGN;
     e.assign = &assign;
     afd_channel_send(w->channel, &e);
@@ -193,6 +198,16 @@ static void send_peers(struct world *w)
     afd_channel_send(w->channel, &e);
 }
 
+static void send_alive(struct world *w, uint64_t serial)
+{
+    Afd__Alive alive = AFD__ALIVE__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    alive.serial = serial;
+    e.body_case = AFD__ENVELOPE__BODY_ALIVE;
+    e.alive = &alive;
+    afd_channel_send(w->channel, &e);
+}
+
 static void take_tokens(struct world *w, const Afd__SequenceTokens *s)
 {
     if (s->request >= w->request_count) die("scheduler", "tokens of an unknown request");
@@ -220,11 +235,13 @@ static void take_heartbeat(struct world *w, const Afd__Heartbeat *h)
     w->waiting = h->waiting;
     w->kv_blocks_used = h->kv_blocks_used;
     w->expert_layers = (uint32_t)h->n_experts;
-    w->expert_rows = w->answers = w->messages = 0;
+    w->expert_rows = w->answers = w->messages = w->hedges = w->late_answers = 0;
     for (size_t l = 0; l < h->n_experts; l++)
         for (size_t e = 0; e < h->experts[l]->n_rows; e++) w->expert_rows += h->experts[l]->rows[e];
     for (size_t i = 0; i < h->n_pairs; i++) {
         w->messages += h->pairs[i]->messages;
+        w->hedges += h->pairs[i]->hedges;
+        w->late_answers += h->pairs[i]->late_answers;
         for (size_t b = 0; b < h->pairs[i]->n_round_trip_buckets; b++)
             w->answers += h->pairs[i]->round_trip_buckets[b];
     }
@@ -247,6 +264,7 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *e, void
         break;
     case AFD__ENVELOPE__BODY_HEARTBEAT:
         take_heartbeat(w, e->heartbeat);
+        if (!w->is_silent) send_alive(w, e->heartbeat->serial);
         break;
     case AFD__ENVELOPE__BODY_LEAVE:
         w->leaves++;
@@ -320,8 +338,8 @@ void world_turn(struct world *w)
 {
     int some = 0, sleeps = 1;
     for (uint32_t i = 0; i < w->ffn_count; i++) some |= poll_ffn(&w->ffn[i]);
-    for (uint32_t i = 0; i < w->ffn_count && !some && !w->is_paused; i++)
-        if (!w->ffn[i].is_dead) sleeps &= afd_transport_arm(w->ffn[i].transport) == AFD_OK;
+    for (uint32_t i = 0; i < w->ffn_count && !some; i++)
+        if (!is_stopped(&w->ffn[i])) sleeps &= afd_transport_arm(w->ffn[i].transport) == AFD_OK;
     event_base_loop(w->base, some || !sleeps ? EVLOOP_ONCE | EVLOOP_NONBLOCK : EVLOOP_ONCE);
 }
 
@@ -332,6 +350,12 @@ void world_run_until(struct world *w, const uint32_t *value, uint32_t least)
 
 struct world *world_open(const struct afd_tiny_model *tiny, const char *yaml, uint32_t ffn_count, uint32_t ep,
                          uint32_t copies)
+{
+    return world_open_leased(tiny, yaml, ffn_count, ep, copies, 60000);
+}
+
+struct world *world_open_leased(const struct afd_tiny_model *tiny, const char *yaml, uint32_t ffn_count,
+                                uint32_t ep, uint32_t copies, uint32_t lease_ms)
 {
     struct world *w = calloc(1, sizeof *w);
     struct afd_error error;
@@ -356,6 +380,7 @@ struct world *world_open(const struct afd_tiny_model *tiny, const char *yaml, ui
     config.max_rows = MAX_ROWS;
     w->machine = machine_open(w->dir, config);
     w->copies = copies;
+    w->lease_ms = lease_ms;
     w->ffn_count = ffn_count;
     w->base = event_base_new();
     w->node_base = event_base_new();

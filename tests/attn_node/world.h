@@ -23,6 +23,7 @@ struct world_ffn {
     uint32_t messages;   /* seen */
     uint32_t fail_after; /* messages; then it closes its transport without a word; 0: never */
     uint32_t lie_after;  /* messages; then one answer names another step; 0: never */
+    uint32_t stop_after; /* messages; then it leaves everything where it is until this is 0; 0: never */
     int is_dead;
 };
 
@@ -49,10 +50,12 @@ struct world {
 
     int listen_fd, accepts; /* accepts: take connections of the node */
     struct event *accept_event;
+    uint32_t lease_ms; /* as Assign says */
+    int is_silent;     /* heartbeats get no Alive */
     struct afd_channel *channel;
     uint32_t registrations, readies, heartbeats, leaves;
     /* of the last heartbeat */
-    uint64_t rows, steps, expert_rows, answers, messages;
+    uint64_t rows, steps, expert_rows, answers, messages, hedges, late_answers;
     uint32_t running, waiting, kv_blocks_used, expert_layers;
     uint64_t incarnation; /* of the node */
 
@@ -67,6 +70,8 @@ struct world {
 /* `yaml`: pipeline and pools lines of the topology; ep and copies must agree with it. */
 struct world *world_open(const struct afd_tiny_model *tiny, const char *yaml, uint32_t ffn_count, uint32_t ep,
                          uint32_t copies);
+struct world *world_open_leased(const struct afd_tiny_model *tiny, const char *yaml, uint32_t ffn_count,
+                                uint32_t ep, uint32_t copies, uint32_t lease_ms);
 int world_close(struct world *world); /* drains the node; its exit status */
 
 /* Runs the test's side until *value reaches `least`; nothing is timed: a test that hangs is ended by ctest.

@@ -430,6 +430,10 @@ static void spinning_needs_more_cores_than_threads(void **state)
                         "ffn: { instances: 2, hosts: [a, b] } }\n");
     assert_int_equal(afd_topology_spin_us(t, 3), 0); /* 2 + 1 threads on each host */
     assert_int_equal(afd_topology_spin_us(t, 4), AFD_SPIN_US);
+    assert_int_equal(afd_topology_crowding(t, AFD_ROLE_FFN, 1, 4), 1);
+    assert_int_equal(afd_topology_crowding(t, AFD_ROLE_FFN, 1, 3), 1);
+    assert_int_equal(afd_topology_crowding(t, AFD_ROLE_FFN, 1, 2), 2);
+    assert_int_equal(afd_topology_crowding(t, AFD_ROLE_ATTN, 0, 1), 3);
     assert_string_equal(afd_rank_host(t, AFD_ROLE_ATTN, 1), "b");
     afd_topology_destroy(t);
 }

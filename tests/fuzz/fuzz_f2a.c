@@ -138,7 +138,8 @@ static void begin(void)
                                                                        .shards = SHARDS,
                                                                        .instances = INSTANCES,
                                                                        .depth = 2,
-                                                                       .deadline = 1000});
+                                                                       .patience = {1000, 1000, 1},
+                                                                       .give_up = 1000});
     if (!node->pipeline) abort();
     for (uint32_t s = 0; s < SHARDS; s++) afd_pipeline_place(node->pipeline, s, s == 1 ? other : both, 2);
     for (uint32_t i = 0; i < INSTANCES; i++) afd_pipeline_open(node->pipeline, i);

@@ -167,6 +167,8 @@ static void on_message(const Afd__Envelope *m, void *user)
     } else if (m->body_case == AFD__ENVELOPE__BODY_PEERS) {
         r->epoch = (uint32_t)m->peers->epoch;
         r->peers = (uint32_t)m->peers->n_members;
+    } else if (m->body_case == AFD__ENVELOPE__BODY_ALIVE) {
+        r->alive = m->alive->serial;
     } else if (m->body_case == AFD__ENVELOPE__BODY_SUBMIT) {
         take_submit(r, m->submit);
     } else if (m->body_case == AFD__ENVELOPE__BODY_CANCEL) {
@@ -231,7 +233,7 @@ static void on_watchdog(evutil_socket_t fd, short what, void *user)
     fail_msg("the test waits for something that does not come");
 }
 
-static void write_topology(const struct fixture *f, const char *keys)
+static void write_topology(const struct fixture *f, const char *keys, unsigned max_context)
 {
     char path[128];
     snprintf(path, sizeof path, "%s/t.yaml", f->dir);
@@ -240,17 +242,22 @@ static void write_topology(const struct fixture *f, const char *keys)
     fprintf(
         file,
         "cluster: test\n"
-        "model: { path: model, max_context: 128 }\n"
+        "model: { path: model, max_context: %u }\n"
         "scheduler: { http: \"127.0.0.1:0\", control: \"127.0.0.1:0\", lease_ms: 60000%s }\n"
         "pipeline: { microbatches: 1, max_rows: 16, prefill_rows: 8, max_sequences: 32 }\n"
         "pools:\n"
         "  attn:\n    instances: 2\n    device: { type: cpu }\n    kv_cache: { dtype: bf16, memory: 1MiB }\n"
         "  ffn:\n    instances: 1\n    device: { type: cpu }\n    parallel: { ep: 2, tp: 1 }\n",
-        keys);
+        max_context, keys);
     fclose(file);
 }
 
 void fixture_open(struct fixture *f, const char *keys)
+{
+    fixture_open_context(f, keys, 128);
+}
+
+void fixture_open_context(struct fixture *f, const char *keys, unsigned max_context)
 {
     struct afd_error error = {"no words"};
     char path[160];
@@ -260,7 +267,7 @@ void fixture_open(struct fixture *f, const char *keys)
     struct afd_tiny_model tiny = afd_tiny_model_small();
     snprintf(path, sizeof path, "%s/model", f->dir);
     if (afd_tiny_model_write(&tiny, path, &error) != AFD_OK) fail_msg("%s", error.text);
-    write_topology(f, keys);
+    write_topology(f, keys, max_context);
     if (afd_model_load(path, &f->model, &error) || afd_tokenizer_load(path, &f->tokenizer, &error) ||
         afd_model_hash(path, f->config.model_hash, &error))
         fail_msg("%s", error.text);

@@ -30,6 +30,7 @@ struct fake_rank {
     struct event *step;
     struct fake_sequence sequences[FAKE_SEQUENCES];
     uint32_t submits, cancels, epoch, peers, shards;
+    uint64_t alive; /* the last Alive's serial */
     int assigned, refused;
     char words[512];
     uint64_t seeds[FAKE_SEQUENCES];
@@ -61,7 +62,8 @@ struct client {
 };
 
 /* `scheduler_keys`: more keys of the topology's scheduler map, or "". */
-void fixture_open(struct fixture *f, const char *scheduler_keys);
+void fixture_open(struct fixture *f, const char *scheduler_keys); /* sequences have up to 128 tokens */
+void fixture_open_context(struct fixture *f, const char *scheduler_keys, unsigned max_context);
 void fixture_close(struct fixture *f);
 void fixture_join(struct fixture *f, uint32_t ranks); /* the first `ranks` of them, until requests can run */
 void fixture_pump(struct fixture *f);                 /* waits for one event; a test that hangs fails */

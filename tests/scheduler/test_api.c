@@ -260,6 +260,50 @@ static void test_echo_scores_a_prompt(void **state)
     json_decref(root);
 }
 
+#define TOOLS                                                                                                \
+    "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"w\",\"parameters\":{\"type\":\"object\","    \
+    "\"properties\":{\"n\":{\"type\":\"integer\"}}}}}],"
+#define ASK "\"messages\":[{\"role\":\"user\",\"content\":\"ab\"}],\"max_tokens\":400}"
+
+/* Guards: a client that offers tools gets a call as text, or a call without the finish that says so. */
+static void test_tool_calls(void **state)
+{
+    struct fixture own, *f = &own;
+    int status;
+    (void)state;
+    fixture_open_context(f, "", 600);
+    fixture_join(f, 1);
+    f->script =
+        "Hi.\n<｜tool_calls_begin｜><｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name=\"w\">"
+        "<steptml:parameter "
+        "name=\"n\">3</steptml:parameter></steptml:invoke><｜tool_call_end｜><｜tool_calls_end｜>";
+    json_t *root = ask(f, "POST", "/v1/chat/completions", "{" TOOLS ASK, &status), *calls;
+    assert_int_equal(status, 200);
+    assert_string_equal(text_of(choice_of(root, 0), "finish_reason"), "tool_calls");
+    json_t *message = json_object_get(choice_of(root, 0), "message");
+    assert_string_equal(text_of(message, "content"), "Hi.");
+    calls = json_object_get(message, "tool_calls");
+    assert_int_equal(json_array_size(calls), 1);
+    json_t *function = json_object_get(json_array_get(calls, 0), "function");
+    assert_string_equal(text_of(function, "name"), "w");
+    assert_string_equal(text_of(function, "arguments"), "{\"n\":3}");
+    assert_memory_equal(text_of(json_array_get(calls, 0), "id"), "call_", 5);
+    json_decref(root);
+
+    char *body = ask_text(f, "POST", "/v1/chat/completions", "{\"stream\":true," TOOLS ASK, &status);
+    assert_non_null(strstr(body, "\"tool_calls\":[{\"index\":0,\"id\":\"call_"));
+    assert_non_null(strstr(body, "\"finish_reason\":\"tool_calls\""));
+    assert_null(strstr(body, "steptml"));
+    free(body);
+
+    /* Without tools, or with none to be called, it is text. */
+    root = ask(f, "POST", "/v1/chat/completions", "{\"tool_choice\":\"none\"," TOOLS ASK, &status);
+    assert_string_equal(text_of(json_object_get(choice_of(root, 0), "message"), "content"), f->script);
+    assert_string_equal(text_of(choice_of(root, 0), "finish_reason"), "stop");
+    json_decref(root);
+    fixture_close(f);
+}
+
 static void test_stop_strings(void **state)
 {
     struct fixture *f = *state;
@@ -417,6 +461,10 @@ static void test_heartbeat_shows(void **state)
     pair.a2f_ns = 500000000;
     pair.n_round_trip_buckets = pair.n_ffn_buckets = AFD_LATENCY_BUCKETS;
     pair.round_trip_buckets = pair.ffn_buckets = buckets;
+    pair.hedges = 4;
+    pair.late_answers = 2;
+    pair.slow = 1;
+    pair.deadline_ns = 250000000;
     Afd__ExpertRows experts = AFD__EXPERT_ROWS__INIT, *experts_at = &experts;
     experts.layer = 1;
     experts.n_rows = 3;
@@ -429,6 +477,7 @@ static void test_heartbeat_shows(void **state)
     beat.experts = &experts_at;
     beat.kv_blocks = 100;
     beat.kv_blocks_used = 25;
+    beat.serial = 17;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     e.body_case = AFD__ENVELOPE__BODY_HEARTBEAT;
     e.heartbeat = &beat;
@@ -443,6 +492,11 @@ static void test_heartbeat_shows(void **state)
     assert_non_null(strstr(page, "afd_a2f_seconds_sum{attn=\"0\",ffn=\"0\"} 0.5\n"));
     assert_non_null(strstr(page, "afd_ffn_compute_seconds_count{attn=\"0\",ffn=\"0\"} 3\n"));
     assert_non_null(strstr(page, "afd_expert_rows_total{layer=\"1\",expert=\"2\"} 7\n"));
+    assert_non_null(strstr(page, "\nafd_hedges_total{attn=\"0\",ffn=\"0\"} 4\n"));
+    assert_non_null(strstr(page, "\nafd_late_answers_total{attn=\"0\",ffn=\"0\"} 2\n"));
+    assert_non_null(strstr(page, "\nafd_pair_slow{attn=\"0\",ffn=\"0\"} 1\n"));
+    assert_non_null(strstr(page, "\nafd_answer_deadline_seconds{attn=\"0\",ffn=\"0\"} 0.25\n"));
+    while (f->ranks[0].alive != 17) fixture_pump(f); /* the rank's lease */
     free(page);
 }
 
@@ -528,6 +582,7 @@ int main(void)
         API_TEST(test_prompts_and_n),
         API_TEST(test_stream),
         API_TEST(test_chat),
+        cmocka_unit_test(test_tool_calls),
         API_TEST(test_logprobs_are_exact),
         API_TEST(test_echo_scores_a_prompt),
         API_TEST(test_stop_strings),

@@ -1,4 +1,4 @@
-/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 2,800 seeds;
+/* Guards: everything that the cores promise, under every fault (docs/DESIGN.md, section 11), on 3,300 seeds;
  * a run that cannot be replayed; and checks that check nothing: each planted bug must be caught. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -110,6 +110,12 @@ static void test_groups(void **state)
     run_seeds("tests/sim/groups.yaml", GROUP_SEEDS, 1);
 }
 
+static void test_groups_with_copies(void **state)
+{
+    (void)state;
+    run_seeds("tests/sim/copies.yaml", GROUP_SEEDS, 1);
+}
+
 static void test_loads(void **state)
 {
     (void)state;
@@ -137,8 +143,9 @@ static void test_undisturbed(void **state)
         if (r.failed) fail_msg("%s: %s\n%s", paths[i], r.words, r.last);
         assert_int_equal(r.completed, r.requests);
         assert_true(r.completed > 20);
-        const enum afd_sim_path repairs[] = {AFD_SIM_POISONED, AFD_SIM_LEASE, AFD_SIM_REPLAYED, AFD_SIM_STALE,
-                                             AFD_SIM_RESTARTED};
+        const enum afd_sim_path repairs[] = {AFD_SIM_POISONED, AFD_SIM_LEASE,     AFD_SIM_REPLAYED,
+                                             AFD_SIM_STALE,    AFD_SIM_RESTARTED, AFD_SIM_HEDGED,
+                                             AFD_SIM_GIVEN_UP, AFD_SIM_PARKED,    AFD_SIM_AVOIDED};
         for (size_t k = 0; k < sizeof repairs / sizeof *repairs; k++)
             if (r.paths[repairs[k]])
                 fail_msg("%s: %s %llu", paths[i], afd_sim_path_name(repairs[k]),
@@ -191,6 +198,8 @@ static const struct planted {
     {AFD_SIM_BUG_EARLY_DELIVERY, {"is delivered, and the journal has", NULL}},
     {AFD_SIM_BUG_STALE_PARTIAL, {"undisturbed it is", "behind a stop token"}},
     {AFD_SIM_BUG_DROPPED_SHARD, {"which it has dropped", NULL}},
+    {AFD_SIM_BUG_QUARANTINE, {"two writers", "overwritten while it may be read"}},
+    {AFD_SIM_BUG_NO_LEASE, {"although its lease is over", NULL}},
 };
 
 static void test_planted_bugs_are_caught(void **state)
@@ -205,6 +214,8 @@ static void test_planted_bugs_are_caught(void **state)
         do {
             struct afd_sim_config config = config_of(&c, ++seed);
             config.bug = p->bug;
+            if (p->bug == AFD_SIM_BUG_NO_LEASE)
+                config.faults = (uint64_t)1 << AFD_SIM_PARTITION; /* rare else */
             run(&config, &r);
         } while (!r.failed && seed < PLANTED_SEEDS);
         if (!r.failed) fail_msg("%s: not caught on %d seeds", afd_sim_bug_name(p->bug), PLANTED_SEEDS);
@@ -242,6 +253,7 @@ int main(void)
         cmocka_unit_test(test_planted_bugs_are_caught),
         cmocka_unit_test(test_small_cluster),
         cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_groups_with_copies),
         cmocka_unit_test(test_spare),
         cmocka_unit_test(test_loads),
     };

@@ -1,0 +1,26 @@
+#include "attn_node/reach.h"
+
+#include <assert.h>
+
+void afd_reach_missing(struct afd_reach *r, uint32_t instance, afd_ns now)
+{
+    assert(instance < AFD_REACH_MAX_INSTANCES);
+    r->missing |= (uint64_t)1 << instance;
+    r->since[instance] = now;
+}
+
+void afd_reach_found(struct afd_reach *r, uint32_t instance)
+{
+    assert(instance < AFD_REACH_MAX_INSTANCES);
+    r->missing &= ~((uint64_t)1 << instance);
+}
+
+uint64_t afd_reach_lost(const struct afd_reach *r, afd_ns limit, afd_ns now)
+{
+    uint64_t lost = 0;
+    for (uint64_t left = r->missing; left; left &= left - 1) {
+        uint32_t i = (uint32_t)__builtin_ctzll(left);
+        if (now - r->since[i] >= limit) lost |= (uint64_t)1 << i;
+    }
+    return lost;
+}
