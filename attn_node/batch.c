@@ -315,12 +315,6 @@ enum afd_status afd_batch_cancel(struct afd_batch *b, uint64_t request, uint32_t
     return AFD_OK;
 }
 
-void afd_batch_cancel_all(struct afd_batch *b)
-{
-    for (uint32_t s = 0; s < b->capacity; s++)
-        if (b->pool[s].state != UNUSED) cancel(b, s);
-}
-
 /* ---- forming a step */
 
 static uint32_t running(const struct afd_batch *b)

@@ -95,7 +95,6 @@ enum afd_status afd_batch_submit(struct afd_batch *batch, const struct afd_batch
                                  enum afd_finish *finish_out, struct afd_error *error_out);
 /* At once, or when the step that the sequence stands in is over. AFD_ERR_REQUEST: there is none such. */
 enum afd_status afd_batch_cancel(struct afd_batch *batch, uint64_t request, uint32_t assignment);
-void afd_batch_cancel_all(struct afd_batch *batch);
 
 /* Forms the next step of a free slot; NULL when no row can go. Valid until afd_batch_finish. */
 const struct afd_batch_step *afd_batch_form(struct afd_batch *batch, uint32_t slot);

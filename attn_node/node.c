@@ -416,12 +416,16 @@ static void on_message(const Afd__Envelope *message, void *user)
         n->batch_changed = 1;
         break;
     case AFD__ENVELOPE__BODY_CANCEL:
-        /* It may not be here any more: it finished while the message was under way. */
-        if (!message->cancel->request)
-            afd_batch_cancel_all(n->batch);
-        else
-            afd_batch_cancel(n->batch, message->cancel->request, message->cancel->assignment);
+        afd_sequences_cancel(n->sequences, message->cancel);
         n->batch_changed = 1;
+        break;
+    case AFD__ENVELOPE__BODY_RESUME:
+        afd_sequences_resume(n->sequences, message->resume);
+        n->batch_changed = 1;
+        break;
+    case AFD__ENVELOPE__BODY_ACKNOWLEDGE:
+        afd_sequences_acknowledge(n->sequences, message->acknowledge);
+        n->batch_changed = 1; /* steps may have stopped for want of room */
         break;
     case AFD__ENVELOPE__BODY_DRAIN:
         afd_attn_node_drain(n);
@@ -431,14 +435,25 @@ static void on_message(const Afd__Envelope *message, void *user)
     }
 }
 
+static void on_registering(void *user)
+{
+    struct afd_attn_node *n = user;
+    afd_sequences_hold(n->sequences, &n->registration);
+}
+
 static void on_connected(void *user)
 {
     struct afd_attn_node *n = user;
     n->ready_epoch = n->settled_epoch = 0;
     afd_lease_register(&n->lease, afd_now());
-    afd_sequences_flush(n->sequences);
-    n->batch_changed = 1; /* steps may have stopped for want of room */
     send_ready(n);
+}
+
+static void on_disconnected(const char *words, void *user)
+{
+    struct afd_attn_node *n = user;
+    (void)words; /* logged where the connection ended */
+    afd_sequences_disconnected(n->sequences);
 }
 
 static void on_refused(const char *words, void *user)
@@ -712,7 +727,11 @@ static enum afd_status create_cores(struct afd_attn_node *n, struct afd_error *e
                                                            .dispatch = t->pipeline.dispatch});
     n->report = afd_report_create(&(struct afd_report_config){
         .model = n->config.model, .wire = n->wire, .shards = n->shards, .instances = n->instances});
-    n->sequences = afd_sequences_create(n->batch, n->wire.shape.max_rows);
+    n->sequences = afd_sequences_create(
+        &(struct afd_sequences_config){.batch = n->batch,
+                                       .slots = n->slots,
+                                       .max_rows = n->wire.shape.max_rows,
+                                       .capacity = 2 * t->pipeline.max_sequences});
     if (!n->steps || !n->report || !n->sequences) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
     return AFD_OK;
 }
@@ -783,7 +802,9 @@ static enum afd_status join(struct afd_attn_node *n, struct afd_error *error)
                                        .scheduler = n->scheduler,
                                        .registration = &n->registration,
                                        .orphan_ms = n->config.topology->scheduler.orphan_s * 1000,
+                                       .registering = on_registering,
                                        .connected = on_connected,
+                                       .disconnected = on_disconnected,
                                        .message = on_message,
                                        .refused = on_refused,
                                        .orphaned = on_orphaned,

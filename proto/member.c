@@ -8,7 +8,7 @@
 #include "base/log.h"
 #include "proto/limits.h"
 
-enum { FIRST_RETRY_MS = 50, LAST_RETRY_MS = 1000, CONNECT_MS = 5000 };
+enum { FIRST_RETRY_MS = 20, LAST_RETRY_MS = 1000, CONNECT_MS = 5000 };
 
 struct afd_member {
     struct afd_member_config config;
@@ -43,6 +43,7 @@ static void on_opened(struct afd_channel *channel, const char *peer_name, void *
     struct afd_member *m = user;
     (void)peer_name;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
+    if (m->config.registering) m->config.registering(m->config.user);
     e.body_case = AFD__ENVELOPE__BODY_REGISTER;
     e.register_ = (Afd__Register *)m->config.registration;
     if (afd_channel_send(channel, &e) != AFD_OK)

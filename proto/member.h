@@ -18,7 +18,8 @@ struct afd_member_config {
     uint8_t secret[AFD_SECRET_BYTES];
     const Afd__Register *registration; /* must live as long as the member; sent at each connection */
     uint32_t orphan_ms;
-    void (*connected)(void *user); /* Register was sent */
+    void (*registering)(void *user); /* Register is about to be sent: the owner may change it */
+    void (*connected)(void *user);   /* it was sent */
     void (*disconnected)(const char *words, void *user);
     void (*message)(const Afd__Envelope *message, void *user);
     void (*refused)(const char *words, void *user);

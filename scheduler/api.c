@@ -31,11 +31,20 @@ static const struct endpoint {
     {"POST", "/afd/v1/restart", afd_api_restart},
 };
 
+static const char requests_path[] = "/afd/v1/requests/";
+
 void afd_api_handle(struct afd_http_exchange *x, void *user)
 {
     const struct afd_http_head *head = afd_http_head(x);
     const char *method = strcmp(head->method, "HEAD") == 0 ? "GET" : head->method;
     int known = 0;
+    if (strncmp(head->path, requests_path, sizeof requests_path - 1) == 0) {
+        if (strcmp(method, "GET") == 0)
+            afd_generation_ask(user, x, head->path + sizeof requests_path - 1);
+        else
+            afd_http_error(x, 405, NULL, "method_not_allowed", "this path does not know the method");
+        return;
+    }
     for (size_t i = 0; i < sizeof endpoints / sizeof *endpoints; i++) {
         if (strcmp(endpoints[i].path, head->path) != 0) continue;
         known = 1;
@@ -75,6 +84,7 @@ enum afd_status afd_api_init(struct afd_api *api)
 
 void afd_api_fini(struct afd_api *api)
 {
+    afd_generation_free_all(api);
     afd_text_free(&api->scratch);
     free(api->piece);
     free(api->shown);

@@ -25,8 +25,8 @@ struct afd_api {
     struct afd_params_limits limits;
     struct afd_answer_form answer_form;
     struct afd_metrics metrics;
-    struct afd_generation *generations;
-    uint32_t generation_count;
+    struct afd_generation *generations, *kept, *kept_last; /* that run; that have ended, oldest first */
+    uint32_t generation_count, kept_count;
     int is_draining;
     afd_ns started;
     time_t started_at;
@@ -38,7 +38,11 @@ struct afd_api {
 
 /* AFD_ERR_MEMORY. The four first fields are set by the caller and live longer. */
 enum afd_status afd_api_init(struct afd_api *api);
-void afd_api_fini(struct afd_api *api); /* after the HTTP server: no generation is left */
+void afd_api_fini(struct afd_api *api); /* after the HTTP server, before the service */
+
+/* Takes up what the service's journal has, before the service starts. */
+void afd_api_restore(struct afd_api *api);
+void afd_api_tick(struct afd_api *api); /* some times a second: forgets what was kept long enough */
 
 /* The handler of the HTTP server; `user` is the api. */
 void afd_api_handle(struct afd_http_exchange *exchange, void *user);
@@ -49,7 +53,10 @@ void afd_api_abandon(struct afd_api *api);
 
 /* ---- between the files of the API */
 
+void afd_generation_free_all(struct afd_api *api);
 void afd_generation_begin(struct afd_api *api, struct afd_http_exchange *exchange, int is_chat);
+/* GET /afd/v1/requests/..: `rest` is what stands behind that. */
+void afd_generation_ask(struct afd_api *api, struct afd_http_exchange *exchange, const char *rest);
 
 void afd_api_answer(struct afd_http_exchange *exchange, const struct afd_text *json);
 void afd_api_refuse(struct afd_http_exchange *exchange, const struct afd_api_error *error);

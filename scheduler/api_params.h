@@ -17,6 +17,7 @@ enum {
     AFD_API_SEQUENCES = 512, /* prompts times n */
     AFD_API_STOPS = 16,
     AFD_API_MESSAGES = 4096,
+    AFD_API_RESUME_S = 600, /* how long a client may ask to be waited for */
     AFD_API_TOOLS = 512,
 };
 
@@ -37,8 +38,8 @@ struct afd_prompt {
 
 struct afd_params {
     int is_chat, stream, include_usage, echo, return_token_ids;
-    uint32_t n;
-    int logprobs; /* -1: none; else how many of the best */
+    uint32_t n, resume_s; /* resume_s: how long a stream goes on without its client */
+    int logprobs;         /* -1: none; else how many of the best */
     struct afd_prompt *prompts;
     uint32_t prompt_count;
     struct afd_sampling sampling; /* seed: of choice 0; max_tokens: UINT32_MAX until the prompt is known */

@@ -158,7 +158,8 @@ static void set_state(struct afd_cluster *c, struct afd_cluster_member *m, enum 
 
 void afd_cluster_lose(struct afd_cluster *c, struct afd_cluster_member *m, int is_orderly, const char *words)
 {
-    if (m->was_ready) afd_cluster_act(c, AFD_CLUSTER_DOWN, m)->is_orderly = is_orderly;
+    /* Also of one that was not ready: it may have gone on with what it held when it registered. */
+    if (m->connection) afd_cluster_act(c, AFD_CLUSTER_DOWN, m)->is_orderly = is_orderly;
     m->connection = 0;
     m->is_cut = 0;
     m->dropping = 0;
@@ -508,6 +509,15 @@ uint64_t afd_cluster_epoch(const struct afd_cluster *c)
 uint32_t afd_cluster_size(const struct afd_cluster *c)
 {
     return c->size;
+}
+
+int afd_cluster_has_all(const struct afd_cluster *c, enum afd_role role)
+{
+    for (uint32_t i = 0; i < c->size; i++) {
+        const struct afd_cluster_member *m = &c->members[i];
+        if (m->role == role && !m->connection && afd_cluster_runs(c, role, m->rank)) return 0;
+    }
+    return 1;
 }
 
 const struct afd_cluster_member *afd_cluster_at(const struct afd_cluster *c, uint32_t index)

@@ -95,7 +95,7 @@ enum afd_cluster_action_kind {
     AFD_CLUSTER_ASSIGN,  /* send Assign over `connection`: afd_cluster_shards(rank) */
     AFD_CLUSTER_PEERS,   /* send the members that are connected, and the placement, to all of them */
     AFD_CLUSTER_UP,      /* the rank is ready */
-    AFD_CLUSTER_DOWN,    /* the rank is lost: what it had is to be repeated elsewhere */
+    AFD_CLUSTER_DOWN,    /* the rank is lost, ready or not: what it had is to be repeated elsewhere */
     AFD_CLUSTER_DRAIN,   /* send Drain: it takes nothing new, and has `ms` for what it has */
     AFD_CLUSTER_RUN,     /* tell the hosts which processes are to run: afd_cluster_runs */
     AFD_CLUSTER_JOURNAL, /* write down afd_cluster_encode, then say afd_cluster_journaled */
@@ -199,6 +199,8 @@ int afd_cluster_next(struct afd_cluster *cluster, struct afd_cluster_action *out
 const struct afd_topology *afd_cluster_topology(const struct afd_cluster *cluster);
 uint64_t afd_cluster_epoch(const struct afd_cluster *cluster); /* 0 before the first Peers */
 uint32_t afd_cluster_size(const struct afd_cluster *cluster);
+/* All ranks of the role that are to run are connected. */
+int afd_cluster_has_all(const struct afd_cluster *cluster, enum afd_role role);
 /* Attention ranks first, then FFN ranks. */
 const struct afd_cluster_member *afd_cluster_at(const struct afd_cluster *cluster, uint32_t index);
 /* NULL when nobody registered over it. */

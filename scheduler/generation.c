@@ -1,40 +1,118 @@
 #include "scheduler/generation.h"
 
 #include <assert.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/crypto.h"
 #include "base/rng.h"
 
 /* ---- life */
 
-static void generation_free(struct afd_generation *g)
+static void unlink_generation(struct afd_generation *g)
 {
+    struct afd_api *api = g->api;
+    if (g->is_kept && api->kept_last == g)
+        api->kept_last =
+            g->link == &api->kept
+                ? NULL
+                : (struct afd_generation *)((char *)g->link - offsetof(struct afd_generation, next));
     *g->link = g->next;
     if (g->next) g->next->link = g->link;
-    g->api->generation_count--;
+    (*(g->is_kept ? &api->kept_count : &api->generation_count))--;
+}
+
+static void clear_output(struct choice *c)
+{
+    afd_text_clear(&c->text);
+    afd_text_clear(&c->reasoning);
+    afd_text_clear(&c->tool_calls);
+    afd_text_clear(&c->ids);
+    for (int k = 0; k < LP_COUNT; k++) afd_text_clear(&c->logprobs[k]);
+}
+
+static void free_output(struct choice *c)
+{
+    afd_text_free(&c->text);
+    afd_text_free(&c->reasoning);
+    afd_text_free(&c->tool_calls);
+    afd_text_free(&c->ids);
+    for (int k = 0; k < LP_COUNT; k++) afd_text_free(&c->logprobs[k]);
+}
+
+void generation_free(struct afd_generation *g)
+{
+    unlink_generation(g);
     for (uint32_t i = 0; i < g->count; i++) {
         struct choice *c = &g->choices[i];
-        if (c->is_submitted) {
-            afd_service_cancel(g->api->service, &c->sequence);
-            g->api->metrics.ended[AFD_FINISH_CANCELLED]++;
-        }
-        free(c->sequence.tokens);
+        if (c->is_submitted) g->api->metrics.ended[AFD_FINISH_CANCELLED]++;
+        if (c->is_known) afd_service_forget(g->api->service, &c->sequence);
+        free(c->sequence.written.known.tokens);
+        free(c->origin);
+        free_output(c);
+        afd_text_free(&c->kept_logprobs);
         afd_answer_fini(&c->answer);
-        afd_text_free(&c->text);
-        afd_text_free(&c->reasoning);
-        afd_text_free(&c->tool_calls);
-        afd_text_free(&c->ids);
-        for (int k = 0; k < LP_COUNT; k++) afd_text_free(&c->logprobs[k]);
     }
     afd_text_free(&g->prefix);
     afd_params_free(&g->params);
     free(g);
 }
 
-static void on_gone(void *user)
+/* A stream that has ended, for a client that missed the end of it. */
+static void generation_keep(struct afd_generation *g)
 {
-    generation_free(user);
+    struct afd_api *api = g->api;
+    uint32_t seconds = g->params.resume_s > AFD_API_RESTART_S ? g->params.resume_s : AFD_API_RESTART_S;
+    unlink_generation(g);
+    g->exchange = NULL;
+    g->is_kept = 1;
+    g->kept_until = afd_now() + AFD_SECONDS(seconds);
+    g->link = api->kept_last ? &api->kept_last->next : &api->kept;
+    g->next = NULL;
+    *g->link = g;
+    api->kept_last = g;
+    api->kept_count++;
+    for (uint32_t i = 0; i < g->count; i++) free_output(&g->choices[i]);
+    if (api->kept_count > AFD_API_KEPT) generation_free(api->kept);
+}
+
+void afd_generation_free_all(struct afd_api *api)
+{
+    while (api->generations) generation_free(api->generations);
+    while (api->kept) generation_free(api->kept);
+}
+
+void afd_api_tick(struct afd_api *api)
+{
+    afd_ns now = afd_now();
+    for (struct afd_generation *g = api->kept, *next; g; g = next) {
+        next = g->next;
+        if (now >= g->kept_until) generation_free(g);
+    }
+}
+
+void generation_desert(struct afd_generation *g)
+{
+    afd_ns now = afd_now(), until = now + AFD_SECONDS(g->params.resume_s);
+    if (until < g->restored_until) until = g->restored_until;
+    g->exchange = NULL;
+    if (!g->params.stream || until <= now || !g->unfinished) {
+        if (g->unfinished)
+            generation_free(g);
+        else
+            generation_keep(g);
+        return;
+    }
+    for (uint32_t i = 0; i < g->count; i++) {
+        clear_output(&g->choices[i]);
+        if (g->choices[i].is_submitted) afd_service_detach(g->api->service, &g->choices[i].sequence, until);
+    }
+}
+
+void generation_on_gone(void *user)
+{
+    generation_desert(user);
 }
 
 /* Ends it with an error; as an event when the stream has begun. */
@@ -43,6 +121,7 @@ static void generation_fail(struct afd_generation *g, int status, const char *co
     struct afd_http_exchange *x = g->exchange;
     int has_begun = g->stream_has_begun;
     generation_free(g);
+    if (!x) return;
     if (!has_begun) {
         afd_http_error(x, status, NULL, code, words);
         return;
@@ -60,35 +139,37 @@ void afd_api_abandon(struct afd_api *api)
     while (api->generations) generation_fail(api->generations, 503, "draining", "the server is going down");
 }
 
-/* Writes `scratch` as the next part of the stream. -1: the client is gone, and the generation with it. */
+static void print_headers(const struct afd_generation *g, char out[64])
+{
+    char id[2 * AFD_PUBLIC_ID_BYTES + 1];
+    generation_print_id(g, id);
+    snprintf(out, 64, "X-Request-Id: %s\r\n", id);
+}
+
+/* Writes `scratch` as the next part of the stream. -1: the client is gone. */
 static int send_scratch(struct afd_generation *g)
 {
     struct afd_text *t = &g->api->scratch;
+    char headers[64];
     if (t->failed) {
         afd_text_free(t);
         generation_fail(g, 503, NULL, "out of memory");
         return -1;
     }
-    if (!g->stream_has_begun) afd_http_stream_begin(g->exchange, "text/event-stream; charset=utf-8");
+    print_headers(g, headers);
+    if (!g->stream_has_begun) afd_http_stream_begin(g->exchange, "text/event-stream; charset=utf-8", headers);
     g->stream_has_begun = 1;
     if (afd_http_stream_write(g->exchange, t->data, t->bytes) == 0) return 0;
-    generation_free(g);
+    generation_desert(g);
     return -1;
 }
 
-static void generation_finish(struct afd_generation *g)
+static void finish_whole(struct afd_generation *g)
 {
     struct afd_http_exchange *x = g->exchange;
-    struct afd_text *scratch = &g->api->scratch, whole = {0};
-    if (g->params.stream) {
-        afd_text_clear(scratch);
-        if (g->params.include_usage) generation_print_usage_chunk(g, scratch);
-        afd_text_puts(scratch, "data: [DONE]\n\n");
-        if (send_scratch(g)) return;
-        generation_free(g);
-        afd_http_stream_end(x);
-        return;
-    }
+    struct afd_text whole = {0};
+    char headers[64];
+    print_headers(g, headers);
     generation_print_whole(g, &whole);
     for (uint32_t i = 0; i < g->count; i++)
         for (int k = 0; k < LP_COUNT; k++)
@@ -96,8 +177,31 @@ static void generation_finish(struct afd_generation *g)
                             g->choices[i].tool_calls.failed | g->choices[i].answer.failed |
                             g->choices[i].logprobs[k].failed;
     generation_free(g);
-    afd_api_answer(x, &whole);
+    if (whole.failed)
+        afd_http_error(x, 503, NULL, NULL, "out of memory");
+    else
+        afd_http_reply(x, 200, "application/json", headers, whole.data, whole.bytes);
     afd_text_free(&whole);
+}
+
+void generation_finish(struct afd_generation *g)
+{
+    struct afd_http_exchange *x = g->exchange;
+    struct afd_text *scratch = &g->api->scratch;
+    if (!x) {
+        generation_keep(g);
+        return;
+    }
+    if (!g->params.stream) {
+        finish_whole(g);
+        return;
+    }
+    afd_text_clear(scratch);
+    if (g->params.include_usage) generation_print_usage_chunk(g, scratch);
+    afd_text_puts(scratch, "data: [DONE]\n\n");
+    if (send_scratch(g)) return;
+    generation_keep(g);
+    afd_http_stream_end(x);
 }
 
 /* ---- text */
@@ -134,6 +238,7 @@ static void end_echo(struct choice *c)
     }
     afd_detokenizer_init(&c->detokenizer, c->generation->api->tokenizer, 0);
     c->detokenizer.keep_tags = c->generation->params.is_chat;
+    if (c->shown_from) clear_output(c);
 }
 
 static void begin_echo(struct choice *c)
@@ -150,14 +255,12 @@ static void begin_echo(struct choice *c)
     end_echo(c);
 }
 
-static void take_prompt_logprobs(struct choice *c, const Afd__SequenceTokens *m, uint32_t first)
+static void take_prompt_logprob(struct choice *c, const Afd__TokenLogprobs *logprobs)
 {
-    for (size_t i = first; i < m->n_prompt_logprobs; i++) {
-        uint32_t token = c->prompt->tokens[c->echoed];
-        choice_add_logprobs(c, token, m->prompt_logprobs[i]);
-        echo_token(c, token);
-        if (c->echoed == c->prompt->count) end_echo(c);
-    }
+    uint32_t token = c->prompt->tokens[c->echoed];
+    choice_add_logprobs(c, token, logprobs);
+    echo_token(c, token);
+    if (c->echoed == c->prompt->count) end_echo(c);
 }
 
 /* A part of an answer. */
@@ -185,8 +288,8 @@ static int show(struct choice *c, const char *data, size_t bytes)
     struct afd_api *api = c->generation->api;
     size_t shown;
     c->chars += count_chars(data, bytes);
-    if (c->generated <
-        c->sequence.sampling.min_tokens) { /* stop strings do not count yet, as stop tokens do not */
+    if (c->generated < c->sequence.written.known.sampling
+                           .min_tokens) { /* stop strings do not count yet, as stop tokens do not */
         write_text(c, data, bytes);
         return 0;
     }
@@ -213,11 +316,19 @@ static int take_token(struct choice *c, uint32_t token, const Afd__TokenLogprobs
         afd_text_uint(&c->ids, token);
     }
     c->generated++;
-    if (is_last && is_stop_token(&c->sequence.sampling, token))
+    if (is_last && is_stop_token(&c->sequence.written.known.sampling, token))
         return 0; /* it ends the text and is no part of it */
     if (afd_detokenizer_push(&c->detokenizer, token, api->piece, api->piece_bytes, &bytes) != AFD_OK)
         return 0;
     return bytes && show(c, api->piece, bytes);
+}
+
+/* .. and drops what of it the client has already. */
+static int take_shown_token(struct choice *c, uint32_t token, const Afd__TokenLogprobs *logprobs, int is_last)
+{
+    int ended = take_token(c, token, logprobs, is_last);
+    if (c->generated <= c->shown_from) clear_output(c);
+    return ended;
 }
 
 /* ---- tokens */
@@ -240,9 +351,9 @@ static void observe(struct choice *c, size_t tokens, uint32_t assignment)
     c->last_token = now;
 }
 
-static void end_choice(struct choice *c, enum afd_finish finish, int by_stop_string)
+/* What the text still holds back; and how it ends. */
+static void finish_text(struct choice *c, enum afd_finish finish, int by_stop_string)
 {
-    struct afd_api *api = c->generation->api;
     char rest[AFD_STOP_STRING_BYTES + 16];
     if (!by_stop_string) {
         size_t bytes = afd_detokenizer_finish(&c->detokenizer, rest);
@@ -253,31 +364,117 @@ static void end_choice(struct choice *c, enum afd_finish finish, int by_stop_str
         write_text(c, rest, bytes);
     }
     if (c->generation->params.is_chat) afd_answer_finish(&c->answer);
+    if (c->shown_from && c->generated <= c->shown_from) clear_output(c);
     c->finish = finish != AFD_FINISH_STOP && !by_stop_string ? "length" : c->calls ? "tool_calls" : "stop";
-    api->metrics.ended[finish]++;
-    afd_histogram_observe(&api->metrics.end_to_end, afd_now() - c->begun);
     c->generation->unfinished--;
 }
 
-/* Sends what a choice has collected, when there is something. -1: the generation is gone. */
-static int send_chunk(struct choice *c)
+static void end_choice(struct choice *c, enum afd_finish finish, int by_stop_string)
+{
+    struct afd_api *api = c->generation->api;
+    finish_text(c, finish, by_stop_string);
+    api->metrics.ended[finish]++;
+    afd_histogram_observe(&api->metrics.end_to_end, afd_now() - c->begun);
+}
+
+int choice_send(struct choice *c)
 {
     struct afd_generation *g = c->generation;
     if (!c->finish && !c->text.bytes && !c->reasoning.bytes && !c->tool_calls.bytes &&
         !c->logprobs[LP_TOKENS].bytes && !c->ids.bytes)
         return 0;
     if (c->echoed < c->prompt->count) return 0; /* an echo is sent as one */
+    if (!c->finish && !c->generated) return 0;  /* .. and with a token: the event's id must say that it was */
     afd_text_clear(&g->api->scratch);
     generation_print_chunk(g, c, &g->api->scratch);
     if (send_scratch(g)) return -1;
     c->has_begun = 1;
-    afd_text_clear(&c->text);
-    afd_text_clear(&c->reasoning);
-    afd_text_clear(&c->tool_calls);
-    afd_text_clear(&c->ids);
-    for (int k = 0; k < LP_COUNT; k++) afd_text_clear(&c->logprobs[k]);
+    clear_output(c);
     return 0;
 }
+
+/* ---- log-probabilities of a stream, for a client that comes back */
+
+static void keep_logprobs(struct choice *c, const Afd__TokenLogprobs *p)
+{
+    uint32_t bytes = (uint32_t)afd__token_logprobs__get_packed_size(p);
+    uint8_t packed[AFD_MAX_LOGPROBS * 16 + 32];
+    if (bytes > sizeof packed) return;
+    afd__token_logprobs__pack(p, packed);
+    afd_text_add(&c->kept_logprobs, (const char *)&bytes, sizeof bytes);
+    afd_text_add(&c->kept_logprobs, (const char *)packed, bytes);
+}
+
+/* The next one at *offset; NULL behind the last. */
+static Afd__TokenLogprobs *next_logprobs(const struct choice *c, size_t *offset)
+{
+    uint32_t bytes;
+    if (c->kept_logprobs.bytes - *offset < sizeof bytes) return NULL;
+    memcpy(&bytes, c->kept_logprobs.data + *offset, sizeof bytes);
+    *offset += sizeof bytes + bytes;
+    return afd__token_logprobs__unpack(NULL, bytes, (const uint8_t *)c->kept_logprobs.data + *offset - bytes);
+}
+
+static void take_logprobs(struct choice *c, const Afd__SequenceTokens *m, uint32_t first_prompt_logprob)
+{
+    for (size_t i = first_prompt_logprob; i < m->n_prompt_logprobs; i++) {
+        if (c->generation->params.stream) keep_logprobs(c, m->prompt_logprobs[i]);
+        take_prompt_logprob(c, m->prompt_logprobs[i]);
+    }
+    for (size_t i = 0; i < m->n_logprobs && c->generation->params.stream; i++)
+        keep_logprobs(c, m->logprobs[i]);
+}
+
+/* ---- from the journal, or again */
+
+static void begin_answer(struct choice *c)
+{
+    const struct afd_generation *g = c->generation;
+    const struct afd_tokenizer *tokenizer = g->api->tokenizer;
+    if (!g->params.is_chat) return;
+    afd_answer_fini(&c->answer);
+    afd_answer_init(&c->answer, g->api->answer_form,
+                    afd_answer_starts_inside(tokenizer, c->prompt->tokens, c->prompt->count), g->params.tools,
+                    on_part, c);
+}
+
+static void begin_text(struct choice *c)
+{
+    c->generated = c->echoed = 0;
+    c->chars = 0;
+    c->finish = NULL;
+    c->calls = 0;
+    c->stop.held_bytes = 0;
+    clear_output(c);
+    begin_answer(c);
+    begin_echo(c);
+}
+
+void choice_replay(struct choice *c, uint32_t from)
+{
+    const struct afd_journal_sequence *k = &c->sequence.written.known;
+    int ended = 0;
+    size_t offset = 0;
+    if (c->finish) c->generation->unfinished++;
+    c->shown_from = from;
+    c->has_begun = from > 0;
+    begin_text(c);
+    while (c->echoed < c->prompt->count) {
+        Afd__TokenLogprobs *p = next_logprobs(c, &offset);
+        if (!p) break;
+        take_prompt_logprob(c, p);
+        afd__token_logprobs__free_unpacked(p, NULL);
+    }
+    for (uint32_t i = 0; i < k->generated && !ended; i++) {
+        Afd__TokenLogprobs *p = next_logprobs(c, &offset);
+        ended = take_shown_token(c, k->tokens[k->prompt_count + i], p,
+                                 k->finish == AFD_FINISH_STOP && i + 1 == k->generated);
+        if (p) afd__token_logprobs__free_unpacked(p, NULL);
+    }
+    if (ended || k->finish) finish_text(c, k->finish, ended);
+}
+
+/* ---- tokens */
 
 static void on_accepted(struct afd_sequence *sequence, const Afd__SequenceTokens *m,
                         uint32_t first_prompt_logprob, enum afd_finish finish)
@@ -285,18 +482,17 @@ static void on_accepted(struct afd_sequence *sequence, const Afd__SequenceTokens
     struct choice *c = (struct choice *)sequence;
     struct afd_generation *g = c->generation;
     int by_stop_string = 0;
-    take_prompt_logprobs(c, m, first_prompt_logprob);
+    if (c->finish) return; /* of a message that has its tokens in two parts, the first of which ended it */
+    take_logprobs(c, m, first_prompt_logprob);
     observe(c, m->n_tokens, m->assignment);
     for (size_t i = 0; i < m->n_tokens && !by_stop_string; i++)
-        by_stop_string = take_token(c, m->tokens[i], m->n_logprobs ? m->logprobs[i] : NULL,
-                                    finish == AFD_FINISH_STOP && i + 1 == m->n_tokens);
-    if (finish) c->is_submitted = 0;
-    if (by_stop_string && !finish) {
-        afd_service_cancel(g->api->service, sequence);
-        c->is_submitted = 0;
-    }
+        by_stop_string = take_shown_token(c, m->tokens[i], m->n_logprobs ? m->logprobs[i] : NULL,
+                                          finish == AFD_FINISH_STOP && i + 1 == m->n_tokens);
+    if (by_stop_string) afd_service_end(g->api->service, sequence);
+    if (finish || by_stop_string) c->is_submitted = 0;
     if (finish || by_stop_string) end_choice(c, by_stop_string ? AFD_FINISH_STOP : finish, by_stop_string);
-    if (g->params.stream && send_chunk(c)) return;
+    if (!g->exchange && g->params.stream) clear_output(c);
+    if (g->exchange && g->params.stream && choice_send(c)) return;
     if (!g->unfinished) generation_finish(g);
 }
 
@@ -316,57 +512,80 @@ static void on_failed(struct afd_sequence *sequence, enum afd_status status, con
 
 /* ---- beginning */
 
-static void choice_init(struct afd_generation *g, uint32_t index)
+void choice_init(struct afd_generation *g, uint32_t index)
 {
     struct choice *c = &g->choices[index];
     const struct afd_params *p = &g->params;
-    uint32_t k = index % p->n;
+    struct afd_journal_sequence *k = &c->sequence.written.known;
+    uint32_t nth = index % p->n;
     c->generation = g;
     c->index = index;
     c->prompt = &p->prompts[index / p->n];
     c->begun = afd_now();
-    c->sequence.sampling = p->sampling;
-    c->sequence.prompt_count = c->prompt->count;
-    if (k) c->sequence.sampling.seed = afd_random(p->sampling.seed, k, 0);
+    k->sampling = p->sampling;
+    k->prompt_count = c->prompt->count;
+    if (nth) k->sampling.seed = afd_random(p->sampling.seed, nth, 0);
     c->sequence.accepted = on_accepted;
     c->sequence.failed = on_failed;
-    if (p->is_chat)
-        afd_answer_init(&c->answer, g->api->answer_form,
-                        afd_answer_starts_inside(g->api->tokenizer, c->prompt->tokens, c->prompt->count),
-                        p->tools, on_part, c);
     c->stop.count = p->stop_count;
     for (uint32_t i = 0; i < p->stop_count; i++) {
         c->stop.strings[i] = p->stops[i];
         c->stop.bytes[i] = strlen(p->stops[i]);
     }
-    begin_echo(c);
+    begin_text(c);
 }
 
 /* 0, or the status of the refusal. What needs no rank ends at once. */
 static int choice_submit(struct choice *c)
 {
     struct afd_api *api = c->generation->api;
-    const struct afd_sampling *s = &c->sequence.sampling;
+    struct afd_journal_sequence *k = &c->sequence.written.known;
+    const struct afd_sampling *s = &k->sampling;
     if (!s->max_tokens && !(s->prompt_logprobs && c->prompt->count > 1)) {
         end_choice(c, AFD_FINISH_LENGTH, 0);
         return 0;
     }
-    c->sequence.tokens = malloc(((size_t)c->prompt->count + s->max_tokens) * sizeof(uint32_t));
-    if (!c->sequence.tokens) return 503;
-    memcpy(c->sequence.tokens, c->prompt->tokens, c->prompt->count * sizeof(uint32_t));
+    uint8_t origin[AFD_JOURNAL_ORIGIN_BYTES];
+    size_t bytes = generation_origin_encode(c->generation, c->index, origin);
+    k->tokens = malloc(((size_t)c->prompt->count + s->max_tokens) * sizeof(uint32_t));
+    c->origin = malloc(bytes);
+    if (!k->tokens || !c->origin) return 503;
+    memcpy(k->tokens, c->prompt->tokens, c->prompt->count * sizeof(uint32_t));
+    memcpy(c->origin, origin, bytes);
+    k->origin = c->origin;
+    k->origin_bytes = (uint32_t)bytes;
     if (afd_service_submit(api->service, &c->sequence) != AFD_OK) return 429;
-    c->is_submitted = 1;
+    c->is_submitted = c->is_known = 1;
     return 0;
 }
 
-static struct afd_generation *generation_create(struct afd_api *api, struct afd_http_exchange *x,
-                                                struct afd_params *params)
+/* All choices are submitted, and begin when they are durable together. */
+static int generation_submit(struct afd_generation *g)
 {
-    uint32_t count = params->prompt_count * params->n;
+    static const char *const words[] = {"the queue is full, try again later", "out of memory",
+                                        "the journal cannot be written, try again later"};
+    int refused = 0;
+    for (uint32_t i = 0; i < g->count && !refused; i++) refused = choice_submit(&g->choices[i]);
+    int is_written = refused || afd_service_commit(g->api->service) == AFD_OK;
+    if (refused || !is_written) {
+        const char *why = words[refused == 429 ? 0 : refused ? 1 : 2];
+        generation_fail(g, refused ? refused : 503,
+                        refused == 429 ? "rate_limit_exceeded"
+                        : is_written   ? NULL
+                                       : "journal",
+                        why);
+        return -1;
+    }
+    for (uint32_t i = 0; i < g->count; i++)
+        if (g->choices[i].is_known) afd_service_begin(g->api->service, &g->choices[i].sequence);
+    return 0;
+}
+
+struct afd_generation *generation_create(struct afd_api *api, struct afd_params *params, uint32_t count)
+{
     struct afd_generation *g = calloc(1, sizeof *g + count * sizeof *g->choices);
     if (!g) return NULL;
     g->api = api;
-    g->exchange = x;
     g->params = *params;
     g->params.sampling.bias = g->params.bias;
     g->params.sampling.stop_tokens = g->params.stop_tokens;
@@ -376,8 +595,6 @@ static struct afd_generation *generation_create(struct afd_api *api, struct afd_
     if (g->next) g->next->link = &g->next;
     api->generations = g;
     api->generation_count++;
-    generation_make_prefix(g);
-    for (uint32_t i = 0; i < count; i++) choice_init(g, i);
     return g;
 }
 
@@ -400,21 +617,20 @@ void afd_generation_begin(struct afd_api *api, struct afd_http_exchange *x, int 
         afd_api_refuse(x, &error);
         return;
     }
-    struct afd_generation *g = generation_create(api, x, &params);
+    struct afd_generation *g = generation_create(api, &params, params.prompt_count * params.n);
     if (!g) {
         afd_params_free(&params);
         afd_http_error(x, 503, NULL, NULL, "out of memory");
         return;
     }
-    afd_http_on_gone(x, on_gone, g);
-    for (uint32_t i = 0; i < g->count; i++) {
-        int refused = choice_submit(&g->choices[i]);
-        if (!refused) continue;
-        generation_fail(g, refused, refused == 429 ? "rate_limit_exceeded" : NULL,
-                        refused == 429 ? "the queue is full, try again later" : "out of memory");
-        return;
-    }
+    g->exchange = x;
+    g->created = time(NULL);
+    afd_random_bytes(g->public_id, sizeof g->public_id);
+    generation_make_prefix(g);
+    for (uint32_t i = 0; i < g->count; i++) choice_init(g, i);
+    afd_http_on_gone(x, generation_on_gone, g);
+    if (generation_submit(g)) return;
     for (uint32_t i = 0; g->params.stream && i < g->count; i++)
-        if (g->choices[i].finish && send_chunk(&g->choices[i])) return;
+        if (g->choices[i].finish && choice_send(&g->choices[i])) return;
     if (!g->unfinished) generation_finish(g);
 }

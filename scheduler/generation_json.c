@@ -1,6 +1,6 @@
-#include "base/crypto.h"
-#include "base/rng.h"
 #include "scheduler/generation.h"
+
+#include "base/crypto.h"
 
 /* ---- log-probabilities */
 
@@ -228,23 +228,39 @@ static void print_usage(const struct afd_generation *g, struct afd_text *t)
                     (unsigned long long)(prompt + completion));
 }
 
+void generation_print_id(const struct afd_generation *g, char out[2 * AFD_PUBLIC_ID_BYTES + 1])
+{
+    afd_hex(g->public_id, sizeof g->public_id, out);
+}
+
 void generation_make_prefix(struct afd_generation *g)
 {
     const struct afd_params *p = &g->params;
-    uint8_t noise[12];
-    char id[2 * sizeof noise + 1];
-    afd_random_bytes(noise, sizeof noise);
-    afd_hex(noise, sizeof noise, id);
+    char id[2 * AFD_PUBLIC_ID_BYTES + 1];
+    generation_print_id(g, id);
     const char *object = !p->is_chat ? "text_completion"
                          : p->stream ? "chat.completion.chunk"
                                      : "chat.completion";
     afd_text_printf(&g->prefix, "{\"id\":\"%s-%s\",\"object\":\"%s\",\"created\":%lld,\"model\":",
-                    p->is_chat ? "chatcmpl" : "cmpl", id, object, (long long)time(NULL));
+                    p->is_chat ? "chatcmpl" : "cmpl", id, object, (long long)g->created);
     afd_text_json_string(&g->prefix, g->api->model->name);
+}
+
+/* The event's id is where a client that has it goes on: the tokens of each choice so far. */
+static void print_event_id(const struct afd_generation *g, struct afd_text *t)
+{
+    afd_text_puts(t, "id: ");
+    for (uint32_t i = 0; i < g->count; i++) {
+        const struct choice *c = &g->choices[i];
+        if (i) afd_text_add(t, ",", 1);
+        afd_text_uint(t, c->generated > c->shown_from ? c->generated : c->shown_from);
+    }
+    afd_text_add(t, "\n", 1);
 }
 
 void generation_print_chunk(const struct afd_generation *g, const struct choice *c, struct afd_text *t)
 {
+    print_event_id(g, t);
     afd_text_puts(t, "data: ");
     afd_text_add(t, g->prefix.data, g->prefix.bytes);
     if (g->params.is_chat && g->params.return_token_ids && !c->has_begun) print_prompt_ids(c, t);

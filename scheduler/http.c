@@ -96,6 +96,8 @@ static const char *reason(int status)
         return "Method Not Allowed";
     case 408:
         return "Request Timeout";
+    case 409:
+        return "Conflict";
     case 413:
         return "Content Too Large";
     case 414:
@@ -192,13 +194,13 @@ static void refuse(struct afd_http_exchange *x, int status, const char *words)
     afd_http_error(x, status, NULL, NULL, words);
 }
 
-void afd_http_stream_begin(struct afd_http_exchange *x, const char *content_type)
+void afd_http_stream_begin(struct afd_http_exchange *x, const char *content_type, const char *headers)
 {
     assert(x->state == ANSWER && !x->is_streaming);
     x->is_streaming = 1;
     evbuffer_add_printf(bufferevent_get_output(x->io),
-                        "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nCache-Control: no-cache\r\n%s%s\r\n",
-                        content_type, x->head.version_minor ? "Transfer-Encoding: chunked\r\n" : "",
+                        "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nCache-Control: no-cache\r\n%s%s%s\r\n",
+                        content_type, headers, x->head.version_minor ? "Transfer-Encoding: chunked\r\n" : "",
                         x->head.keep_alive ? "" : "Connection: close\r\n");
 }
 

@@ -53,7 +53,7 @@ void afd_http_error(struct afd_http_exchange *exchange, int status, const char *
 void afd_http_error_json(struct afd_text *text, int status, const char *param, const char *code,
                          const char *words);
 
-void afd_http_stream_begin(struct afd_http_exchange *exchange, const char *content_type);
+void afd_http_stream_begin(struct afd_http_exchange *exchange, const char *content_type, const char *headers);
 int afd_http_stream_write(struct afd_http_exchange *exchange, const char *data, size_t bytes); /* -1: gone */
 void afd_http_stream_end(struct afd_http_exchange *exchange);
 

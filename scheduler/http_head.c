@@ -67,6 +67,10 @@ static int parse_request_line(struct span line, struct afd_http_head *out, const
     if (path >= sizeof out->path) return refuse(414, "the target is too long", words_out);
     memcpy(out->path, target.data, path);
     out->path[path] = 0;
+    size_t bytes = query ? target.bytes - path - 1 : 0;
+    if (bytes >= sizeof out->query) return refuse(414, "the target is too long", words_out);
+    if (bytes) memcpy(out->query, query + 1, bytes);
+    out->query[bytes] = 0;
     return 0;
 }
 

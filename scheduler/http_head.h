@@ -13,13 +13,15 @@ enum {
     AFD_HTTP_HEAD_BYTES = 16384,
     AFD_HTTP_HEADERS = 100,
     AFD_HTTP_METHOD_BYTES = 16,
-    AFD_HTTP_PATH_BYTES = 512
+    AFD_HTTP_PATH_BYTES = 512,
+    AFD_HTTP_QUERY_BYTES = 4096,
 };
 
 struct afd_http_head {
     char method[AFD_HTTP_METHOD_BYTES];
-    char path[AFD_HTTP_PATH_BYTES]; /* without the query */
-    int version_minor;              /* of HTTP/1.x */
+    char path[AFD_HTTP_PATH_BYTES];   /* without the query */
+    char query[AFD_HTTP_QUERY_BYTES]; /* behind the question mark; "" without one */
+    int version_minor;                /* of HTTP/1.x */
     int has_length, is_chunked, keep_alive, expects_continue;
     uint64_t content_length;
 };

@@ -275,6 +275,16 @@ enum afd_status afd_journal_read_admit(const struct afd_journal_record *record, 
 
 /* ---- concluding */
 
+enum afd_finish afd_journal_finish(const struct afd_journal_sequence *q, uint32_t max_context)
+{
+    const struct afd_sampling *p = &q->sampling;
+    if (!q->generated) return AFD_UNFINISHED;
+    for (uint32_t i = 0; i < p->stop_count && q->generated > p->min_tokens; i++)
+        if (p->stop_tokens[i] == q->tokens[q->prompt_count + q->generated - 1]) return AFD_FINISH_STOP;
+    return q->generated >= p->max_tokens || q->prompt_count + q->generated >= max_context ? AFD_FINISH_LENGTH
+                                                                                          : AFD_UNFINISHED;
+}
+
 size_t afd_journal_count(const struct afd_journal_segment *segments, size_t count)
 {
     size_t sequences = 0;

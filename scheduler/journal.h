@@ -29,7 +29,7 @@
 enum {
     AFD_JOURNAL_VERSION = 1,
     AFD_JOURNAL_IDENTITY_BYTES = 32,
-    AFD_JOURNAL_ORIGIN_BYTES = 16384,  /* at most */
+    AFD_JOURNAL_ORIGIN_BYTES = 65536,  /* at most */
     AFD_JOURNAL_CLUSTER_BYTES = 65536, /* at most */
     AFD_JOURNAL_HEAD_BYTES = 53,       /* the whole record */
     AFD_JOURNAL_END_BYTES = 18,
@@ -57,6 +57,9 @@ struct afd_journal_sequence {
     const uint8_t *origin; /* who asked and how it is answered: the shell's own form */
     uint32_t origin_bytes;
 };
+
+/* What a rank would have said with the last token: it may have been said, and lost with the end's record. */
+enum afd_finish afd_journal_finish(const struct afd_journal_sequence *sequence, uint32_t max_context);
 
 /* ---- writing; each returns the bytes of the whole record, 0 when `limit` is too small */
 

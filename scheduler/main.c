@@ -44,7 +44,8 @@ int main(int argc, char **argv)
     afd_scheduler_options_read(&options, argc, argv);
     afd_log_init("scheduler", options.log_level);
     signal(SIGPIPE, SIG_IGN);
-    struct afd_scheduler_config config = {.http = options.http, .control = options.control};
+    struct afd_scheduler_config config = {
+        .http = options.http, .control = options.control, .state = options.state};
     if ((status = afd_topology_load(options.topology, &topology, &error)) ||
         (status = afd_model_load(topology->model_dir, &model, &error)) ||
         (status = afd_model_hash(topology->model_dir, config.model_hash, &error)) ||

@@ -4,16 +4,17 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { NONE = UINT32_MAX, SLOT_BITS = 20 };
+enum { NONE = UINT32_MAX, SLOT_BITS = 20, SERIAL_GAP = 1 << 20 };
 
-enum place { FREE, WAITING, RUNNING, ENDED };
+enum place { FREE, ADMITTED, RESTORED, WAITING, RUNNING, ENDED };
 
 struct slot {
     struct afd_request request;
     enum place place;
     uint32_t losses;
+    int resumes;                   /* RESUME is due */
     uint32_t prompt_logprobs_seen; /* under the current assignment */
-    uint32_t next, previous;       /* of the list it is in: free, the queue, or its rank's */
+    uint32_t next, previous;       /* of the list it is in: free, admitted, restored, the queue, its rank's */
     enum afd_status status;        /* ENDED: why, for the action */
     char words[AFD_REQUESTS_WORDS_BYTES];
 };
@@ -25,6 +26,7 @@ struct list {
 struct rank {
     struct list list; /* running on it */
     int takes;        /* is up and does not drain */
+    uint32_t resumes; /* of its list, for which RESUME is due */
 };
 
 struct stale {
@@ -38,7 +40,8 @@ struct afd_requests {
     struct afd_requests_config config;
     struct slot *slots;
     struct rank *ranks;
-    struct list free, queue, ended;
+    struct list free, admitted, restored, queue, ended;
+    afd_ns restored_until; /* when those are given to any rank */
     int serving;
     uint64_t next_serial;
     struct afd_requests_counters counters;
@@ -99,7 +102,7 @@ struct afd_requests *afd_requests_create(struct afd_arena *arena, const struct a
     r->slots = afd_arena_alloc(arena, config->capacity, sizeof *r->slots);
     r->ranks = afd_arena_alloc(arena, config->ranks, sizeof *r->ranks);
     if (!r->slots || !r->ranks) return NULL;
-    r->free = r->queue = r->ended = (struct list){NONE, NONE, 0};
+    r->free = r->admitted = r->restored = r->queue = r->ended = (struct list){NONE, NONE, 0};
     for (uint32_t i = 0; i < config->ranks; i++) r->ranks[i].list = r->free;
     for (uint32_t i = 0; i < config->capacity; i++) list_append(r, &r->free, i);
     r->next_serial = config->first_id >> SLOT_BITS;
@@ -110,7 +113,7 @@ static uint32_t slot_of(const struct afd_requests *r, uint64_t id)
 {
     uint32_t i = (uint32_t)(id & ((1u << SLOT_BITS) - 1));
     if (i >= r->config.capacity || r->slots[i].request.id != id) return NONE;
-    return r->slots[i].place == WAITING || r->slots[i].place == RUNNING ? i : NONE;
+    return r->slots[i].place != FREE && r->slots[i].place != ENDED ? i : NONE;
 }
 
 const struct afd_request *afd_requests_get(const struct afd_requests *r, uint64_t id)
@@ -126,16 +129,22 @@ const struct afd_requests_counters *afd_requests_counters(const struct afd_reque
 
 /* ---- a request's life */
 
-/* Out of the queue or its rank's list. */
+/* Out of the list it is in. */
 static void detach(struct afd_requests *r, uint32_t i)
 {
     struct slot *s = &r->slots[i];
-    if (s->place == WAITING) {
-        list_remove(r, &r->queue, i);
+    if (s->place != RUNNING) {
+        list_remove(r,
+                    s->place == WAITING    ? &r->queue
+                    : s->place == RESTORED ? &r->restored
+                                           : &r->admitted,
+                    i);
         r->counters.waiting--;
     } else {
         assert(s->place == RUNNING);
         list_remove(r, &r->ranks[s->request.rank].list, i);
+        r->ranks[s->request.rank].resumes -= s->resumes != 0;
+        s->resumes = 0;
         r->counters.running--;
     }
 }
@@ -184,6 +193,17 @@ static void requeue(struct afd_requests *r, uint32_t i)
     r->counters.waiting++;
 }
 
+/* Its rank lost it: another is to go on. */
+static void repeat(struct afd_requests *r, uint32_t i)
+{
+    if (++r->slots[i].losses > AFD_REQUESTS_MAX_LOSSES) {
+        end(r, i, AFD_ERR_PEER, "each rank that worked on it was lost");
+        return;
+    }
+    r->counters.replayed++;
+    requeue(r, i);
+}
+
 enum afd_status afd_requests_admit(struct afd_requests *r, void *owner, uint32_t *tokens,
                                    uint32_t prompt_count, const struct afd_sampling *sampling, afd_ns now,
                                    uint64_t *id_out)
@@ -200,7 +220,7 @@ enum afd_status afd_requests_admit(struct afd_requests *r, void *owner, uint32_t
     uint32_t i = r->free.first;
     list_remove(r, &r->free, i);
     struct slot *s = &r->slots[i];
-    *s = (struct slot){.place = WAITING};
+    *s = (struct slot){.place = ADMITTED};
     s->request = (struct afd_request){
         .id = ++r->next_serial << SLOT_BITS | i,
         .owner = owner,
@@ -210,11 +230,49 @@ enum afd_status afd_requests_admit(struct afd_requests *r, void *owner, uint32_t
         .rank = NONE,
         .admitted = now,
     };
-    list_append(r, &r->queue, i);
+    list_append(r, &r->admitted, i);
     r->counters.waiting++;
     r->counters.prompt_tokens += prompt_count;
     *id_out = s->request.id;
     return AFD_OK;
+}
+
+static void enqueue(struct afd_requests *r, struct list *from, uint32_t i)
+{
+    list_remove(r, from, i);
+    list_append(r, &r->queue, i);
+    r->slots[i].place = WAITING;
+}
+
+void afd_requests_begin(struct afd_requests *r, uint64_t id)
+{
+    uint32_t i = slot_of(r, id);
+    assert(i != NONE && r->slots[i].place == ADMITTED);
+    enqueue(r, &r->admitted, i);
+}
+
+enum afd_status afd_requests_restore(struct afd_requests *r, const struct afd_request *request, afd_ns now)
+{
+    uint32_t i = (uint32_t)(request->id & ((1u << SLOT_BITS) - 1));
+    if (i >= r->config.capacity || r->slots[i].place != FREE || !request->prompt_count)
+        return AFD_ERR_REQUEST;
+    list_remove(r, &r->free, i);
+    r->slots[i] = (struct slot){.place = RESTORED, .request = *request};
+    r->slots[i].request.rank = NONE;
+    r->slots[i].request.admitted = now;
+    list_append(r, &r->restored, i);
+    r->counters.waiting++;
+    r->restored_until = now + r->config.grace;
+    /* Nor must the ids of those come back that the journal has lost: ranks and clients may know them. */
+    if (r->next_serial < (request->id >> SLOT_BITS) + SERIAL_GAP)
+        r->next_serial = (request->id >> SLOT_BITS) + SERIAL_GAP;
+    return AFD_OK;
+}
+
+void afd_requests_detach(struct afd_requests *r, uint64_t id, afd_ns until)
+{
+    uint32_t i = slot_of(r, id);
+    if (i != NONE) r->slots[i].request.detached_until = until;
 }
 
 void afd_requests_cancel(struct afd_requests *r, uint64_t id)
@@ -237,7 +295,51 @@ void afd_requests_rank_up(struct afd_requests *r, uint32_t rank)
 {
     assert(rank < r->config.ranks);
     r->ranks[rank].takes = 1;
-    push_cancel(r, rank, 0, 0);
+}
+
+/* A rank may go on with a sequence that nobody else was given since, if it knows no less of it than we do.
+ * What log-probabilities a restart has lost, or of a prompt's a rank, is computed again. */
+static int is_resumable(const struct slot *s, uint32_t assignment, uint32_t generated)
+{
+    const struct afd_request *q = &s->request;
+    int is_current = s->place == RESTORED ? assignment >= q->assignment
+                                          : s->place == WAITING && assignment == q->assignment;
+    return is_current && assignment && generated >= q->generated &&
+           generated - q->generated <= q->sampling.max_tokens - q->generated &&
+           !(q->sampling.logprobs && s->place == RESTORED) && !(q->sampling.prompt_logprobs && !q->generated);
+}
+
+void afd_requests_held(struct afd_requests *r, uint32_t rank, uint64_t id, uint32_t assignment,
+                       uint32_t generated)
+{
+    uint32_t i = slot_of(r, id);
+    assert(rank < r->config.ranks);
+    if (i == NONE || !is_resumable(&r->slots[i], assignment, generated)) {
+        push_cancel(r, rank, id, assignment);
+        return;
+    }
+    struct slot *s = &r->slots[i];
+    struct rank *k = &r->ranks[rank];
+    detach(r, i);
+    s->place = RUNNING;
+    s->request.rank = rank;
+    s->request.assignment = assignment;
+    s->prompt_logprobs_seen = s->request.prompt_logprobs_taken;
+    list_append(r, &k->list, i);
+    s->resumes = 1;
+    k->resumes++;
+    r->counters.running++;
+    r->counters.resumed++;
+}
+
+static void release_restored(struct afd_requests *r)
+{
+    while (r->restored.first != NONE) enqueue(r, &r->restored, r->restored.first);
+}
+
+void afd_requests_held_all(struct afd_requests *r)
+{
+    release_restored(r);
 }
 
 void afd_requests_rank_draining(struct afd_requests *r, uint32_t rank)
@@ -251,16 +353,8 @@ void afd_requests_rank_down(struct afd_requests *r, uint32_t rank)
     assert(rank < r->config.ranks);
     struct rank *k = &r->ranks[rank];
     k->takes = 0;
-    while (k->list.last != NONE) { /* from the last: each goes to the front, so their order stays */
-        uint32_t i = k->list.last;
-        struct slot *s = &r->slots[i];
-        if (++s->losses <= AFD_REQUESTS_MAX_LOSSES) {
-            r->counters.replayed++;
-            requeue(r, i);
-        } else {
-            end(r, i, AFD_ERR_PEER, "each rank that worked on it was lost");
-        }
-    }
+    /* from the last: each goes to the front, so their order stays */
+    while (k->list.last != NONE) repeat(r, k->list.last);
 }
 
 void afd_requests_set_serving(struct afd_requests *r, int serving)
@@ -270,15 +364,19 @@ void afd_requests_set_serving(struct afd_requests *r, int serving)
 
 void afd_requests_tick(struct afd_requests *r, afd_ns now)
 {
-    if (now < r->config.patience) return;
+    if (now >= r->restored_until) release_restored(r);
     for (uint32_t i = 0; i < r->config.capacity; i++) {
         struct slot *s = &r->slots[i];
-        if ((s->place != WAITING && s->place != RUNNING) || s->request.admitted >= now - r->config.patience)
-            continue;
+        const struct afd_request *q = &s->request;
+        if (s->place != WAITING && s->place != RUNNING && s->place != RESTORED) continue;
+        int is_deserted = q->detached_until && now >= q->detached_until;
+        if (!is_deserted && now - q->admitted <= r->config.patience) continue;
+        r->counters.deserted += is_deserted != 0;
         call_off(r, s);
         end(r, i, AFD_ERR_DEADLINE,
-            s->place == WAITING ? "no attention rank could take the request in time"
-                                : "the request was not done in time");
+            is_deserted           ? "its client did not come back in time"
+            : s->place == RUNNING ? "the request was not done in time"
+                                  : "no attention rank could take the request in time");
     }
 }
 
@@ -322,8 +420,12 @@ struct afd_requests_accepted afd_requests_tokens(struct afd_requests *r, uint32_
         requeue(r, i);
         return out;
     }
-    if (t->finish == AFD_FINISH_FAILED || t->finish == AFD_FINISH_CANCELLED) {
-        end(r, i, AFD_ERR_REQUEST, t->finish == AFD_FINISH_FAILED ? t->words : "the rank gave it up");
+    if (t->finish == AFD_FINISH_CANCELLED) { /* it does not have it any more, or not all that is to be sent */
+        repeat(r, i);
+        return out;
+    }
+    if (t->finish == AFD_FINISH_FAILED) {
+        end(r, i, AFD_ERR_REQUEST, t->words);
         return out;
     }
     const char *wrong = t->position != s->request.generated ? "the rank left tokens out" : nonsense(r, s, t);
@@ -367,6 +469,23 @@ static uint32_t least_loaded(const struct afd_requests *r)
     return best;
 }
 
+static int next_resume(struct afd_requests *r, struct afd_requests_action *out)
+{
+    for (uint32_t k = 0; k < r->config.ranks; k++) {
+        struct rank *rank = &r->ranks[k];
+        if (!rank->resumes) continue;
+        uint32_t i = rank->list.first;
+        while (!r->slots[i].resumes) i = r->slots[i].next;
+        struct slot *s = &r->slots[i];
+        s->resumes = 0;
+        rank->resumes--;
+        *out = (struct afd_requests_action){
+            .kind = AFD_REQUESTS_RESUME, .id = s->request.id, .assignment = s->request.assignment, .rank = k};
+        return 1;
+    }
+    return 0;
+}
+
 int afd_requests_next(struct afd_requests *r, struct afd_requests_action *out)
 {
     if (r->cancel_count) {
@@ -387,6 +506,7 @@ int afd_requests_next(struct afd_requests *r, struct afd_requests_action *out)
         release(r, i);
         return 1;
     }
+    if (next_resume(r, out)) return 1;
     uint32_t rank = r->serving && r->queue.first != NONE ? least_loaded(r) : NONE;
     if (rank == NONE) return 0;
     uint32_t i = r->queue.first;

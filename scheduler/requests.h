@@ -6,9 +6,17 @@
  * assignment, and only at the next position, so that a stream has each token once and in order whatever ranks
  * do.
  *
- *       admit --> waiting --submit--> running --finish, failure--> ended
- *                    ^                   |
- *                    +--- rank lost -----+      (to the front of the queue, assignment + 1)
+ *       admit --begin--> waiting --submit--> running --finish, failure--> ended
+ *                         ^    ^              |    ^
+ *                         |    +- rank lost --+    |      (to the front of the queue, assignment + 1)
+ *                         |                        |
+ *       restore --> restored --a rank has it: resume
+ *
+ * An admitted request starts when it is durable: begin. A scheduler that comes back restores what its journal
+ * has; a rank that registers says which sequences it holds, and is told to go on with those that are wanted
+ * there and to drop the others. What no rank reports in time is given to one like any other.
+ *
+ * A request may be without a client for a while: it is detached, and fails when nobody attaches in time.
  *
  * Memory: a pool from the arena at creation. The caller lends `tokens`, `prompt` and the arrays of the
  * sampling parameters to a request from its admission to its end; tokens are stored there as they come. The
@@ -40,6 +48,7 @@ struct afd_requests_config {
     uint32_t rank_room; /* sequences a rank takes */
     uint32_t vocab;
     afd_ns patience;   /* a request that takes longer fails */
+    afd_ns grace;      /* how long restored requests wait to be reported by a rank that has them */
     uint64_t first_id; /* random: ids of an earlier scheduler must not come back */
 };
 
@@ -53,12 +62,15 @@ struct afd_request {
     uint32_t rank;       /* UINT32_MAX while it waits */
     uint32_t prompt_logprobs_taken;
     afd_ns admitted;
+    afd_ns detached_until; /* 0: it has a client */
 };
 
 struct afd_requests_counters {
     uint32_t waiting, running;
     uint64_t finished; /* ended in any way */
     uint64_t replayed; /* submitted again after the loss of a rank */
+    uint64_t resumed;  /* went on at a rank that registered with it */
+    uint64_t deserted; /* nobody attached in time */
     uint64_t refused;  /* queue full */
     uint64_t prompt_tokens, generated_tokens;
     uint64_t stale; /* sequences of messages that were dropped: old assignment, wrong position, unknown */
@@ -66,7 +78,8 @@ struct afd_requests_counters {
 
 enum afd_requests_action_kind {
     AFD_REQUESTS_SUBMIT, /* to `rank`: afd_requests_get(id) */
-    AFD_REQUESTS_CANCEL, /* to `rank`: (id, assignment); id 0: all that it has */
+    AFD_REQUESTS_CANCEL, /* to `rank`: (id, assignment) */
+    AFD_REQUESTS_RESUME, /* to `rank`: afd_requests_get(id) has `generated` of its tokens */
     AFD_REQUESTS_ENDED,  /* `owner`'s request ended without a token: `status`, `words` */
 };
 
@@ -101,15 +114,25 @@ struct afd_requests;
 
 struct afd_requests *afd_requests_create(struct afd_arena *arena, const struct afd_requests_config *config);
 
-/* AFD_ERR_LIMIT: the queue is full, try later. */
+/* AFD_ERR_LIMIT: the queue is full, try later. Nothing happens to it before it begins. */
 enum afd_status afd_requests_admit(struct afd_requests *requests, void *owner, uint32_t *tokens,
                                    uint32_t prompt_count, const struct afd_sampling *sampling, afd_ns now,
                                    uint64_t *id_out);
+void afd_requests_begin(struct afd_requests *requests, uint64_t id);
+/* Of a journal, before any rank is up: `request` has owner, tokens, counts, sampling and assignment.
+ * AFD_ERR_REQUEST: its id cannot be one of these. */
+enum afd_status afd_requests_restore(struct afd_requests *requests, const struct afd_request *request,
+                                     afd_ns now);
+/* Its client left, and may come back until then; 0: it is there again. Unknown ids are ignored. */
+void afd_requests_detach(struct afd_requests *requests, uint64_t id, afd_ns until);
 /* Unknown ids are ignored. An end that was not taken as an action yet is not reported any more. */
 void afd_requests_cancel(struct afd_requests *requests, uint64_t id);
 
-/* What it may still have, of an earlier scheduler or of the time before it was lost, is not wanted: it would
- * take the room of what is. */
+/* A rank has registered: each sequence that it holds. Answered by RESUME or CANCEL. */
+void afd_requests_held(struct afd_requests *requests, uint32_t rank, uint64_t id, uint32_t assignment,
+                       uint32_t generated);
+/* All ranks that there are have registered: what none of them holds is not waited for any longer. */
+void afd_requests_held_all(struct afd_requests *requests);
 void afd_requests_rank_up(struct afd_requests *requests, uint32_t rank);
 void afd_requests_rank_draining(struct afd_requests *requests, uint32_t rank); /* keeps what it has */
 void afd_requests_rank_down(struct afd_requests *requests, uint32_t rank);

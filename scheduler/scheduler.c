@@ -17,6 +17,7 @@ enum {
     EXTRA_CONNECTIONS = 256, /* beyond the streams: metrics, health, idle */
     READ_MS = 60000,
     DRAIN_POLL_MS = 20,
+    TICK_MS = 500,
     FLUSH_MS = 1000, /* for the last bytes after the last answer */
 };
 
@@ -25,7 +26,7 @@ struct afd_scheduler {
     struct afd_service *service;
     struct afd_http *http;
     struct afd_api api;
-    struct event *drain;
+    struct event *drain, *tick;
     afd_ns drain_until, flush_until;
     void (*drained)(void *user);
     void *user;
@@ -44,13 +45,17 @@ static int listen_at(const char *address, char *out, size_t bytes, struct afd_er
 static enum afd_status open_service(struct afd_scheduler *s, const char *address, struct afd_error *error_out)
 {
     struct afd_service_config config = {
-        .base = s->config.base, .topology = s->config.topology, .model = s->config.model};
+        .base = s->config.base,
+        .topology = s->config.topology,
+        .model = s->config.model,
+        .state = s->config.state,
+    };
     memcpy(config.model_hash, s->config.model_hash, sizeof config.model_hash);
     memcpy(config.secret, s->config.secret, sizeof config.secret);
     int fd = listen_at(address, s->control_address, sizeof s->control_address, error_out);
     if (fd < 0) return AFD_ERR_IO;
     s->service = afd_service_create(&config, fd, error_out);
-    return s->service ? AFD_OK : AFD_ERR_MEMORY;
+    return s->service ? AFD_OK : AFD_ERR_IO;
 }
 
 static enum afd_status open_http(struct afd_scheduler *s, const char *address, struct afd_error *error_out)
@@ -86,6 +91,12 @@ static void on_drain(evutil_socket_t fd, short what, void *user)
     s->drained(s->user);
 }
 
+static void on_tick(evutil_socket_t fd, short what, void *user)
+{
+    (void)fd, (void)what;
+    afd_api_tick(&((struct afd_scheduler *)user)->api);
+}
+
 /* A stream takes a descriptor; the soft limit is often 1,024. */
 static void raise_descriptor_limit(void)
 {
@@ -107,17 +118,22 @@ struct afd_scheduler *afd_scheduler_create(const struct afd_scheduler_config *co
     raise_descriptor_limit();
     s->config = *config;
     s->drain = event_new(config->base, -1, EV_PERSIST, on_drain, s);
+    s->tick = event_new(config->base, -1, EV_PERSIST, on_tick, s);
     if (open_service(s, config->control ? config->control : t->scheduler.control, error_out) != AFD_OK)
         goto out;
     s->api.topology = t;
     s->api.model = config->model;
     s->api.tokenizer = config->tokenizer;
     s->api.service = s->service;
-    if (!s->drain || afd_api_init(&s->api) != AFD_OK) {
+    if (!s->drain || !s->tick || afd_api_init(&s->api) != AFD_OK) {
         afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
         goto out;
     }
     if (open_http(s, config->http ? config->http : t->scheduler.http, error_out) != AFD_OK) goto out;
+    afd_api_restore(&s->api);
+    afd_service_start(s->service);
+    struct timeval each = {.tv_usec = TICK_MS * 1000};
+    event_add(s->tick, &each);
     return s;
 out:
     afd_scheduler_destroy(s);
@@ -128,9 +144,10 @@ void afd_scheduler_destroy(struct afd_scheduler *s)
 {
     if (!s) return;
     afd_http_destroy(s->http); /* ends the generations, which cancel their sequences */
-    afd_api_fini(&s->api);
+    if (s->service) afd_api_fini(&s->api);
     afd_service_destroy(s->service);
     if (s->drain) event_free(s->drain);
+    if (s->tick) event_free(s->tick);
     free(s);
 }
 

@@ -22,6 +22,7 @@ struct afd_scheduler_config {
     uint8_t model_hash[AFD_HASH_BYTES];
     uint8_t secret[AFD_SECRET_BYTES];
     const char *http, *control; /* NULL: the topology's; copied */
+    const char *state;          /* folder that has the journal; NULL: none is kept */
 };
 
 /* Both sockets listen when it returns. */

@@ -10,12 +10,15 @@
 
 #include "base/log.h"
 #include "scheduler/hosts.h"
+#include "scheduler/journal_file.h"
 #include "scheduler/loads.h"
 
 enum {
     TICK_MS = 100,
     HEARTBEAT_BYTES = 4 << 20,            /* of a kept heartbeat; the largest models need some 100 KB */
     EXTRA_LINKS = 64 + AFD_MAX_HOSTS * 2, /* beyond one a rank: hosts, those being superseded or refused */
+    SEGMENT_BYTES = 32 << 20,             /* growth of the journal until it is written anew */
+    KEEP_BYTES = 4 << 20,                 /* of it a tick */
 };
 
 /* One control connection. */
@@ -37,6 +40,10 @@ struct afd_service {
     struct afd_arena *arena;
     struct afd_cluster *cluster;
     struct afd_requests *requests;
+    struct afd_writer *writer;
+    struct afd_journal_file *journal;
+    const Afd__Tokens *message; /* whose tokens are being delivered */
+    uint64_t *serials;          /* [cluster size] of the last Tokens; 0: acknowledged */
     struct afd_hosts *hosts;
     struct afd_loads loads;
     struct evconnlistener *listener;
@@ -194,6 +201,35 @@ static void send_cancel(struct afd_service *s, const struct afd_requests_action 
     afd_channel_send(l->channel, &e);
 }
 
+static void send_resume(struct afd_service *s, const struct afd_requests_action *a)
+{
+    struct link *l = s->of_member[a->rank];
+    if (!l) return;
+    Afd__Resume resume = AFD__RESUME__INIT;
+    resume.request = a->id;
+    resume.assignment = a->assignment;
+    resume.generated = afd_requests_get(s->requests, a->id)->generated;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    e.body_case = AFD__ENVELOPE__BODY_RESUME;
+    e.resume = &resume;
+    afd_channel_send(l->channel, &e);
+}
+
+/* Once all that came is in the journal: a rank keeps what it sent until then. */
+static void acknowledge(struct afd_service *s)
+{
+    if (!afd_writer_is_whole(s->writer)) return;
+    for (uint32_t i = 0; i < afd_cluster_size(s->cluster); i++) {
+        if (!s->serials[i] || !s->of_member[i]) continue;
+        Afd__Acknowledge m = AFD__ACKNOWLEDGE__INIT;
+        Afd__Envelope e = AFD__ENVELOPE__INIT;
+        m.serial = s->serials[i];
+        e.body_case = AFD__ENVELOPE__BODY_ACKNOWLEDGE;
+        e.acknowledge = &m;
+        if (afd_channel_send(s->of_member[i]->channel, &e) == AFD_OK) s->serials[i] = 0;
+    }
+}
+
 static void send_drain(struct link *l, uint32_t ms)
 {
     Afd__Drain drain = AFD__DRAIN__INIT;
@@ -206,6 +242,39 @@ static void send_drain(struct link *l, uint32_t ms)
 
 /* ---- carrying out what the cores decide */
 
+static void deliver(struct afd_service *s, const struct afd_writer_accepted *a)
+{
+    struct afd_sequence *sequence = (struct afd_sequence *)a->sequence;
+    sequence->accepted(sequence, s->message->sequences[a->index], a->first_prompt_logprob, a->finish);
+}
+
+/* Also from within a delivery: a client's next request may follow its last answer. */
+static void work_on_journal(struct afd_service *s)
+{
+    struct afd_writer_action a;
+    while (afd_writer_next(s->writer, &a)) {
+        switch (a.kind) {
+        case AFD_WRITER_OPEN:
+            afd_writer_done(s->writer, afd_journal_file_begin(s->journal, a.segment));
+            break;
+        case AFD_WRITER_WRITE:
+            afd_writer_done(s->writer, afd_journal_file_write(s->journal, a.bytes, a.size));
+            break;
+        case AFD_WRITER_DROP:
+            afd_journal_file_drop(s->journal, a.segment);
+            break;
+        case AFD_WRITER_DELIVER:
+            deliver(s, &a.accepted);
+            break;
+        }
+    }
+}
+
+static void make_room(struct afd_service *s)
+{
+    if (!afd_writer_has_room(s->writer)) work_on_journal(s);
+}
+
 static void work_on_requests(struct afd_service *s)
 {
     struct afd_requests_action a;
@@ -214,6 +283,8 @@ static void work_on_requests(struct afd_service *s)
             send_submit(s, &a);
         } else if (a.kind == AFD_REQUESTS_CANCEL) {
             send_cancel(s, &a);
+        } else if (a.kind == AFD_REQUESTS_RESUME) {
+            send_resume(s, &a);
         } else {
             struct afd_sequence *sequence = a.owner;
             sequence->failed(sequence, a.status, a.words);
@@ -230,6 +301,16 @@ static void end_link(struct afd_service *s, const struct afd_cluster_action *a)
     link_free(l);
     afd_channel_set_user(channel, (struct afd_channel_callbacks){NULL, NULL, NULL}, NULL);
     afd_channel_refuse(channel, a->kind == AFD_CLUSTER_EVICT, "%s", a->words);
+}
+
+/* What the cluster is about to be: on the disk before it is. */
+static void journal_plan(struct afd_service *s)
+{
+    uint8_t plan[AFD_CLUSTER_PLAN_BYTES];
+    make_room(s);
+    afd_writer_cluster(s->writer, plan, afd_cluster_encode(s->cluster, plan));
+    work_on_journal(s);
+    afd_cluster_journaled(s->cluster, afd_writer_is_open(s->writer));
 }
 
 static void work_on_cluster(struct afd_service *s)
@@ -265,7 +346,7 @@ static void work_on_cluster(struct afd_service *s)
             afd_hosts_run(s->hosts);
             break;
         case AFD_CLUSTER_JOURNAL:
-            afd_cluster_journaled(s->cluster, 1);
+            journal_plan(s);
             break;
         case AFD_CLUSTER_SAY:
             afd_log(a.is_orderly ? AFD_LOG_INFO : AFD_LOG_WARN, "%s", a.words);
@@ -283,6 +364,7 @@ static void work(struct afd_service *s)
 {
     work_on_cluster(s);
     work_on_requests(s);
+    work_on_journal(s);
 }
 
 static void on_work(evutil_socket_t fd, short what, void *user)
@@ -299,10 +381,27 @@ static void on_tick(evutil_socket_t fd, short what, void *user)
     afd_cluster_tick(s->cluster, now);
     afd_loads_tick(&s->loads, s, s->cluster, s->config.model, now);
     afd_requests_tick(s->requests, now);
+    afd_writer_tick(s->writer);
     work(s);
+    acknowledge(s);
 }
 
 /* ---- messages from ranks */
+
+/* What a rank has: it goes on with what is wanted there, and drops the rest. */
+static void take_held(struct afd_service *s, const struct link *l, const Afd__Register *m)
+{
+    uint64_t connection = l->id;
+    uint32_t rank = l->member;
+    work_on_cluster(s); /* what it had before it came again is given back first */
+    if (!link_find(s, connection)) return;
+    for (size_t i = 0; i < m->n_held; i++) {
+        const Afd__Held *h = m->held[i];
+        afd_requests_held(s->requests, rank, h->request, h->assignment, h->generated);
+        work_on_requests(s);
+    }
+    if (afd_cluster_has_all(s->cluster, AFD_ROLE_ATTN)) afd_requests_held_all(s->requests);
+}
 
 static uint64_t set_of(const uint32_t *shards, size_t count)
 {
@@ -336,8 +435,10 @@ static void on_register(struct afd_service *s, struct link *l, const Afd__Regist
     l->member = afd_cluster_index(s->cluster, member->role, member->rank);
     s->of_member[l->member] = l;
     s->heartbeats[l->member].size = 0;
-    afd_log_info("%s/%u registered from %s, pid %u", afd_role_name(member->role), member->rank, member->host,
-                 member->pid);
+    s->serials[l->member] = 0;
+    afd_log_info("%s/%u registered from %s, pid %u, with %zu sequences", afd_role_name(member->role),
+                 member->rank, member->host, member->pid, m->n_held);
+    if (member->role == AFD_ROLE_ATTN) take_held(s, l, m);
 }
 
 /* At once, before anything that takes time: the rank's lease runs from when it sent the heartbeat. */
@@ -407,8 +508,12 @@ static enum afd_finish finish_of(Afd__Finish finish)
 
 static void on_tokens(struct afd_service *s, struct link *l, const Afd__Tokens *m)
 {
+    uint32_t rank = l->member;
+    s->message = m;
+    s->serials[rank] = m->serial;
     for (size_t i = 0; i < m->n_sequences; i++) {
         const Afd__SequenceTokens *t = m->sequences[i];
+        make_room(s);
         struct afd_requests_report report = {
             .id = t->request,
             .assignment = t->assignment,
@@ -421,11 +526,19 @@ static void on_tokens(struct afd_service *s, struct link *l, const Afd__Tokens *
             .words = t->words,
             .defect = check_logprobs(s, t),
         };
-        struct afd_requests_accepted a = afd_requests_tokens(s->requests, l->member, &report);
+        struct afd_requests_accepted a = afd_requests_tokens(s->requests, rank, &report);
         if (!a.request) continue;
         struct afd_sequence *sequence = a.request->owner;
-        sequence->accepted(sequence, t, a.first_prompt_logprob, a.finish);
+        sequence->written.known.assignment = a.request->assignment;
+        afd_writer_accept(s->writer,
+                          &(struct afd_writer_accepted){.sequence = &sequence->written,
+                                                        .index = (uint32_t)i,
+                                                        .generated = a.request->generated,
+                                                        .first_prompt_logprob = a.first_prompt_logprob,
+                                                        .finish = a.finish});
     }
+    work_on_journal(s);
+    s->message = NULL;
 }
 
 static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void *user)
@@ -520,6 +633,34 @@ static void on_accept_error(struct evconnlistener *listener, void *user)
 
 /* ---- the service */
 
+static enum afd_status open_journal(struct afd_service *s, struct afd_error *error)
+{
+    const struct afd_topology *t = s->config.topology;
+    struct afd_writer_config config = {.max_context =
+                                           t->max_context ? t->max_context : s->config.model->max_context,
+                                       .segment_bytes = SEGMENT_BYTES,
+                                       .keep_bytes = KEEP_BYTES};
+    struct afd_sha256 *hash = afd_sha256_create();
+    afd_sha256_update(hash, s->config.model_hash, sizeof s->config.model_hash);
+    afd_sha256_update(hash, t->hash, sizeof t->hash);
+    afd_sha256_finish(hash, config.identity);
+    s->journal = afd_journal_file_open(s->config.state, config.identity, error);
+    if (!s->journal) return AFD_ERR_IO;
+    config.first_segment = afd_journal_file_next(s->journal);
+    s->writer = afd_writer_create(s->arena, &config);
+    if (!s->writer) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    size_t bytes;
+    const uint8_t *plan = afd_journal_file_cluster(s->journal, &bytes);
+    if (!plan) return AFD_OK;
+    /* A plan that is not understood is as good as none: the topology file has the first one. */
+    struct afd_error words;
+    if (afd_cluster_restore(s->cluster, plan, bytes, afd_now(), &words))
+        afd_log_warn("journal: %s", words.text);
+    else
+        afd_writer_cluster(s->writer, plan, bytes);
+    return AFD_OK;
+}
+
 struct afd_service *afd_service_create(const struct afd_service_config *config, int fd,
                                        struct afd_error *error_out)
 {
@@ -531,8 +672,8 @@ struct afd_service *afd_service_create(const struct afd_service_config *config, 
     }
     s->config = *config;
     s->arena = afd_arena_create(0);
-    s->listener =
-        evconnlistener_new(config->base, on_accept, s, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0, fd);
+    s->listener = evconnlistener_new(config->base, on_accept, s,
+                                     LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC | LEV_OPT_DISABLED, 0, fd);
     if (!s->listener) close(fd);
     if (!s->arena || !s->listener) goto out;
     evconnlistener_set_error_cb(s->listener, on_accept_error);
@@ -546,6 +687,7 @@ struct afd_service *afd_service_create(const struct afd_service_config *config, 
         .vocab = config->model->vocab,
         .patience = AFD_SECONDS(t->scheduler.request_timeout_s),
     };
+    requests.grace = AFD_MS(t->scheduler.lease_ms);
     afd_random_bytes(&requests.first_id, sizeof requests.first_id);
     requests.first_id >>= 1; /* room to count */
     s->cluster = afd_cluster_create(s->arena, t, config->model_hash);
@@ -554,11 +696,14 @@ struct afd_service *afd_service_create(const struct afd_service_config *config, 
     if (!s->cluster || !s->requests || !s->hosts) goto out;
     s->of_member = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->of_member);
     s->heartbeats = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->heartbeats);
+    s->serials = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->serials);
     s->tick = event_new(config->base, -1, EV_PERSIST, on_tick, s);
     s->work = event_new(config->base, -1, 0, on_work, s);
-    if (!s->of_member || !s->heartbeats || !s->tick || !s->work) goto out;
-    struct timeval each = {.tv_usec = TICK_MS * 1000};
-    event_add(s->tick, &each);
+    if (!s->of_member || !s->heartbeats || !s->serials || !s->tick || !s->work) goto out;
+    if (open_journal(s, error_out)) {
+        afd_service_destroy(s);
+        return NULL;
+    }
     return s;
 out:
     afd_service_destroy(s);
@@ -578,25 +723,87 @@ void afd_service_destroy(struct afd_service *s)
     if (s->listener) evconnlistener_free(s->listener);
     if (s->tick) event_free(s->tick);
     if (s->work) event_free(s->work);
+    afd_journal_file_close(s->journal);
     for (uint32_t i = 0; s->heartbeats && i < afd_cluster_size(s->cluster); i++) free(s->heartbeats[i].bytes);
     afd_hosts_destroy(s->hosts);
     afd_arena_destroy(s->arena);
     free(s);
 }
 
-enum afd_status afd_service_submit(struct afd_service *s, struct afd_sequence *sequence)
+const struct afd_journal_entry *afd_service_journal(const struct afd_service *s, size_t *count_out)
 {
-    enum afd_status status =
-        afd_requests_admit(s->requests, sequence, sequence->tokens, sequence->prompt_count,
-                           &sequence->sampling, afd_now(), &sequence->id);
-    if (status == AFD_OK) event_active(s->work, 0, 0); /* from the loop: the caller may go on submitting */
-    return status;
+    return afd_journal_file_entries(s->journal, count_out);
 }
 
-void afd_service_cancel(struct afd_service *s, struct afd_sequence *sequence)
+enum afd_status afd_service_restore(struct afd_service *s, struct afd_sequence *sequence, afd_ns until)
 {
-    afd_requests_cancel(s->requests, sequence->id);
+    const struct afd_journal_sequence *k = &sequence->written.known;
+    struct afd_request request = {.id = k->id,
+                                  .owner = sequence,
+                                  .tokens = k->tokens,
+                                  .prompt_count = k->prompt_count,
+                                  .generated = k->generated,
+                                  .sampling = k->sampling,
+                                  .assignment = k->assignment};
+    if (!k->finish) {
+        enum afd_status status = afd_requests_restore(s->requests, &request, afd_now());
+        if (status) return status;
+        afd_requests_detach(s->requests, k->id, until);
+    }
+    afd_writer_restore(s->writer, &sequence->written);
+    return AFD_OK;
+}
+
+void afd_service_start(struct afd_service *s)
+{
+    struct timeval each = {.tv_usec = TICK_MS * 1000};
+    afd_journal_file_release(s->journal);
+    work_on_journal(s);
+    event_add(s->tick, &each);
+    evconnlistener_enable(s->listener);
+}
+
+enum afd_status afd_service_submit(struct afd_service *s, struct afd_sequence *sequence)
+{
+    struct afd_journal_sequence *k = &sequence->written.known;
+    enum afd_status status = afd_requests_admit(s->requests, sequence, k->tokens, k->prompt_count,
+                                                &k->sampling, afd_now(), &k->id);
+    if (status) return status;
+    make_room(s);
+    afd_writer_admit(s->writer, &sequence->written);
+    return AFD_OK;
+}
+
+enum afd_status afd_service_commit(struct afd_service *s)
+{
+    work_on_journal(s);
+    return afd_writer_is_open(s->writer) ? AFD_OK : AFD_ERR_IO;
+}
+
+void afd_service_begin(struct afd_service *s, struct afd_sequence *sequence)
+{
+    afd_requests_begin(s->requests, sequence->written.known.id);
+    event_active(s->work, 0, 0); /* from the loop: the caller may go on submitting */
+}
+
+void afd_service_end(struct afd_service *s, struct afd_sequence *sequence)
+{
+    if (sequence->written.known.finish) return;
+    afd_requests_cancel(s->requests, sequence->written.known.id);
+    afd_writer_end(s->writer, &sequence->written, AFD_FINISH_STOP);
     event_active(s->work, 0, 0);
+}
+
+void afd_service_forget(struct afd_service *s, struct afd_sequence *sequence)
+{
+    afd_requests_cancel(s->requests, sequence->written.known.id);
+    afd_writer_forget(s->writer, &sequence->written);
+    event_active(s->work, 0, 0);
+}
+
+void afd_service_detach(struct afd_service *s, struct afd_sequence *sequence, afd_ns until)
+{
+    afd_requests_detach(s->requests, sequence->written.known.id, until);
 }
 
 enum afd_status afd_service_scale(struct afd_service *s, uint32_t attn, uint32_t ffn, struct afd_error *error)

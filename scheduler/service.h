@@ -4,9 +4,10 @@
  * to whoever submitted a sequence. One thread (the base's); nothing blocks. What a rank says wrongly costs
  * its sequence, or its connection; never the scheduler.
  *
- * A sequence: the caller owns `struct afd_sequence` and all it points to from afd_service_submit until its
- * `done`, or until it calls afd_service_cancel. `tokens` and `done` are called from the loop, never from
- * within submit. */
+ * A sequence: the caller owns `struct afd_sequence` and all it points to from afd_service_submit, or
+ * _restore, until it calls afd_service_forget. It is submitted, perhaps with others, made durable by
+ * afd_service_commit, and begun. `accepted` and `failed` are called from the loop, never from within these;
+ * what `accepted` tells is in the journal. */
 #ifndef AFD_SCHEDULER_SERVICE_H
 #define AFD_SCHEDULER_SERVICE_H
 
@@ -15,7 +16,7 @@
 #include "model/model.h"
 #include "proto/channel.h"
 #include "scheduler/cluster.h"
-#include "scheduler/requests.h"
+#include "scheduler/journal_writer.h"
 
 struct afd_service;
 
@@ -25,13 +26,11 @@ struct afd_service_config {
     const struct afd_model *model;       /* the same */
     uint8_t model_hash[AFD_HASH_BYTES];
     uint8_t secret[AFD_SECRET_BYTES];
+    const char *state; /* folder of the journal; NULL: none is kept */
 };
 
 struct afd_sequence {
-    uint64_t id;      /* set by submit */
-    uint32_t *tokens; /* prompt, then room for sampling.max_tokens */
-    uint32_t prompt_count;
-    struct afd_sampling sampling;
+    struct afd_written written; /* first; `known` is the caller's, but its id is set by submit */
     /* What was accepted of a message; tokens and log-probabilities are checked: as many as asked for, ids
      * within the vocabulary. Those of the message's prompt log-probabilities from `first_prompt_logprob` on
      * are new. With finish STOP or LENGTH it was the last. */
@@ -40,14 +39,29 @@ struct afd_sequence {
     void (*failed)(struct afd_sequence *sequence, enum afd_status status, const char *words);
 };
 
-/* Takes over `fd`, a listening socket for ranks. */
+/* Takes over `fd`, a listening socket for ranks; reads the journal. Ranks are accepted once it starts. */
 struct afd_service *afd_service_create(const struct afd_service_config *config, int fd,
                                        struct afd_error *error_out);
-void afd_service_destroy(struct afd_service *service); /* NULL is allowed; no sequence may be left */
+void afd_service_destroy(struct afd_service *service); /* NULL is allowed */
+
+/* What the journal has: [*count_out] entries, those with id 0 or is_forgotten free. */
+const struct afd_journal_entry *afd_service_journal(const struct afd_service *service, size_t *count_out);
+/* A sequence of the journal, with all it knows; it has no client until then. AFD_ERR_REQUEST: not possible.
+ */
+enum afd_status afd_service_restore(struct afd_service *service, struct afd_sequence *sequence, afd_ns until);
+void afd_service_start(struct afd_service *service); /* what was not restored by now is forgotten */
 
 /* AFD_ERR_LIMIT: the queue is full. */
 enum afd_status afd_service_submit(struct afd_service *service, struct afd_sequence *sequence);
-void afd_service_cancel(struct afd_service *service, struct afd_sequence *sequence);
+/* AFD_ERR_IO: what was submitted could not be written, and is to be forgotten. */
+enum afd_status afd_service_commit(struct afd_service *service);
+void afd_service_begin(struct afd_service *service, struct afd_sequence *sequence);
+/* It ended by what its text says, if it runs. */
+void afd_service_end(struct afd_service *service, struct afd_sequence *sequence);
+/* Nobody wants it any more, whether it runs or has ended. */
+void afd_service_forget(struct afd_service *service, struct afd_sequence *sequence);
+/* Its client left, and may come back until then; 0: it is there again. */
+void afd_service_detach(struct afd_service *service, struct afd_sequence *sequence, afd_ns until);
 
 /* What an operator asks for: as afd_cluster_scale and its neighbours. */
 enum afd_status afd_service_scale(struct afd_service *service, uint32_t attn, uint32_t ffn,

@@ -9,7 +9,8 @@
 enum {
     FIRST_RETRY_MS = 50,
     LAST_RETRY_MS = 2000,
-    KEPT_MOST = 4096, /* messages that wait for the scheduler; then steps stop */
+    OUTBOX_STEPS = 8, /* as many as all slots bring, so often, wait for the scheduler; then steps stop */
+    MESSAGE = 256,    /* entries of the outbox in one message */
     ROOM_US = 20,     /* when a transport that had no room is looked at again */
     LATE_FLOOR_MS = 5,
     LATE_FACTOR = 2,
@@ -24,91 +25,106 @@ static struct sim_attn *attn_of(const struct sim_node *node)
 
 /* ---- tokens to the scheduler */
 
+static void add_report(struct sim_control *m, const struct afd_outbox_entry *e)
+{
+    struct sim_report *last = m->count ? &m->reports[m->count - 1] : NULL;
+    if (!e->has_token && last && last->request == e->request && !last->finish) {
+        last->finish = (int)e->finish;
+        return;
+    }
+    m->reports[m->count++] = (struct sim_report){.request = e->request,
+                                                 .assignment = e->assignment,
+                                                 .position = e->position,
+                                                 .count = e->has_token != 0,
+                                                 .token = e->token,
+                                                 .finish = (int)e->finish,
+                                                 .words = e->extra};
+}
+
 static void flush(struct sim_attn *n)
 {
-    while (n->kept_first && sim_is_connected(n->node)) {
-        struct sim_control *m = n->kept_first;
-        n->kept_first = m->next;
-        if (!m->next) n->kept_last = &n->kept_first;
-        n->kept_count--;
+    struct afd_outbox_entry entries[MESSAGE];
+    uint32_t count;
+    uint64_t serial;
+    while (sim_is_connected(n->node) && (count = afd_outbox_next(n->outbox, entries, MESSAGE, &serial))) {
+        struct sim_control *m = sim_control_make(n->w, SIM_TOKENS);
+        m->serial = serial;
+        m->reports = sim_zero(n->w, count, sizeof *m->reports);
+        m->report_room = count;
+        for (uint32_t i = 0; i < count; i++) add_report(m, &entries[i]);
         sim_control_send(n->w, n->node, m);
     }
-}
-
-static void post(struct sim_attn *n, struct sim_control *m)
-{
-    flush(n);
-    if (!n->kept_first && sim_control_send(n->w, n->node, m) == AFD_OK) return;
-    sim_count(n->w, AFD_SIM_KEPT);
-    m->next = NULL;
-    *n->kept_last = m;
-    n->kept_last = &m->next;
-    n->kept_count++;
-}
-
-static struct sim_control *make_tokens(struct sim_attn *n, uint32_t count)
-{
-    struct sim_control *m = sim_control_make(n->w, SIM_TOKENS);
-    m->count = count;
-    m->reports = sim_zero(n->w, count, sizeof *m->reports);
-    return m;
+    if (!sim_is_connected(n->node) && !afd_outbox_is_empty(n->outbox)) sim_count(n->w, AFD_SIM_KEPT);
 }
 
 static void deliver(struct sim_attn *n, const struct afd_batch_result *results, uint32_t count,
                     const uint32_t *tokens)
 {
-    uint32_t told = 0;
-    for (uint32_t i = 0; i < count; i++)
-        told += (results[i].sampled || results[i].finish != AFD_NOT_FINISHED) &&
-                results[i].finish != AFD_FINISH_CANCELLED;
-    if (!told) return;
-    struct sim_control *m = make_tokens(n, told);
-    told = 0;
     for (uint32_t i = 0; i < count; i++) {
         const struct afd_batch_result *r = &results[i];
-        if ((!r->sampled && r->finish == AFD_NOT_FINISHED) || r->finish == AFD_FINISH_CANCELLED) continue;
-        m->reports[told++] = (struct sim_report){.request = r->request,
-                                                 .assignment = r->assignment,
-                                                 .position = r->position,
-                                                 .count = r->sampled != 0,
-                                                 .token = r->sampled ? tokens[r->first_choice] : 0,
-                                                 .finish = (int)r->finish};
+        if (r->finish == AFD_FINISH_CANCELLED) continue;
+        struct afd_outbox_entry e = {
+            .request = r->request, .assignment = r->assignment, .position = r->position};
+        if (r->sampled) {
+            e.has_token = 1;
+            e.token = tokens[r->first_choice];
+            afd_outbox_add(n->outbox, &e);
+            e.position++;
+            if (!r->finish && sim_bug(n->w, AFD_SIM_BUG_DOUBLE_TOKEN, 60)) {
+                afd_outbox_add(n->outbox, &e);
+                e.position++;
+            }
+        }
+        if (!r->finish) continue;
+        e.has_token = 0;
+        e.finish = r->finish;
+        afd_outbox_add(n->outbox, &e);
     }
-    post(n, m);
-    if (!sim_bug(n->w, AFD_SIM_BUG_DOUBLE_TOKEN, 60) || results[0].finish || !results[0].sampled) return;
-    struct sim_control *again = make_tokens(n, 1);
-    again->reports[0] = m->reports[0];
-    again->reports[0].position++;
-    post(n, again);
+    flush(n);
 }
 
 /* The end of a sequence that never ran. */
 static void send_end(struct sim_attn *n, const struct sim_control *submit, enum afd_finish finish,
                      const char *words)
 {
-    struct sim_control *m = make_tokens(n, 1);
-    m->reports[0] = (struct sim_report){.request = submit->request,
-                                        .assignment = submit->assignment,
-                                        .position = submit->generated,
-                                        .finish = (int)finish,
-                                        .words = words};
-    post(n, m);
+    struct afd_outbox_entry e = {.request = submit->request,
+                                 .assignment = submit->assignment,
+                                 .position = submit->generated,
+                                 .finish = finish,
+                                 .extra = (void *)words};
+    afd_outbox_add(n->outbox, &e);
+    flush(n);
+}
+
+static void drop_extra(void *extra, void *user)
+{
+    (void)extra, (void)user; /* words that stand in the program */
+}
+
+/* A sequence that is to go on, at the scheduler's position. */
+static void resume(struct sim_attn *n, const struct sim_control *m)
+{
+    if (afd_outbox_resume(n->outbox, m->request, m->assignment, m->generated) == AFD_OK) return;
+    sim_count(n->w, AFD_SIM_FORGOTTEN);
+    afd_batch_cancel(n->batch, m->request, m->assignment);
+    if (afd_outbox_begin(n->outbox, m->request, m->assignment, m->generated)) return;
+    send_end(n, m, AFD_FINISH_CANCELLED, "");
 }
 
 static void submit(struct sim_attn *n, const struct sim_control *m)
 {
     enum afd_finish finish = AFD_NOT_FINISHED;
     struct afd_error error;
-    uint32_t stops[AFD_MAX_STOP_TOKENS];
+    uint32_t stops[SIM_STOPS];
     struct afd_sampling sampling = {.temperature = 1,
                                     .top_p = 1,
                                     .repetition_penalty = 1,
                                     .seed = m->seed,
                                     .max_tokens = m->max_tokens,
                                     .stop_tokens = stops};
-    for (uint32_t s = SIM_STOP_STRIDE; m->stops && s < n->w->model->vocab && sampling.stop_count < 8;
-         s += SIM_STOP_STRIDE)
-        stops[sampling.stop_count++] = s;
+    sampling.stop_count = sim_stops(n->w, stops);
+    if (afd_outbox_begin(n->outbox, m->request, m->assignment, m->generated))
+        sim_fail(n->w, "attn/%u: the outbox knows too many sequences", n->node->rank);
     struct afd_batch_submit one = {.request = m->request,
                                    .assignment = m->assignment,
                                    .tokens = m->tokens,
@@ -334,7 +350,7 @@ static void park(struct sim_attn *n)
 
 static void begin_steps(struct sim_attn *n)
 {
-    if (!n->batch_changed || n->kept_count >= KEPT_MOST) return;
+    if (!n->batch_changed || afd_outbox_is_full(n->outbox)) return;
     if (!afd_lease_holds(&n->lease, n->w->now) && n->w->config.bug != AFD_SIM_BUG_NO_LEASE) {
         park(n);
         return;
@@ -506,10 +522,17 @@ static void attn_told(struct sim_world *w, struct sim_node *node, struct sim_con
         submit(n, m);
         break;
     case SIM_CANCEL:
-        if (!m->request)
-            afd_batch_cancel_all(n->batch);
-        else
-            afd_batch_cancel(n->batch, m->request, m->assignment);
+        afd_outbox_cancel(n->outbox, m->request, m->assignment);
+        afd_batch_cancel(n->batch, m->request, m->assignment);
+        n->batch_changed = 1;
+        break;
+    case SIM_RESUME:
+        resume(n, m);
+        flush(n);
+        n->batch_changed = 1;
+        break;
+    case SIM_ACKNOWLEDGE:
+        afd_outbox_acknowledge(n->outbox, m->serial);
         n->batch_changed = 1;
         break;
     case SIM_DRAIN:
@@ -521,19 +544,35 @@ static void attn_told(struct sim_world *w, struct sim_node *node, struct sim_con
     }
 }
 
+static void attn_registering(struct sim_world *w, struct sim_node *node, struct sim_control *m)
+{
+    struct sim_attn *n = attn_of(node);
+    struct afd_outbox_held *held;
+    uint32_t count = afd_outbox_held(n->outbox, NULL, 0);
+    if (!count) return;
+    held = sim_zero(w, count, sizeof *held);
+    m->count = afd_outbox_held(n->outbox, held, count);
+    m->report_room = count;
+    m->reports = sim_zero(w, count, sizeof *m->reports);
+    for (uint32_t i = 0; i < count; i++)
+        m->reports[i] = (struct sim_report){
+            .request = held[i].request, .assignment = held[i].assignment, .position = held[i].generated};
+    sim_free(w, held, count * sizeof *held);
+}
+
 static void attn_connected(struct sim_world *w, struct sim_node *node)
 {
     struct sim_attn *n = attn_of(node);
     n->ready_epoch = n->settled_epoch = 0;
     afd_lease_register(&n->lease, w->now);
-    flush(n);
     n->batch_changed = 1;
     send_ready(n);
 }
 
 static void attn_disconnected(struct sim_world *w, struct sim_node *node)
 {
-    (void)w, (void)node;
+    (void)w;
+    afd_outbox_disconnected(attn_of(node)->outbox);
 }
 
 static void give_up(struct sim_attn *n)
@@ -630,13 +669,13 @@ int sim_attn_is_idle(const struct sim_node *node)
     const struct sim_attn *n = attn_of(node);
     struct afd_batch_counts counts = afd_batch_counts(n->batch);
     const struct afd_kv *kv = afd_batch_kv(n->batch);
-    return !counts.running && !counts.waiting && !n->kept_first &&
+    return !counts.running && !counts.waiting && afd_outbox_is_empty(n->outbox) &&
            afd_kv_free_count(kv) == afd_kv_block_count(kv);
 }
 
 int sim_attn_is_consistent(const struct sim_node *node)
 {
-    return afd_batch_is_consistent(attn_of(node)->batch);
+    return afd_batch_is_consistent(attn_of(node)->batch) && afd_outbox_is_consistent(attn_of(node)->outbox);
 }
 
 /* ---- create and destroy */
@@ -682,10 +721,16 @@ static void create_cores(struct sim_attn *n)
                                                            .vocab = n->w->model->vocab,
                                                            .kv_blocks = blocks,
                                                            .kv_block_tokens = n->block_tokens});
+    uint32_t rows = n->slots * t->pipeline.max_rows * 2; /* a token and an end a row */
+    n->outbox = afd_outbox_create(&(struct afd_outbox_config){.sequences = 4 * t->pipeline.max_sequences + 64,
+                                                              .entries = OUTBOX_STEPS * rows,
+                                                              .reserve = rows + 64,
+                                                              .drop = drop_extra});
     n->entries = calloc((size_t)blocks * n->block_tokens, sizeof *n->entries);
     n->ends = calloc((size_t)blocks * n->block_tokens, sizeof *n->ends);
     n->owners = calloc(blocks, sizeof *n->owners);
-    if (!n->pipeline || !n->batch || !n->entries || !n->ends || !n->owners) sim_fail(n->w, "out of memory");
+    if (!n->pipeline || !n->batch || !n->outbox || !n->entries || !n->ends || !n->owners)
+        sim_fail(n->w, "out of memory");
 }
 
 static void attn_start(struct sim_world *w, struct sim_node *node)
@@ -700,7 +745,6 @@ static void attn_start(struct sim_world *w, struct sim_node *node)
     n->instances = w->t->ffn.max_instances;
     n->tp = w->t->ffn.tp;
     n->block_tokens = w->t->attn.kv_block_tokens;
-    n->kept_last = &n->kept_first;
     n->wake_at = AFD_PIPELINE_NEVER;
     node->is_evicted = 0;
     create_slots(n, w->t->pipeline.max_rows);
@@ -714,6 +758,7 @@ static void attn_destroy(struct sim_node *node)
     struct sim_attn *n = attn_of(node);
     afd_pipeline_destroy(n->pipeline);
     afd_batch_destroy(n->batch);
+    afd_outbox_destroy(n->outbox);
     free(n->entries);
     free(n->ends);
     free(n->owners);
@@ -721,6 +766,7 @@ static void attn_destroy(struct sim_node *node)
 
 const struct sim_shell sim_attn_shell = {.start = attn_start,
                                          .destroy = attn_destroy,
+                                         .registering = attn_registering,
                                          .connected = attn_connected,
                                          .disconnected = attn_disconnected,
                                          .told = attn_told,

@@ -4,6 +4,7 @@
 
 #include "attn_node/batch.h"
 #include "attn_node/lease.h"
+#include "attn_node/outbox.h"
 #include "attn_node/pipeline.h"
 #include "attn_node/reach.h"
 #include "sim/world.h"
@@ -55,8 +56,7 @@ struct sim_attn {
     uint64_t *owners;           /* [blocks]: who wrote it last from its start */
     uint32_t block_tokens;
     afd_ns device_free;
-    struct sim_control *kept_first, **kept_last; /* tokens that wait for the scheduler */
-    uint32_t kept_count;
+    struct afd_outbox *outbox;
     uint64_t epoch, ready_epoch, settled_epoch, preempted;
     int batch_changed, drains, leaves, room_due;
     struct afd_lease lease;

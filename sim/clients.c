@@ -4,7 +4,7 @@
 
 #include "sim/world.h"
 
-enum { AGAIN_MS = 50, FINISH_STOP = 1, FINISH_LENGTH = 2, SAMPLE = 16 };
+enum { AGAIN_MS = 50, FINISH_STOP = 1, FINISH_LENGTH = 2, SAMPLE = 16, BREAKS_PERCENT = 5 };
 
 static uint32_t between(struct sim_world *w, uint32_t least, uint32_t most)
 {
@@ -45,7 +45,17 @@ static void expect(struct sim_client *c, uint32_t position, uint64_t shares)
 
 static int is_stop(const struct sim_world *w, uint32_t token)
 {
-    return w->config.stop_tokens && token && token % SIM_STOP_STRIDE == 0 && token / SIM_STOP_STRIDE <= 8;
+    return w->config.stop_tokens && token && token % SIM_STOP_STRIDE == 0 &&
+           token / SIM_STOP_STRIDE <= SIM_STOPS;
+}
+
+uint32_t sim_stops(const struct sim_world *w, uint32_t out[SIM_STOPS])
+{
+    uint32_t count = 0;
+    for (uint32_t s = SIM_STOP_STRIDE; w->config.stop_tokens && s < w->model->vocab && count < SIM_STOPS;
+         s += SIM_STOP_STRIDE)
+        out[count++] = s;
+    return count;
 }
 
 /* ---- asking */
@@ -65,19 +75,23 @@ static void make_request(struct sim_world *w, struct sim_client *c)
     c->max_tokens = between(w, w->config.output_min, w->config.output_max);
     c->generated = 0;
     c->history = 0;
-    c->leave_at = UINT32_MAX;
+    c->is_cut = c->was_unwritten = 0;
+    c->leave_at = c->break_at = UINT32_MAX;
+    if (w->config.faults && sim_chance(w, SIM_RANDOM_CLIENTS, BREAKS_PERCENT))
+        c->break_at = 1 + (uint32_t)sim_below(w, SIM_RANDOM_CLIENTS, c->max_tokens);
     if (sim_chance(w, SIM_RANDOM_CLIENTS, w->config.leave_percent))
         c->leave_at = (uint32_t)sim_below(w, SIM_RANDOM_CLIENTS, c->max_tokens);
     for (uint32_t i = 0; i < c->prompt_count; i++)
         c->prompt[i] = (uint32_t)sim_below(w, SIM_RANDOM_CLIENTS, w->model->vocab);
 }
 
-static void cancel(struct sim_world *w, struct sim_client *c)
+/* Without a connection nobody is told: the request waits for it, and in the end is given up. */
+static void leave(struct sim_world *w, struct sim_client *c)
 {
     sim_count(w, AFD_SIM_CANCELLED);
     w->result->cancelled++;
     w->live_requests--;
-    sim_sched_cancel(w, c->id);
+    if (!c->is_cut) sim_sched_cancel(w, c->id);
     ask_again(w, c, sim_interval(w, SIM_RANDOM_CLIENTS, w->config.think));
 }
 
@@ -85,8 +99,48 @@ static void on_leave(struct sim_world *w, struct sim_node *node, void *p, uint64
 {
     struct sim_client *c = p;
     (void)node;
-    if (c->id == id && sim_scheduler(w)->alive && !sim_scheduler(w)->frozen) cancel(w, c);
+    if (c->id != id) return;
+    if (c->is_cut || (sim_scheduler(w)->alive && !sim_scheduler(w)->frozen)) leave(w, c);
 }
+
+/* ---- coming back */
+
+static void give_up(struct sim_world *w, struct sim_client *c)
+{
+    w->live_requests--;
+    w->result->gave_up++;
+    ask_again(w, c, AFD_MS(AGAIN_MS));
+}
+
+static void on_attach(struct sim_world *w, struct sim_node *node, void *p, uint64_t id)
+{
+    struct sim_client *c = p;
+    (void)node;
+    if (c->id != id || !c->is_cut) return;
+    c->is_cut = 0;
+    enum afd_status status = sim_sched_attach(w, c);
+    if (status == AFD_OK) return;
+    c->is_cut = 1;
+    if (status == AFD_ERR_PEER) {
+        sim_at(w, w->now + AFD_MS(5) + sim_below(w, SIM_RANDOM_CLIENTS, AFD_MS(AGAIN_MS)), NULL, on_attach, c,
+               id);
+        return;
+    }
+    if (!sim_check_may_be_lost(w) && w->now - c->cut < AFD_MS(SIM_ATTACH_MS))
+        sim_fail(w, "client %u comes back for request %llx, which the scheduler does not know", c->index,
+                 (unsigned long long)id);
+    give_up(w, c);
+}
+
+static void cut(struct sim_world *w, struct sim_client *c)
+{
+    c->is_cut = 1;
+    c->cut = w->now;
+    sim_at(w, w->now + AFD_MS(1) + sim_below(w, SIM_RANDOM_CLIENTS, AFD_MS(AGAIN_MS)), NULL, on_attach, c,
+           c->id);
+}
+
+/* ---- asking */
 
 static void on_ask(struct sim_world *w, struct sim_node *node, void *p, uint64_t round)
 {
@@ -146,7 +200,10 @@ void sim_client_token(struct sim_world *w, struct sim_client *c, uint32_t positi
     c->generated++;
     w->result->tokens++;
     expect(c, at, all_shares(w));
-    if (c->generated == c->leave_at) cancel(w, c);
+    if (c->generated == c->leave_at)
+        leave(w, c);
+    else if (c->generated == c->break_at && sim_sched_detach(w, c->id) == AFD_OK)
+        cut(w, c);
 }
 
 void sim_client_end(struct sim_world *w, struct sim_client *c, int finish)
@@ -177,8 +234,6 @@ void sim_clients_cut(struct sim_world *w)
         struct sim_client *c = &w->clients[i];
         if (!c->id) continue;
         sim_check_cut(w, c);
-        w->live_requests--;
-        w->result->gave_up++;
-        ask_again(w, c, AFD_MS(AGAIN_MS));
+        if (!c->is_cut) cut(w, c);
     }
 }

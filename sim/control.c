@@ -5,7 +5,7 @@
 
 #include "sim/world.h"
 
-enum { FIRST_RETRY_MS = 50, LAST_RETRY_MS = 1000 };
+enum { FIRST_RETRY_MS = 20, LAST_RETRY_MS = 1000 };
 
 struct sim_control *sim_control_make(struct sim_world *w, enum sim_control_kind kind)
 {
@@ -17,7 +17,7 @@ struct sim_control *sim_control_make(struct sim_world *w, enum sim_control_kind 
 void sim_control_free(struct sim_world *w, struct sim_control *m)
 {
     if (m->tokens) sim_free(w, m->tokens, m->count * sizeof *m->tokens);
-    if (m->reports) sim_free(w, m->reports, m->count * sizeof *m->reports);
+    if (m->reports) sim_free(w, m->reports, m->report_room * sizeof *m->reports);
     if (m->peers && !--m->peers->references) {
         sim_free(w, m->peers->members, w->node_count * sizeof *m->peers->members);
         sim_free(w, m->peers->placement,
@@ -150,6 +150,7 @@ static void on_greeted(struct sim_world *w, struct sim_node *node, void *p, uint
     if (node->conn != conn) return;
     struct sim_control *m = sim_control_make(w, SIM_REGISTER);
     m->incarnation = node->incarnation;
+    if (node->shell->registering) node->shell->registering(w, node, m);
     m->shards = node->kind == SIM_FFN ? sim_ffn_loaded(node) : 0;
     conn->is_open[0] = 1;
     node->retry_ms = FIRST_RETRY_MS;

@@ -17,11 +17,13 @@ static const char *const path_names[AFD_SIM_PATH_COUNT] = {
     "scaled",        "shrunk",      "rolled-on",    "repaired",     "balanced",       "rolled-back",
     "busy-changing", "cut",         "taken-back",   "loaded-more",  "dropped",        "sent-away",
     "hedged",        "late-answer", "avoided",      "in-time",      "given-up",       "parked",
-    "went-on",       "unreachable"};
+    "went-on",       "unreachable", "restored",     "resumed",      "forgotten",      "reattached",
+    "deserted",      "journal-gone"};
 
 static const char *const bug_names[AFD_SIM_BUG_COUNT] = {
-    "none",         "skipped-expert", "double-token",  "freed-block",   "old-generation", "two-writers",
-    "lost-wake-up", "early-delivery", "stale-partial", "dropped-shard", "quarantine",     "no-lease"};
+    "none",        "skipped-expert", "double-token",   "freed-block",   "old-generation",
+    "two-writers", "lost-wake-up",   "early-delivery", "stale-partial", "dropped-shard",
+    "quarantine",  "no-lease",       "wrong-position"};
 
 const char *afd_sim_fault_name(enum afd_sim_fault fault)
 {
@@ -178,14 +180,15 @@ static int fill_disk(struct sim_world *w)
 static int tear(struct sim_world *w)
 {
     struct sim_disk *d = &w->disk;
-    if (!sim_scheduler(w)->alive || d->size < 64) return 0;
+    struct sim_file *last = d->count ? &d->segments[d->count - 1] : NULL;
+    if (!sim_scheduler(w)->alive || !last || last->size < 64) return 0;
     sim_kill(w, sim_scheduler(w));
-    size_t last = d->size < 256 ? d->size : 256, torn = 1 + draw(w, 24);
-    if (draw(w, 2) && d->room - d->size > torn) {
-        memcpy(d->bytes + d->size, d->bytes, torn); /* an admission, not all of it */
-        d->size += torn;
+    size_t end = last->size < 256 ? last->size : 256, torn = 1 + draw(w, 24);
+    if (draw(w, 2) && last->room - last->size > torn) {
+        memcpy(last->bytes + last->size, last->bytes, torn); /* a head, not all of it */
+        last->size += torn;
     } else {
-        d->bytes[d->size - 1 - draw(w, last)] ^= (uint8_t)(1u << draw(w, 8));
+        last->bytes[last->size - 1 - draw(w, end)] ^= (uint8_t)(1u << draw(w, 8));
         d->is_damaged = 1;
     }
     return 1;

@@ -1,125 +1,14 @@
-/* sched.c: the shell of the simulated scheduler: scheduler/{service,generation}.c in virtual time, and a
- * journal that is written before what it tells of is acted on. */
+/* sched.c: the shell of the simulated scheduler: the cluster and its ranks, as scheduler/service.c. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "scheduler/cluster.h"
-#include "scheduler/journal.h"
-#include "scheduler/requests.h"
-#include "sim/world.h"
+#include "sim/sched.h"
 
-enum { TICK_MS = 100, RECORD_BYTES = 1 << 18 };
-
-struct sim_delivery {
-    struct sim_client *client;
-    uint64_t id;
-    uint32_t position, token, count;
-    enum afd_finish finish;
-};
-
-struct sim_sched {
-    struct sim_world *w;
-    struct sim_node *node;
-    struct afd_arena *arena;
-    struct afd_cluster *cluster;
-    struct afd_requests *requests;
-    struct sim_conn **conns; /* open ones, in no order */
-    uint32_t conn_count, conn_room;
-    struct sim_conn **of_member; /* [cluster size] */
-    struct sim_delivery *deliveries;
-    uint32_t delivery_room;
-    uint32_t *journaled; /* [clients]: tokens of the request of each that are in the journal */
-    uint8_t *record;
-    uint64_t stale, replayed;
-};
+enum { TICK_MS = 100 };
 
 static struct sim_sched *sched_of(const struct sim_node *node)
 {
     return node->body;
-}
-
-/* ---- the journal */
-
-static const uint8_t identity[AFD_JOURNAL_IDENTITY_BYTES] = {1};
-
-/* 0 when the disk is full. */
-static int append(struct sim_sched *s, const uint8_t *record, size_t bytes)
-{
-    struct sim_disk *d = &s->w->disk;
-    if (d->is_full) return 0;
-    if (!d->size && record[8] != AFD_JOURNAL_HEAD) {
-        uint8_t head[AFD_JOURNAL_HEAD_BYTES];
-        append(s, head, afd_journal_encode_head(1, identity, head, sizeof head));
-    }
-    if (d->size + bytes > d->room) {
-        size_t room = 2 * (d->size + bytes);
-        uint8_t *more = realloc(d->bytes, room);
-        if (!more) sim_fail(s->w, "out of memory");
-        d->bytes = more;
-        d->room = room;
-    }
-    memcpy(d->bytes + d->size, record, bytes);
-    d->size += bytes;
-    sim_check_journaled(s->w, record, bytes);
-    return 1;
-}
-
-static void journal_deliveries(struct sim_sched *s, uint32_t count)
-{
-    struct afd_journal_step step;
-    afd_journal_step_begin(&step, s->record, RECORD_BYTES);
-    for (uint32_t i = 0; i < count; i++) {
-        const struct sim_delivery *d = &s->deliveries[i];
-        uint32_t *have = &s->journaled[d->client->index], position = *have;
-        if (!d->count) continue;
-        /* What a full disk left out comes first: tokens in the journal have no gap. */
-        if (position < d->position && !s->w->disk.is_full) sim_count(s->w, AFD_SIM_JOURNAL_FILLED);
-        const uint32_t *tokens = d->client->prompt + d->client->prompt_count;
-        afd_journal_step_add(&step, d->id, position, tokens + position, d->position + 1 - position);
-    }
-    size_t bytes = afd_journal_step_finish(&step);
-    if (!bytes) {
-        if (step.sequences)
-            sim_fail(s->w, "the scheduler: a record of %u sequences does not fit", step.sequences);
-        return;
-    }
-    if (!append(s, s->record, bytes)) return;
-    for (uint32_t i = 0; i < count; i++)
-        if (s->deliveries[i].count)
-            s->journaled[s->deliveries[i].client->index] = s->deliveries[i].position + 1;
-}
-
-static void journal_end(struct sim_sched *s, uint64_t id, enum afd_finish finish)
-{
-    uint8_t record[64];
-    append(s, record,
-           finish == AFD_FINISH_STOP || finish == AFD_FINISH_LENGTH
-               ? afd_journal_encode_end(id, finish, record, sizeof record)
-               : afd_journal_encode_forget(id, record, sizeof record));
-}
-
-/* What the journal says must be what clients were given, and what the model answers. */
-static void read_journal(struct sim_sched *s)
-{
-    struct sim_world *w = s->w;
-    struct sim_disk *d = &w->disk;
-    size_t capacity = 1;
-    if (!d->size) return;
-    sim_count(w, AFD_SIM_JOURNAL_READ);
-    struct afd_journal_segment segment = {d->bytes, d->size};
-    struct afd_journal_conclusion c;
-    while (capacity <= afd_journal_count(&segment, 1)) capacity *= 2;
-    struct afd_journal_entry *table = sim_zero(w, capacity, sizeof *table);
-    afd_journal_conclude(&segment, 1, identity, table, capacity, &c);
-    if (c.cut) sim_count(w, AFD_SIM_JOURNAL_CUT);
-    uint32_t *pool = sim_zero(w, c.tokens + 1, sizeof *pool);
-    afd_journal_fill(&segment, 1, table, capacity, pool);
-    for (size_t i = 0; i < capacity; i++)
-        if (table[i].id && !table[i].is_forgotten && !table[i].finish)
-            sim_check_concluded(w, table[i].id, table[i].tokens, table[i].generated, d->is_damaged);
-    sim_check_concluded_all(w, d->is_damaged);
-    d->size = 0;
-    d->is_damaged = 0;
 }
 
 /* ---- messages to ranks */
@@ -220,6 +109,30 @@ static void send_cancel(struct sim_sched *s, const struct afd_requests_action *a
     sim_control_to(s->w, conn, m);
 }
 
+static void send_resume(struct sim_sched *s, const struct afd_requests_action *a)
+{
+    struct sim_conn *conn = s->of_member[a->rank];
+    if (!conn) return;
+    struct sim_control *m = sim_control_make(s->w, SIM_RESUME);
+    m->request = a->id;
+    m->assignment = a->assignment;
+    m->generated = afd_requests_get(s->requests, a->id)->generated;
+    sim_control_to(s->w, conn, m);
+}
+
+/* Once all that came is in the journal. */
+static void acknowledge(struct sim_sched *s)
+{
+    if (!afd_writer_is_whole(s->writer)) return;
+    for (uint32_t i = 0; i < s->w->attn_count; i++) {
+        if (!s->serials[i] || !s->of_member[i]) continue;
+        struct sim_control *m = sim_control_make(s->w, SIM_ACKNOWLEDGE);
+        m->serial = s->serials[i];
+        s->serials[i] = 0;
+        sim_control_to(s->w, s->of_member[i], m);
+    }
+}
+
 /* ---- carrying out what the cores decide */
 
 static void end_conn(struct sim_sched *s, const struct afd_cluster_action *a)
@@ -263,9 +176,8 @@ static void run_processes(struct sim_sched *s)
 
 static void journal_plan(struct sim_sched *s)
 {
-    struct sim_disk *d = &s->w->disk;
-    if (!d->is_full) d->plan_bytes = afd_cluster_encode(s->cluster, d->plan);
-    afd_cluster_journaled(s->cluster, !d->is_full);
+    uint8_t plan[AFD_CLUSTER_PLAN_BYTES];
+    afd_cluster_journaled(s->cluster, sim_streams_write_plan(s, plan, afd_cluster_encode(s->cluster, plan)));
 }
 
 static void count_words(struct sim_sched *s, const char *words)
@@ -332,20 +244,38 @@ static void work(struct sim_sched *s)
     struct afd_requests_action a;
     work_on_cluster(s);
     while (afd_requests_next(s->requests, &a)) {
-        if (a.kind == AFD_REQUESTS_SUBMIT) {
+        switch (a.kind) {
+        case AFD_REQUESTS_SUBMIT:
             send_submit(s, &a);
-        } else if (a.kind == AFD_REQUESTS_CANCEL) {
+            break;
+        case AFD_REQUESTS_CANCEL:
             send_cancel(s, &a);
-        } else {
-            journal_end(s, a.id, AFD_FINISH_FAILED);
-            sim_client_failed(s->w, a.owner, a.status, a.words);
+            break;
+        case AFD_REQUESTS_RESUME:
+            send_resume(s, &a);
+            break;
+        case AFD_REQUESTS_ENDED:
+            sim_streams_failed(s, a.owner, a.status, a.words);
+            break;
         }
     }
     const struct afd_requests_counters *c = afd_requests_counters(s->requests);
-    s->w->result->paths[AFD_SIM_STALE] += c->stale - s->stale;
-    s->w->result->paths[AFD_SIM_REPLAYED] += c->replayed - s->replayed;
-    s->stale = c->stale;
-    s->replayed = c->replayed;
+    s->w->result->paths[AFD_SIM_STALE] += c->stale - s->seen.stale;
+    s->w->result->paths[AFD_SIM_REPLAYED] += c->replayed - s->seen.replayed;
+    s->w->result->paths[AFD_SIM_RESUMED] += c->resumed - s->seen.resumed;
+    s->seen = *c;
+}
+
+void sim_sched_work(struct sim_world *w, struct sim_node *node)
+{
+    (void)w;
+    work(sched_of(node));
+}
+
+static void on_work(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
+{
+    (void)p, (void)a;
+    sim_sched_work(w, node);
 }
 
 /* Loads that stay uneven for a while: which shards are asked for most is drawn from the seed, and changes. */
@@ -366,14 +296,10 @@ static void on_tick(struct sim_world *w, struct sim_node *node, void *p, uint64_
     afd_cluster_tick(s->cluster, w->now);
     measure(s);
     afd_requests_tick(s->requests, w->now);
+    sim_streams_tick(s);
+    acknowledge(s);
     work(s);
     sim_at(w, w->now + AFD_MS(TICK_MS), node, on_tick, NULL, 0);
-}
-
-static void on_work(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
-{
-    (void)w, (void)p, (void)a;
-    work(sched_of(node));
 }
 
 /* ---- messages from ranks */
@@ -414,57 +340,14 @@ static void on_register(struct sim_sched *s, struct sim_conn *conn, const struct
     if (comes_back) sim_count(s->w, AFD_SIM_CAME_BACK);
     conn->member = conn->node->index - 1;
     s->of_member[conn->member] = conn;
-}
-
-static void reserve_deliveries(struct sim_sched *s, uint32_t count)
-{
-    if (count <= s->delivery_room) return;
-    s->deliveries = sim_zero(s->w, 2 * (size_t)count, sizeof *s->deliveries);
-    s->delivery_room = 2 * count;
-}
-
-static void deliver(struct sim_sched *s, uint32_t count)
-{
-    struct sim_world *w = s->w;
-    for (uint32_t i = 0; i < count; i++) {
-        const struct sim_delivery *d = &s->deliveries[i];
-        if (d->client->id != d->id) continue; /* it left while this message was worked on */
-        if (d->count) {
-            sim_check_delivery(w, d->id, d->position + 1);
-            sim_client_token(w, d->client, d->position, d->token);
-        }
-        if (!d->finish || d->client->id != d->id) continue;
-        journal_end(s, d->id, d->finish);
-        sim_client_end(w, d->client, (int)d->finish);
-    }
-}
-
-static void on_tokens(struct sim_sched *s, struct sim_conn *conn, const struct sim_control *m)
-{
-    uint32_t count = 0;
-    reserve_deliveries(s, m->count);
+    s->serials[conn->member] = 0;
+    if (conn->node->kind != SIM_ATTN) return;
+    work_on_cluster(s); /* what it had before it came again is given back first */
     for (uint32_t i = 0; i < m->count; i++) {
-        const struct sim_report *t = &m->reports[i];
-        struct afd_requests_report report = {.id = t->request,
-                                             .assignment = t->assignment,
-                                             .position = t->position,
-                                             .count = t->count,
-                                             .tokens = &t->token,
-                                             .finish = (enum afd_finish)t->finish,
-                                             .words = t->words ? t->words : ""};
-        struct afd_requests_accepted a = afd_requests_tokens(s->requests, conn->member, &report);
-        if (!a.request) continue;
-        s->deliveries[count++] = (struct sim_delivery){.client = a.request->owner,
-                                                       .id = t->request,
-                                                       .position = t->position,
-                                                       .token = t->token,
-                                                       .count = t->count,
-                                                       .finish = a.finish};
+        const struct sim_report *h = &m->reports[i];
+        afd_requests_held(s->requests, conn->member, h->request, h->assignment, h->position);
     }
-    int is_early = sim_bug(s->w, AFD_SIM_BUG_EARLY_DELIVERY, 60);
-    if (is_early) deliver(s, count);
-    journal_deliveries(s, count);
-    if (!is_early) deliver(s, count);
+    if (afd_cluster_has_all(s->cluster, AFD_ROLE_ATTN)) afd_requests_held_all(s->requests);
 }
 
 void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_conn *conn,
@@ -484,7 +367,8 @@ void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_
         on_heartbeat(s, conn, m);
         return; /* nothing follows from it */
     case SIM_TOKENS:
-        on_tokens(s, conn, m);
+        s->serials[conn->member] = m->serial;
+        sim_streams_take(s, conn->member, m);
         break;
     case SIM_LEAVE:
         afd_cluster_leave(s->cluster, conn->id, "drained");
@@ -502,46 +386,6 @@ void sim_sched_conn_ended(struct sim_world *w, struct sim_node *node, struct sim
     drop_conn(s, conn);
     afd_cluster_closed(s->cluster, conn->id);
     work(s);
-}
-
-/* ---- clients */
-
-enum afd_status sim_sched_submit(struct sim_world *w, struct sim_client *client, uint64_t *id_out)
-{
-    struct sim_node *node = sim_scheduler(w);
-    if (!node->alive || node->frozen) return AFD_ERR_PEER;
-    struct sim_sched *s = sched_of(node);
-    struct afd_sampling sampling = {.temperature = 1,
-                                    .top_p = 1,
-                                    .repetition_penalty = 1,
-                                    .seed = client->seed,
-                                    .max_tokens = client->max_tokens};
-    enum afd_status status = afd_requests_admit(s->requests, client, client->prompt, client->prompt_count,
-                                                &sampling, w->now, id_out);
-    if (status) return status;
-    const struct afd_request *q = afd_requests_get(s->requests, *id_out);
-    struct afd_journal_sequence known = {
-        .id = q->id, .tokens = q->tokens, .prompt_count = q->prompt_count, .sampling = q->sampling};
-    size_t bytes = afd_journal_encode_sequence(AFD_JOURNAL_ADMIT, &known, s->record, RECORD_BYTES);
-    if (!bytes) sim_fail(w, "the scheduler: an admission does not fit");
-    w->submits = client;
-    if (!append(s, s->record, bytes)) {
-        afd_requests_cancel(s->requests, *id_out);
-        sim_count(w, AFD_SIM_TURNED_AWAY);
-        return AFD_ERR_LIMIT;
-    }
-    s->journaled[client->index] = 0;
-    sim_at(w, w->now, node, on_work, NULL, 0);
-    return AFD_OK;
-}
-
-void sim_sched_cancel(struct sim_world *w, uint64_t id)
-{
-    struct sim_node *node = sim_scheduler(w);
-    struct sim_sched *s = sched_of(node);
-    afd_requests_cancel(s->requests, id);
-    journal_end(s, id, AFD_FINISH_CANCELLED);
-    sim_at(w, w->now, node, on_work, NULL, 0);
 }
 
 int sim_sched_is_idle(const struct sim_node *node)
@@ -630,18 +474,14 @@ static void sched_start(struct sim_world *w, struct sim_node *node)
                                            .rank_room = t->pipeline.max_sequences,
                                            .vocab = w->model->vocab,
                                            .patience = AFD_SECONDS(t->scheduler.request_timeout_s),
+                                           .grace = AFD_MS(t->scheduler.lease_ms),
                                            .first_id = sim_draw(w, SIM_RANDOM_PROCESSES) >> 1};
     s->cluster = afd_cluster_create(s->arena, t, model_hash);
     s->requests = afd_requests_create(s->arena, &requests);
     if (!s->cluster || !s->requests) sim_fail(w, "out of memory");
-    struct afd_error error;
-    if (w->disk.plan_bytes &&
-        afd_cluster_restore(s->cluster, w->disk.plan, w->disk.plan_bytes, w->now, &error))
-        sim_fail(w, "the scheduler does not understand its own plan: %s", error.text);
     s->of_member = sim_zero(w, afd_cluster_size(s->cluster), sizeof *s->of_member);
-    s->journaled = sim_zero(w, w->config.clients, sizeof *s->journaled);
-    s->record = sim_alloc(w, RECORD_BYTES);
-    read_journal(s);
+    s->serials = sim_zero(w, afd_cluster_size(s->cluster), sizeof *s->serials);
+    sim_streams_open(s);
     on_tick(w, node, NULL, 0);
 }
 

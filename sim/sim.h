@@ -83,6 +83,12 @@ enum afd_sim_path {
     AFD_SIM_PARKED,         /* an attention rank had work and no lease */
     AFD_SIM_WENT_ON,        /* .. until the scheduler was heard again */
     AFD_SIM_UNREACHABLE,    /* an attention rank told whom it cannot reach */
+    AFD_SIM_RESTORED,       /* a restarted scheduler took a request up again */
+    AFD_SIM_RESUMED,        /* a rank that registered went on with a sequence it held */
+    AFD_SIM_FORGOTTEN,      /* .. or did not have all that was to be sent again */
+    AFD_SIM_REATTACHED,     /* a client came back for the rest of its stream */
+    AFD_SIM_DESERTED,       /* .. or did not */
+    AFD_SIM_JOURNAL_GONE,   /* a segment that nothing needed any more */
     AFD_SIM_PATH_COUNT
 };
 
@@ -99,6 +105,7 @@ enum afd_sim_bug {
     AFD_SIM_BUG_DROPPED_SHARD,  /* a shard is dropped while messages ask for it */
     AFD_SIM_BUG_QUARANTINE,     /* what a late instance may still read and write is used again */
     AFD_SIM_BUG_NO_LEASE,       /* a rank goes on without one */
+    AFD_SIM_BUG_WRONG_POSITION, /* a client that comes back is given its stream from a token too late on */
     AFD_SIM_BUG_COUNT
 };
 

@@ -655,7 +655,7 @@ static void destroy(struct sim_world *w)
         if (w->nodes[i].body) w->nodes[i].shell->destroy(&w->nodes[i]);
     afd_supervisor_destroy(w->supervisor);
     free(w->heap);
-    free(w->disk.bytes);
+    for (uint32_t i = 0; i < w->disk.count; i++) free(w->disk.segments[i].bytes);
     while (w->chunks) {
         struct sim_chunk *chunk = w->chunks;
         w->chunks = chunk->next;

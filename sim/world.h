@@ -22,7 +22,13 @@
 #include "sim/token.h"
 #include "transport/peer.h"
 
-enum { SIM_TRACE = 48, SIM_SIZES = 18 };
+enum {
+    SIM_TRACE = 48,
+    SIM_SIZES = 18,
+    SIM_SEGMENTS = 64, /* of the journal */
+    SIM_STOPS = 8,
+    SIM_ATTACH_MS = 500, /* how long a request waits for a client that left, or an ended one is kept */
+};
 
 enum sim_stream {
     SIM_RANDOM_CLIENTS,
@@ -59,6 +65,7 @@ enum sim_kind { SIM_SCHEDULER, SIM_ATTN, SIM_FFN, SIM_KINDS };
 struct sim_shell {
     void (*start)(struct sim_world *w, struct sim_node *node);
     void (*destroy)(struct sim_node *node); /* frees what cores allocated */
+    void (*registering)(struct sim_world *w, struct sim_node *node, struct sim_control *registration);
     void (*connected)(struct sim_world *w, struct sim_node *node);
     void (*disconnected)(struct sim_world *w, struct sim_node *node);
     void (*told)(struct sim_world *w, struct sim_node *node, struct sim_control *message);
@@ -112,12 +119,16 @@ struct sim_trace_line {
     uint64_t values[5];
 };
 
-struct sim_disk {
+struct sim_file { /* a file of the journal */
+    uint64_t number;
     uint8_t *bytes;
     size_t size, room;
+};
+
+struct sim_disk {
+    struct sim_file segments[SIM_SEGMENTS];
+    uint32_t count;
     int is_full, is_damaged;
-    uint8_t plan[AFD_CLUSTER_PLAN_BYTES]; /* the last one of the cluster */
-    size_t plan_bytes;
 };
 
 struct sim_heap_entry {
@@ -160,7 +171,7 @@ struct sim_world {
     uint64_t bug_count;
 
     struct sim_disk disk;
-    struct sim_client *clients, *submits; /* submits: who is being admitted */
+    struct sim_client *clients;
     uint32_t live_requests;
     afd_ns gap_sum; /* between tokens, added up */
     uint64_t gap_count, half_tokens;
@@ -319,11 +330,13 @@ enum sim_control_kind {
     SIM_PEERS,
     SIM_SUBMIT,
     SIM_CANCEL,
+    SIM_RESUME,
+    SIM_ACKNOWLEDGE,
     SIM_DRAIN,
     SIM_ALIVE
 };
 
-struct sim_report { /* of one sequence, in TOKENS */
+struct sim_report { /* of one sequence, in TOKENS; in REGISTER one that is held, with `position` tokens */
     uint64_t request;
     uint32_t assignment, position, count, token;
     int finish; /* as afd.proto's */
@@ -345,14 +358,15 @@ struct sim_control {
     struct sim_control *next;
     enum sim_control_kind kind;
     uint64_t request, epoch, incarnation, shards;
-    uint64_t serial;      /* HEARTBEAT and ALIVE; 0: none */
+    uint64_t serial;      /* HEARTBEAT and ALIVE, TOKENS and ACKNOWLEDGE; 0: none */
     uint64_t unreachable; /* HEARTBEAT: FFN instances whose rank of this rail cannot be reached */
     uint32_t assignment, count, generated;
     uint64_t seed;
     uint32_t max_tokens, prompt_count;
     int stops, is_orderly, settled;
     uint32_t *tokens;           /* SUBMIT: [count] */
-    struct sim_report *reports; /* TOKENS: [count] */
+    struct sim_report *reports; /* TOKENS, REGISTER: [count] of [report_room] */
+    uint32_t report_room;
     struct sim_peers *peers;
 };
 
@@ -394,6 +408,12 @@ void sim_sched_conn_told(struct sim_world *w, struct sim_node *node, struct sim_
 void sim_sched_conn_ended(struct sim_world *w, struct sim_node *node, struct sim_conn *conn);
 enum afd_status sim_sched_submit(struct sim_world *w, struct sim_client *client, uint64_t *id_out);
 void sim_sched_cancel(struct sim_world *w, uint64_t id);
+/* The client's connection breaks; it comes back for what it does not have yet. AFD_ERR_PEER: the scheduler
+ * cannot be reached; AFD_ERR_REQUEST: it does not know the request. */
+enum afd_status sim_sched_detach(struct sim_world *w, uint64_t id);
+enum afd_status sim_sched_attach(struct sim_world *w, struct sim_client *client);
+void sim_sched_work(struct sim_world *w, struct sim_node *node);
+uint32_t sim_stops(const struct sim_world *w, uint32_t out[SIM_STOPS]); /* the tokens that end a sequence */
 int sim_sched_is_idle(const struct sim_node *node); /* nothing runs, and no change is under way */
 /* An operator's; 0: refused. */
 int sim_sched_scale(struct sim_world *w, uint32_t attn, uint32_t ffn);
@@ -421,8 +441,10 @@ struct sim_client {
     uint64_t *chain; /* expected A(p) */
     uint64_t history;
     uint32_t leave_at; /* it leaves after so many tokens; UINT32_MAX: never */
-    uint32_t attempts;
-    afd_ns asked, last_token;
+    uint32_t break_at; /* its connection breaks then */
+    int is_cut;        /* it has no connection */
+    int was_unwritten; /* it was given tokens while nothing could be written */
+    afd_ns asked, last_token, cut;
     uint64_t round;
 };
 
@@ -445,8 +467,10 @@ void sim_check_step(struct sim_world *w, struct sim_node *node); /* after each e
 void sim_check_end(struct sim_world *w);                         /* when all must be over */
 /* The disk has taken a record. */
 void sim_check_journaled(struct sim_world *w, const uint8_t *record, size_t bytes);
-/* Tokens up to `count` of a request are about to be delivered. */
-void sim_check_delivery(struct sim_world *w, uint64_t request, uint32_t count);
+/* Tokens up to `count` of a request are about to be delivered; is_open: what comes is written. */
+void sim_check_delivery(struct sim_world *w, uint64_t request, uint32_t count, int is_open);
+void sim_check_reading(struct sim_world *w);          /* a scheduler begins with what the disk has */
+int sim_check_may_be_lost(const struct sim_world *w); /* 1: a part of the disk was lost */
 void sim_check_cut(struct sim_world *w, const struct sim_client *client); /* the scheduler died under it */
 /* The scheduler has read its journal: a request that was running; then: that was all. Damaged: the end of it
  * was not whole. */

@@ -188,7 +188,34 @@ static void test_tokens_wait_for_the_scheduler(void **state)
     event_add(w->accept_event, NULL);
     world_run_until(w, &w->finished, 1);
     assert_int_equal(w->registrations, 2);
+    assert_int_equal(w->resumes, 1);
     world_check(w, 0);
+    assert_int_equal(world_close(w), 0);
+}
+
+/* A scheduler that comes back knows less than it was told: what it does not have is sent again, with the
+ * log-probabilities, also of a sequence that has ended meanwhile. */
+static void test_tokens_are_sent_again(void **state)
+{
+    (void)state;
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    struct world *w = world_open(&tiny, PIPELINE("broadcast") ATTN("1MiB"), 1, 1, 1);
+    w->forgets = 1;
+    submit(w, 60, 9, 12);
+    submit(w, 61, 9, 100);
+    world_run_until(w, &w->finished, 1);
+    world_run_until(w, &w->requests[1].generated, 20);
+    w->requests[0].generated = 4;
+    w->requests[0].finish = AFD__FINISH__NOT_FINISHED;
+    w->requests[1].generated = 0;
+    w->finished = 0;
+    afd_channel_close(w->channel);
+    w->channel = NULL;
+    world_run_until(w, &w->finished, 2);
+    assert_int_equal(w->registrations, 2);
+    assert_int_equal(w->resumes, 2);
+    world_check(w, 0);
+    world_check(w, 1);
     assert_int_equal(world_close(w), 0);
 }
 
@@ -218,6 +245,7 @@ int main(void)
         cmocka_unit_test(test_a_stopped_ffn_rank_changes_no_token),
         cmocka_unit_test(test_no_step_begins_without_a_lease),
         cmocka_unit_test(test_tokens_wait_for_the_scheduler),
+        cmocka_unit_test(test_tokens_are_sent_again),
         cmocka_unit_test(test_a_cancelled_request_is_silent),
     };
     afd_log_init("test", AFD_LOG_INFO);

@@ -208,6 +208,35 @@ static void send_alive(struct world *w, uint64_t serial)
     afd_channel_send(w->channel, &e);
 }
 
+/* What the rank holds goes on where this side is. */
+static void send_resumes(struct world *w, const Afd__Register *m)
+{
+    for (size_t i = 0; i < m->n_held; i++) {
+        const Afd__Held *h = m->held[i];
+        if (h->request >= w->request_count || h->generated < w->requests[h->request].generated)
+            die("scheduler", "the rank holds what it was not given, or less than it has said");
+        Afd__Resume resume = AFD__RESUME__INIT;
+        Afd__Envelope e = AFD__ENVELOPE__INIT;
+        resume.request = h->request;
+        resume.assignment = h->assignment;
+        resume.generated = w->requests[h->request].generated;
+        e.body_case = AFD__ENVELOPE__BODY_RESUME;
+        e.resume = &resume;
+        afd_channel_send(w->channel, &e);
+        w->resumes++;
+    }
+}
+
+static void send_acknowledge(struct world *w, uint64_t serial)
+{
+    Afd__Acknowledge acknowledge = AFD__ACKNOWLEDGE__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    acknowledge.serial = serial;
+    e.body_case = AFD__ENVELOPE__BODY_ACKNOWLEDGE;
+    e.acknowledge = &acknowledge;
+    afd_channel_send(w->channel, &e);
+}
+
 static void take_tokens(struct world *w, const Afd__SequenceTokens *s)
 {
     if (s->request >= w->request_count) die("scheduler", "tokens of an unknown request");
@@ -257,6 +286,7 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *e, void
             die("scheduler", "another incarnation");
         w->incarnation = e->register_->incarnation;
         w->registrations++;
+        send_resumes(w, e->register_);
         send_peers(w);
         break;
     case AFD__ENVELOPE__BODY_READY:
@@ -271,6 +301,7 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *e, void
         break;
     case AFD__ENVELOPE__BODY_TOKENS:
         for (size_t i = 0; i < e->tokens->n_sequences; i++) take_tokens(w, e->tokens->sequences[i]);
+        if (!w->forgets) send_acknowledge(w, e->tokens->serial);
         break;
     default:
         die("scheduler", "a message that no rank sends");

@@ -54,6 +54,8 @@ struct world {
     int is_silent;     /* heartbeats get no Alive */
     struct afd_channel *channel;
     uint32_t registrations, readies, heartbeats, leaves;
+    uint32_t resumes; /* sequences that the node held when it registered */
+    int forgets;      /* nothing is acknowledged, and the last message before a connection ends is unknown */
     /* of the last heartbeat */
     uint64_t rows, steps, expert_rows, answers, messages, hedges, late_answers;
     uint32_t running, waiting, kv_blocks_used, expert_layers;

@@ -113,6 +113,7 @@ static struct afd_topology cluster(enum afd_device_type device, const char *core
 {
     struct afd_topology t = {0};
     t.attn.instances = t.ffn.instances = 1;
+    t.attn.max_instances = t.ffn.max_instances = 1;
     t.attn.ranks_per_instance = 5;
     t.ffn.ranks_per_instance = 4;
     t.attn.threads = t.ffn.threads = 1;

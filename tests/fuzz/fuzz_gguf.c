@@ -110,7 +110,8 @@ uint8_t *afd_fuzz_good_input(size_t *bytes_out)
     put(&w, 9, 4);
     put(&w, 6, 4);
     put(&w, 3, 8);
-    put(&w, 0, 12);
+    put(&w, 0, 8);
+    put(&w, 0, 4);
     put_text(&w, "output_norm.weight");
     put(&w, 1, 4);
     put(&w, 32, 8);

@@ -13,6 +13,8 @@
 
 enum { VOCAB = 1000 };
 
+#define GRACE AFD_SECONDS(2)
+
 static struct afd_requests *make(struct afd_arena **arena, uint32_t ranks, uint32_t room, uint32_t queue)
 {
     struct afd_requests_config config = {
@@ -22,6 +24,7 @@ static struct afd_requests *make(struct afd_arena **arena, uint32_t ranks, uint3
         .rank_room = room,
         .vocab = VOCAB,
         .patience = AFD_SECONDS(10),
+        .grace = GRACE,
         .first_id = 0x123456789abcdefu,
     };
     *arena = afd_arena_create(0);
@@ -44,13 +47,18 @@ static struct afd_requests_action next_is(struct afd_requests *r, enum afd_reque
     return a;
 }
 
-/* A rank comes up: first of all it drops what it may still have. */
 static void rank_up(struct afd_requests *r, uint32_t rank)
 {
     afd_requests_rank_up(r, rank);
-    struct afd_requests_action a = next_is(r, AFD_REQUESTS_CANCEL);
-    assert_int_equal(a.rank, rank);
-    assert_int_equal(a.id, 0);
+}
+
+/* Admitted, and durable at once. */
+static enum afd_status admit(struct afd_requests *r, void *owner, uint32_t *tokens, uint32_t prompt_count,
+                             const struct afd_sampling *s, afd_ns now, uint64_t *id_out)
+{
+    enum afd_status status = afd_requests_admit(r, owner, tokens, prompt_count, s, now, id_out);
+    if (status == AFD_OK) afd_requests_begin(r, *id_out);
+    return status;
 }
 
 static void nothing_to_do(struct afd_requests *r)
@@ -83,8 +91,7 @@ static void test_goes_to_the_least_loaded(void **state)
     uint64_t ids[8];
     rank_up(r, 0);
     rank_up(r, 2);
-    for (int i = 0; i < 5; i++)
-        assert_int_equal(afd_requests_admit(r, NULL, tokens[i], 1, &s, 0, &ids[i]), AFD_OK);
+    for (int i = 0; i < 5; i++) assert_int_equal(admit(r, NULL, tokens[i], 1, &s, 0, &ids[i]), AFD_OK);
     const uint32_t expected[4] = {0, 2, 0, 2};
     for (int i = 0; i < 4; i++) {
         struct afd_requests_action a = next_is(r, AFD_REQUESTS_SUBMIT);
@@ -108,14 +115,14 @@ static void test_queue_is_bounded(void **state)
     uint32_t tokens[8] = {1};
     uint64_t id;
     rank_up(r, 0);
-    for (int i = 0; i < 5; i++) assert_int_equal(afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id), AFD_OK);
-    assert_int_equal(afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id), AFD_ERR_LIMIT);
+    for (int i = 0; i < 5; i++) assert_int_equal(admit(r, NULL, tokens, 1, &s, 0, &id), AFD_OK);
+    assert_int_equal(admit(r, NULL, tokens, 1, &s, 0, &id), AFD_ERR_LIMIT);
     next_is(r, AFD_REQUESTS_SUBMIT);
     next_is(r, AFD_REQUESTS_SUBMIT);
-    assert_int_equal(afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id), AFD_ERR_LIMIT);
+    assert_int_equal(admit(r, NULL, tokens, 1, &s, 0, &id), AFD_ERR_LIMIT);
     assert_int_equal(afd_requests_counters(r)->refused, 2);
     afd_requests_cancel(r, id);
-    assert_int_equal(afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id), AFD_OK);
+    assert_int_equal(admit(r, NULL, tokens, 1, &s, 0, &id), AFD_OK);
     afd_arena_destroy(arena);
 }
 
@@ -129,7 +136,7 @@ static void test_only_the_next_token_of_the_assignment(void **state)
     uint64_t id;
     rank_up(r, 0);
     rank_up(r, 1);
-    assert_int_equal(afd_requests_admit(r, tokens, tokens, 2, &s, 0, &id), AFD_OK);
+    assert_int_equal(admit(r, tokens, tokens, 2, &s, 0, &id), AFD_OK);
     next_is(r, AFD_REQUESTS_SUBMIT);
     const struct afd_request *q = say(r, 0, id, 1, 0, 7, AFD_UNFINISHED).request;
     assert_non_null(q);
@@ -163,7 +170,7 @@ static void test_nonsense_ends_the_request_alone(void **state)
     uint64_t id[3];
     rank_up(r, 0);
     for (int i = 0; i < 3; i++) {
-        afd_requests_admit(r, NULL, tokens[i], 1, &s, 0, &id[i]);
+        admit(r, NULL, tokens[i], 1, &s, 0, &id[i]);
         next_is(r, AFD_REQUESTS_SUBMIT);
     }
     struct afd_requests_report many = {.id = id[0], .assignment = 1, .count = 2, .tokens = two, .words = ""};
@@ -187,7 +194,7 @@ static void test_failed_and_draining(void **state)
     uint64_t id;
     rank_up(r, 0);
     rank_up(r, 1);
-    afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id);
+    admit(r, NULL, tokens, 1, &s, 0, &id);
     next_is(r, AFD_REQUESTS_SUBMIT);
     struct afd_requests_report report = {
         .id = id, .assignment = 1, .finish = AFD_FINISH_FAILED, .words = "draining"};
@@ -215,14 +222,14 @@ static void test_waits_while_not_serving_then_deadline(void **state)
     uint64_t id, second;
     rank_up(r, 0);
     afd_requests_set_serving(r, 0);
-    afd_requests_admit(r, NULL, tokens, 1, &s, AFD_SECONDS(1), &id);
+    admit(r, NULL, tokens, 1, &s, AFD_SECONDS(1), &id);
     nothing_to_do(r);
     afd_requests_tick(r, AFD_SECONDS(11));
     nothing_to_do(r);
     afd_requests_tick(r, AFD_SECONDS(11) + 1);
     assert_int_equal(next_is(r, AFD_REQUESTS_ENDED).status, AFD_ERR_DEADLINE);
     afd_requests_set_serving(r, 1);
-    afd_requests_admit(r, NULL, tokens, 1, &s, AFD_SECONDS(20), &second);
+    admit(r, NULL, tokens, 1, &s, AFD_SECONDS(20), &second);
     next_is(r, AFD_REQUESTS_SUBMIT);
     afd_requests_tick(r, AFD_SECONDS(31));
     assert_true(next_is(r, AFD_REQUESTS_CANCEL).id == second);
@@ -238,13 +245,13 @@ static void test_cancel_of_an_end_not_yet_told(void **state)
     struct afd_sampling s = sampling(4);
     uint32_t tokens[8] = {1};
     uint64_t id[2];
-    for (int i = 0; i < 2; i++) afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id[i]);
+    for (int i = 0; i < 2; i++) admit(r, NULL, tokens, 1, &s, 0, &id[i]);
     afd_requests_tick(r, AFD_SECONDS(60));
     assert_true(next_is(r, AFD_REQUESTS_ENDED).id == id[0]);
     afd_requests_cancel(r, id[1]); /* its owner is gone: telling him would be a use after free */
     nothing_to_do(r);
     afd_requests_cancel(r, id[1]);
-    afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id[0]);
+    admit(r, NULL, tokens, 1, &s, 0, &id[0]);
     assert_int_equal(afd_requests_counters(r)->waiting, 1);
     afd_arena_destroy(arena);
 }
@@ -261,7 +268,7 @@ static void test_prompt_logprobs_once(void **state)
     uint64_t id;
     rank_up(r, 0);
     rank_up(r, 1);
-    afd_requests_admit(r, NULL, tokens, 5, &s, 0, &id);
+    admit(r, NULL, tokens, 5, &s, 0, &id);
     next_is(r, AFD_REQUESTS_SUBMIT);
     struct afd_requests_report report = {.id = id, .assignment = 1, .prompt_logprobs = 3, .words = ""};
     struct afd_requests_accepted a = afd_requests_tokens(r, 0, &report);
@@ -288,13 +295,119 @@ static void test_poison_is_not_replayed_for_ever(void **state)
     struct afd_sampling s = sampling(4);
     uint32_t tokens[8] = {1};
     uint64_t id;
-    afd_requests_admit(r, NULL, tokens, 1, &s, 0, &id);
+    admit(r, NULL, tokens, 1, &s, 0, &id);
     for (int i = 0; i <= AFD_REQUESTS_MAX_LOSSES; i++) {
         rank_up(r, 0);
         assert_int_equal(next_is(r, AFD_REQUESTS_SUBMIT).assignment, i + 1);
         afd_requests_rank_down(r, 0);
     }
     assert_int_equal(next_is(r, AFD_REQUESTS_ENDED).status, AFD_ERR_PEER);
+    nothing_to_do(r);
+    afd_arena_destroy(arena);
+}
+
+/* What a scheduler that comes back restores: adopted from the rank that has it, dropped where it is stale,
+ * given to a rank when nobody reports it; and an id of its own for what comes new. */
+static void test_restored(void **state)
+{
+    (void)state;
+    struct afd_arena *arena;
+    struct afd_requests *r = make(&arena, 2, 4, 10);
+    uint32_t tokens[4][16] = {{1, 7, 8}, {1, 7, 8}, {1, 7, 8}, {1, 7, 8}};
+    const uint64_t serial = (uint64_t)0x7fffffff << 20;
+    for (uint32_t i = 0; i < 4; i++) {
+        struct afd_request q = {.id = serial + i,
+                                .tokens = tokens[i],
+                                .prompt_count = 1,
+                                .generated = 2,
+                                .sampling = sampling(6),
+                                .assignment = 2};
+        if (i == 3) q.sampling.logprobs = 1, q.generated = 0;
+        assert_int_equal(afd_requests_restore(r, &q, AFD_SECONDS(5)), AFD_OK);
+        assert_int_equal(afd_requests_restore(r, &q, AFD_SECONDS(5)), AFD_ERR_REQUEST);
+    }
+    afd_requests_held(r, 0, serial, 3, 4);      /* knows more: goes on */
+    afd_requests_held(r, 0, serial + 1, 2, 1);  /* knows less than the journal */
+    afd_requests_held(r, 0, serial + 2, 1, 9);  /* an older assignment */
+    afd_requests_held(r, 0, serial + 3, 2, 4);  /* its log-probabilities are gone */
+    afd_requests_held(r, 0, serial + 77, 1, 1); /* unknown */
+    afd_requests_rank_up(r, 0);
+    for (uint32_t i = 0; i < 4; i++)
+        assert_true(next_is(r, AFD_REQUESTS_CANCEL).id == serial + (i < 3 ? 1 + i : 77));
+    struct afd_requests_action a = next_is(r, AFD_REQUESTS_RESUME);
+    assert_true(a.id == serial && a.assignment == 3 && a.rank == 0);
+    nothing_to_do(r);                      /* the others wait for the second rank */
+    afd_requests_held(r, 1, serial, 4, 6); /* it runs already */
+    next_is(r, AFD_REQUESTS_CANCEL);
+    afd_requests_held(r, 1, serial + 1, 2, 2);
+    assert_int_equal(next_is(r, AFD_REQUESTS_RESUME).rank, 1);
+    assert_int_equal(say(r, 1, serial + 1, 2, 2, 5, AFD_UNFINISHED).request->generated, 3);
+    /* it has not all that is to be sent again: another does it */
+    struct afd_requests_report gone = {
+        .id = serial, .assignment = 3, .finish = AFD_FINISH_CANCELLED, .words = ""};
+    assert_null(afd_requests_tokens(r, 0, &gone).request);
+    a = next_is(r, AFD_REQUESTS_SUBMIT);
+    assert_true(a.id == serial && a.assignment == 4);
+    afd_requests_held_all(r); /* all have reported */
+    assert_true(next_is(r, AFD_REQUESTS_SUBMIT).id == serial + 2);
+    a = next_is(r, AFD_REQUESTS_SUBMIT);
+    assert_true(a.id == serial + 3 && a.assignment == 3);
+    struct afd_sampling s = sampling(4);
+    uint64_t id;
+    admit(r, NULL, tokens[0], 1, &s, 0, &id);
+    assert_true(id >> 20 > serial >> 20);
+    afd_arena_destroy(arena);
+}
+
+/* A rank that stays away is not waited for longer than the grace; nor is a client longer than it asked for.
+ */
+static void test_patience_for_ranks_and_clients(void **state)
+{
+    (void)state;
+    struct afd_arena *arena;
+    struct afd_requests *r = make(&arena, 2, 4, 10);
+    uint32_t tokens[8] = {1, 7};
+    struct afd_request q = {
+        .id = 1 << 20, .tokens = tokens, .prompt_count = 1, .generated = 1, .sampling = sampling(6)};
+    assert_int_equal(afd_requests_restore(r, &q, AFD_SECONDS(5)), AFD_OK);
+    afd_requests_detach(r, q.id, AFD_SECONDS(12));
+    rank_up(r, 0);
+    afd_requests_tick(r, AFD_SECONDS(5) + GRACE - 1);
+    nothing_to_do(r);
+    afd_requests_tick(r, AFD_SECONDS(5) + GRACE);
+    next_is(r, AFD_REQUESTS_SUBMIT);
+    afd_requests_tick(r, AFD_SECONDS(12) - 1);
+    nothing_to_do(r);
+    afd_requests_tick(r, AFD_SECONDS(12));
+    next_is(r, AFD_REQUESTS_CANCEL);
+    assert_int_equal(next_is(r, AFD_REQUESTS_ENDED).status, AFD_ERR_DEADLINE);
+    assert_int_equal(afd_requests_counters(r)->deserted, 1);
+    uint64_t id;
+    admit(r, NULL, tokens, 1, &q.sampling, AFD_SECONDS(12), &id);
+    next_is(r, AFD_REQUESTS_SUBMIT);
+    afd_requests_detach(r, id, AFD_SECONDS(13));
+    afd_requests_detach(r, id, 0);
+    afd_requests_tick(r, AFD_SECONDS(14));
+    nothing_to_do(r);
+    afd_arena_destroy(arena);
+}
+
+/* Nothing begins before it is durable, and what is not begun can be taken back. */
+static void test_begins_when_durable(void **state)
+{
+    (void)state;
+    struct afd_arena *arena;
+    struct afd_requests *r = make(&arena, 1, 4, 10);
+    struct afd_sampling s = sampling(4);
+    uint32_t tokens[8] = {1};
+    uint64_t first, second;
+    rank_up(r, 0);
+    assert_int_equal(afd_requests_admit(r, NULL, tokens, 1, &s, 0, &first), AFD_OK);
+    assert_int_equal(afd_requests_admit(r, NULL, tokens, 1, &s, 0, &second), AFD_OK);
+    nothing_to_do(r);
+    afd_requests_cancel(r, first);
+    afd_requests_begin(r, second);
+    assert_true(next_is(r, AFD_REQUESTS_SUBMIT).id == second);
     nothing_to_do(r);
     afd_arena_destroy(arena);
 }
@@ -349,11 +462,17 @@ static void carry_out(struct world *w)
             uint32_t holds = 0;
             for (i = 0; i < HELD; i++) holds += w->held[i].used && w->held[i].rank == a.rank;
             assert_true(holds <= ROOM); /* with what it held before it was lost, too */
-        } else if (a.kind == AFD_REQUESTS_CANCEL) {
-            for (uint32_t i = 0; i < HELD; i++)
-                if (w->held[i].rank == a.rank &&
-                    (!a.id || (w->held[i].id == a.id && w->held[i].assignment == a.assignment)))
-                    w->held[i].used = 0;
+        } else if (a.kind == AFD_REQUESTS_CANCEL || a.kind == AFD_REQUESTS_RESUME) {
+            int is_here = 0;
+            for (uint32_t i = 0; i < HELD; i++) {
+                struct held *h = &w->held[i];
+                if (!h->used || h->rank != a.rank || h->id != a.id || h->assignment != a.assignment) continue;
+                is_here = 1;
+                h->used = a.kind == AFD_REQUESTS_RESUME;
+                /* what is behind it is sent again */
+                if (h->used) h->position = afd_requests_get(w->requests, a.id)->generated;
+            }
+            assert_true(is_here || a.kind == AFD_REQUESTS_CANCEL);
         } else {
             struct stream *s = a.owner;
             assert_int_equal(a.status, AFD_ERR_PEER); /* lost too often: the only failure this world has */
@@ -400,7 +519,18 @@ static void begin_one(struct world *w, uint32_t i)
     s->length = 1 + draw(w, MAX);
     for (int k = 0; k < 4; k++) s->tokens[k] = i;
     struct afd_sampling sample = sampling(s->length);
-    if (afd_requests_admit(w->requests, s, s->tokens, 4, &sample, 0, &s->id) == AFD_OK) s->state = 1;
+    if (admit(w->requests, s, s->tokens, 4, &sample, 0, &s->id) == AFD_OK) s->state = 1;
+}
+
+/* A rank registers, with what it holds. */
+static void come_up(struct world *w, uint32_t k)
+{
+    w->up[k] = 1;
+    for (uint32_t i = 0; i < HELD; i++) {
+        const struct held *h = &w->held[i];
+        if (h->used && h->rank == k) afd_requests_held(w->requests, k, h->id, h->assignment, h->position);
+    }
+    rank_up(w->requests, k);
 }
 
 static void one_event(struct world *w)
@@ -420,8 +550,7 @@ static void one_event(struct world *w)
         for (uint32_t n = 0; n < HELD; n++)
             if (w->held[n].rank == k && !alive) w->held[n].used = 0;
     } else if (what < 97 && !w->up[k]) {
-        w->up[k] = 1;
-        afd_requests_rank_up(w->requests, k);
+        come_up(w, k);
     } else if (what == 99 && w->streams[i].state == 1) {
         afd_requests_cancel(w->requests, w->streams[i].id);
         w->streams[i].state = 3;
@@ -439,9 +568,7 @@ static struct afd_requests_counters run_world(uint64_t seed)
     for (int n = 0; n < 3000; n++) one_event(&w);
     /* from now on nothing fails: all must come to an end */
     for (uint32_t k = 0; k < RANKS; k++) {
-        if (w.up[k]) continue;
-        w.up[k] = 1;
-        afd_requests_rank_up(w.requests, k);
+        if (!w.up[k]) come_up(&w, k);
     }
     for (uint32_t i = 0; i < STREAMS; i++) begin_one(&w, i);
     carry_out(&w);
@@ -467,13 +594,14 @@ static struct afd_requests_counters run_world(uint64_t seed)
 static void test_streams_survive_everything(void **state)
 {
     (void)state;
-    uint64_t replayed = 0, stale = 0;
+    uint64_t replayed = 0, stale = 0, resumed = 0;
     for (uint64_t seed = 1; seed <= 200; seed++) {
         struct afd_requests_counters c = run_world(seed);
         replayed += c.replayed;
         stale += c.stale;
+        resumed += c.resumed;
     }
-    assert_true(replayed > 1000 && stale > 200); /* the worlds were as bad as intended */
+    assert_true(replayed > 1000 && stale > 200 && resumed > 5); /* the worlds were as bad as intended */
 }
 
 int main(void)
@@ -488,6 +616,9 @@ int main(void)
         cmocka_unit_test(test_cancel_of_an_end_not_yet_told),
         cmocka_unit_test(test_prompt_logprobs_once),
         cmocka_unit_test(test_poison_is_not_replayed_for_ever),
+        cmocka_unit_test(test_restored),
+        cmocka_unit_test(test_patience_for_ranks_and_clients),
+        cmocka_unit_test(test_begins_when_durable),
         cmocka_unit_test(test_streams_survive_everything),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
