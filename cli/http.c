@@ -1,7 +1,11 @@
+#include <ctype.h>
 #include <curl/curl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
+#include <time.h>
 
+#include "base/clock.h"
 #include "cli/cli.h"
 #include "deploy/state.h"
 
@@ -127,23 +131,52 @@ struct stream {
     struct body held; /* the line that is not complete; of an error answer, all of it */
     cli_event_fn event;
     void *user;
-    int stopped;
-    char failure[512]; /* an error object among the events */
+    int stopped, is_done;
+    char failure[512];           /* an error object among the events */
+    char id[64];                 /* of the request; "": not known, it cannot be come back to */
+    char position[64], next[64]; /* what came; once the event that is being read has come */
 };
+
+/* How long a scheduler that went away is waited for, and how often it is looked for. */
+enum { COME_BACK_S = 60, COME_BACK_MS = 50 };
+
+static size_t take_header(char *data, size_t size, size_t count, void *user)
+{
+    static const char name[] = "x-request-id:";
+    struct stream *s = user;
+    size_t bytes = size * count, at = sizeof name - 1, used = 0;
+    if (bytes <= at || strncasecmp(data, name, at)) return bytes;
+    for (; at < bytes && used + 1 < sizeof s->id; at++)
+        if (isxdigit((unsigned char)data[at])) s->id[used++] = data[at];
+    s->id[used] = 0;
+    return bytes;
+}
+
+/* "id: 12" or "id: 3,9": where to go on behind the event that follows. */
+static void take_position(struct stream *s, const char *text)
+{
+    while (*text == ' ') text++;
+    if (strspn(text, "0123456789,") == strlen(text) && strlen(text) < sizeof s->next) strcpy(s->next, text);
+}
 
 static void take_line(struct stream *s, char *line)
 {
     size_t length = strlen(line);
     if (length && line[length - 1] == '\r') line[length - 1] = 0;
+    if (!strncmp(line, "id:", 3)) take_position(s, line + 3);
     if (strncmp(line, "data:", 5)) return;
     line += line[5] == ' ' ? 6 : 5;
-    if (!strcmp(line, "[DONE]")) return;
+    if (!strcmp(line, "[DONE]")) {
+        s->is_done = 1;
+        return;
+    }
     json_t *event = json_loads(line, 0, NULL);
     const char *words = json_string_value(json_object_get(json_object_get(event, "error"), "message"));
     if (words)
         snprintf(s->failure, sizeof s->failure, "%s", words);
     else if (event && s->event(event, s->user))
         s->stopped = 1;
+    memcpy(s->position, s->next, sizeof s->position);
     json_decref(event);
 }
 
@@ -165,30 +198,52 @@ static size_t take_stream(char *data, size_t size, size_t count, void *user)
     return s->stopped ? 0 : size * count;
 }
 
+/* One connection; `body` NULL: a GET. The status, 0 without one; words when it is not 200. */
+static long exchange(struct stream *s, const char *base, const char *path, const char *body,
+                     struct afd_error *error_out)
+{
+    char url[2 * CLI_URL_BYTES];
+    long code = 0;
+    struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
+    s->curl = open_easy(base, path, url);
+    s->held.used = 0;
+    if (body) {
+        curl_easy_setopt(s->curl, CURLOPT_POSTFIELDS, body);
+        curl_easy_setopt(s->curl, CURLOPT_HTTPHEADER, headers);
+    }
+    curl_easy_setopt(s->curl, CURLOPT_HEADERFUNCTION, take_header);
+    curl_easy_setopt(s->curl, CURLOPT_HEADERDATA, s);
+    curl_easy_setopt(s->curl, CURLOPT_WRITEFUNCTION, take_stream);
+    curl_easy_setopt(s->curl, CURLOPT_WRITEDATA, s);
+    CURLcode result = curl_easy_perform(s->curl);
+    curl_easy_getinfo(s->curl, CURLINFO_RESPONSE_CODE, &code);
+    if (result || code == 200)
+        afd_fail(error_out, AFD_ERR_PEER, "%s: %s", url,
+                 result ? curl_easy_strerror(result) : "the stream has no end");
+    else
+        fail_answer(error_out, url, code, s->held.text);
+    curl_easy_cleanup(s->curl);
+    curl_slist_free_all(headers);
+    return code;
+}
+
 int cli_post_stream(const char *base, const char *path, json_t *request, cli_event_fn event, void *user,
                     struct afd_error *error_out)
 {
-    char url[2 * CLI_URL_BYTES], *text = json_dumps(request, JSON_COMPACT);
-    struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
-    struct stream s = {.curl = open_easy(base, path, url), .event = event, .user = user};
-    long code = 0;
-    curl_easy_setopt(s.curl, CURLOPT_POSTFIELDS, text);
-    curl_easy_setopt(s.curl, CURLOPT_HTTPHEADER, headers);
-    curl_easy_setopt(s.curl, CURLOPT_WRITEFUNCTION, take_stream);
-    curl_easy_setopt(s.curl, CURLOPT_WRITEDATA, &s);
-    CURLcode result = curl_easy_perform(s.curl);
-    curl_easy_getinfo(s.curl, CURLINFO_RESPONSE_CODE, &code);
-    int failed = 1;
-    if (result && !s.stopped)
-        afd_fail(error_out, AFD_ERR_PEER, "%s: %s", url, curl_easy_strerror(result));
-    else if (code != 200)
-        fail_answer(error_out, url, code, s.held.text);
-    else if (*s.failure)
-        afd_fail(error_out, AFD_ERR_PEER, "%s", s.failure);
-    else
-        failed = 0;
-    curl_easy_cleanup(s.curl);
-    curl_slist_free_all(headers);
+    char *text = json_dumps(request, JSON_COMPACT), again[256];
+    struct stream s = {.event = event, .user = user, .position = "0"};
+    afd_ns limit = 0;
+    long code = exchange(&s, base, path, text, error_out);
+    /* The connection broke, and the request is known: a scheduler that comes back goes on with it. */
+    while (!s.is_done && !s.stopped && !*s.failure && *s.id && (!code || code == 200)) {
+        if (code || !limit) limit = afd_now() + AFD_SECONDS(COME_BACK_S);
+        if (afd_now() > limit) break;
+        nanosleep(&(struct timespec){.tv_nsec = COME_BACK_MS * 1000000L}, NULL);
+        snprintf(again, sizeof again, "/afd/v1/requests/%s/stream?from=%s", s.id, s.position);
+        code = exchange(&s, base, again, NULL, error_out);
+    }
+    int failed = !s.is_done && !s.stopped;
+    if (*s.failure) failed = afd_fail(error_out, AFD_ERR_PEER, "%s", s.failure) != AFD_OK;
     free(s.held.text);
     free(text);
     return failed;

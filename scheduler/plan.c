@@ -142,6 +142,7 @@ enum afd_status afd_cluster_restore(struct afd_cluster *c, const uint8_t *bytes,
     c->placement = c->shown = plan.placement;
     c->was_complete = 1;
     c->hold_until = now + 2 * c->lease;
+    c->repair_after = c->hold_until; /* ranks that are back may load their shards first */
     c->settle_epoch = c->epoch + 1;
     c->settle_until = now + 2 * c->lease + AFD_SECONDS(c->topology->scheduler.drain_s);
     c->peers_due = 1;
