@@ -727,11 +727,11 @@ static enum afd_status create_cores(struct afd_attn_node *n, struct afd_error *e
                                                            .dispatch = t->pipeline.dispatch});
     n->report = afd_report_create(&(struct afd_report_config){
         .model = n->config.model, .wire = n->wire, .shards = n->shards, .instances = n->instances});
-    n->sequences = afd_sequences_create(
-        &(struct afd_sequences_config){.batch = n->batch,
-                                       .slots = n->slots,
-                                       .max_rows = n->wire.shape.max_rows,
-                                       .capacity = 2 * t->pipeline.max_sequences});
+    n->sequences =
+        afd_sequences_create(&(struct afd_sequences_config){.batch = n->batch,
+                                                            .slots = n->slots,
+                                                            .max_rows = n->wire.shape.max_rows,
+                                                            .capacity = 2 * t->pipeline.max_sequences});
     if (!n->steps || !n->report || !n->sequences) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
     return AFD_OK;
 }

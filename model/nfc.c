@@ -212,8 +212,8 @@ static enum afd_status decompose(struct run *r, struct afd_buffer *out, uint32_t
     return status || !row[2] ? status : take(r, out, row[2]);
 }
 
-/* What is not touched is copied. A touched character is normalized together with the one before it, which it may
- * change, and with what follows up to the next that nothing can change. */
+/* What is not touched is copied. A touched character is normalized together with the one before it, which it
+ * may change, and with what follows up to the next that nothing can change. */
 enum afd_status afd_nfc(const char *text, size_t bytes, struct afd_buffer *out)
 {
     struct run r = {0};

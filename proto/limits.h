@@ -6,11 +6,11 @@
 enum {
     AFD_PROTOCOL_VERSION = 3, /* control messages, hello and wire.h together */
 
-    AFD_MAX_RANKS = 1024, /* of one role */
-    AFD_MAX_SHARDS = 64,  /* a set of shards is one 64-bit mask */
+    AFD_MAX_RANKS = 1024,       /* of one role */
+    AFD_MAX_SHARDS = 64,        /* a set of shards is one 64-bit mask */
     AFD_MAX_FFN_INSTANCES = 64, /* a set of FFN instances is one, too */
-    AFD_MAX_SLOTS = 8,    /* micro-batches a rank */
-    AFD_MAX_ROWS = 4096,  /* rows of one micro-batch */
+    AFD_MAX_SLOTS = 8,          /* micro-batches a rank */
+    AFD_MAX_ROWS = 4096,        /* rows of one micro-batch */
     AFD_MAX_LAYERS = 512,
     AFD_MAX_EXPERTS = 1024, /* of one layer */
     AFD_MAX_TOP_K = 32,

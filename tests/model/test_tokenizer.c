@@ -382,10 +382,11 @@ static void test_unsupported_is_refused_by_name(void **state)
     expect_refusal("\"normalizer\": null", "\"normalizer\": {\"type\": \"NFKC\"}", "NFKC");
     expect_refusal("\"pre_tokenizer\": {\"type\": \"ByteLevel\"",
                    "\"pre_tokenizer\": {\"type\": \"Metaspace\"", "Metaspace");
-    expect_refusal("\"pre_tokenizer\": {\"type\": \"ByteLevel\"",
-                   "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Whitespace\"}, "
-                   "{\"type\": \"ByteLevel\"}]",
-                   "Whitespace");
+    expect_refusal(
+        "\"pre_tokenizer\": {\"type\": \"ByteLevel\"",
+        "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Whitespace\"}, "
+        "{\"type\": \"ByteLevel\"}]",
+        "Whitespace");
     expect_refusal(
         "\"pre_tokenizer\": {\"type\": \"ByteLevel\"",
         "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", "
