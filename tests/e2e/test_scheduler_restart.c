@@ -38,7 +38,7 @@ static void come_back(struct streams *streams)
         for (size_t i = 0; i < streams->count; i++) {
             struct stream *s = streams->at[i];
             CHECK(!s->broken[0], "stream %zu: %s", i, s->broken);
-            if (s->has_done) continue;
+            if (s->has_done && s->is_over) continue;
             open++;
             if (!s->is_over) continue;
             CHECK(s->id[0], "stream %zu has no id to come back by", i);
