@@ -62,6 +62,7 @@ enum afd_status afd_api_init(struct afd_api *api)
 {
     api->started = afd_now();
     api->started_at = time(NULL);
+    api->kept_end = &api->kept;
     api->answer_form = afd_answer_form(api->tokenizer);
     api->limits = (struct afd_params_limits){
         .model = api->model,

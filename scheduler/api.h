@@ -25,7 +25,8 @@ struct afd_api {
     struct afd_params_limits limits;
     struct afd_answer_form answer_form;
     struct afd_metrics metrics;
-    struct afd_generation *generations, *kept, *kept_last; /* that run; that have ended, oldest first */
+    struct afd_generation *generations;      /* that run */
+    struct afd_generation *kept, **kept_end; /* that have ended, oldest first; where the next one goes */
     uint32_t generation_count, kept_count;
     int is_draining;
     afd_ns started;

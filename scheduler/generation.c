@@ -1,7 +1,6 @@
 #include "scheduler/generation.h"
 
 #include <assert.h>
-#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,13 +12,11 @@
 static void unlink_generation(struct afd_generation *g)
 {
     struct afd_api *api = g->api;
-    if (g->is_kept && api->kept_last == g)
-        api->kept_last =
-            g->link == &api->kept
-                ? NULL
-                : (struct afd_generation *)((char *)g->link - offsetof(struct afd_generation, next));
     *g->link = g->next;
-    if (g->next) g->next->link = g->link;
+    if (g->next)
+        g->next->link = g->link;
+    else if (g->is_kept)
+        api->kept_end = g->link;
     (*(g->is_kept ? &api->kept_count : &api->generation_count))--;
 }
 
@@ -68,10 +65,10 @@ static void generation_keep(struct afd_generation *g)
     g->exchange = NULL;
     g->is_kept = 1;
     g->kept_until = afd_now() + AFD_SECONDS(seconds);
-    g->link = api->kept_last ? &api->kept_last->next : &api->kept;
+    g->link = api->kept_end;
     g->next = NULL;
     *g->link = g;
-    api->kept_last = g;
+    api->kept_end = &g->next;
     api->kept_count++;
     for (uint32_t i = 0; i < g->count; i++) free_output(&g->choices[i]);
     if (api->kept_count > AFD_API_KEPT) generation_free(api->kept);
