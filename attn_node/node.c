@@ -7,8 +7,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "attn_node/follower.h"
 #include "attn_node/lease.h"
 #include "attn_node/links.h"
+#include "attn_node/open.h"
 #include "attn_node/report.h"
 #include "attn_node/sequences.h"
 #include "attn_node/spans.h"
@@ -16,14 +18,10 @@
 #include "base/log.h"
 #include "base/thread.h"
 #include "deploy/agreement.h"
-#include "deploy/loading.h"
-#include "deploy/nic.h"
-#include "model/kv.h"
 #include "proto/tracer.h"
 
 enum {
     POLL_LIMIT = 64,
-    CONNECT_TIMEOUT_MS = 5000,
     /* When another copy is asked too (pipeline.h). Where ranks take turns on cores, each may wait for all
      * others before it gets one again. */
     LATE_FLOOR_MS = 5,
@@ -41,9 +39,10 @@ enum {
 
 struct afd_attn_node {
     struct afd_attn_node_config config;
-    struct afd_loading loading;
+    struct afd_attn_follower *follower; /* not member 0 of its group: nothing of what follows */
     char scheduler[AFD_ADDRESS_BYTES], address[AFD_ADDRESS_BYTES];
     struct afd_wire_layout wire;
+    struct afd_attn_sizes sizes;
     uint32_t slots, layers, shards, instances;
     afd_ns spin;
 
@@ -55,6 +54,9 @@ struct afd_attn_node {
     struct afd_transport *transport;
     int is_registered_memory;
     struct afd_links *links;
+    struct afd_members *members; /* attention tp above 1, as the next two */
+    void *group_memory;
+    struct afd_lead *lead;
     struct afd_sequences *sequences;
     struct afd_report *report;
     struct afd_member *member;
@@ -94,6 +96,13 @@ static void enter_stage(struct afd_attn_node *n, enum afd_stage stage)
     if (afd_trace_is_on(n->trace)) afd_spans_stage(n->trace, before, n->stage_began, n->now);
     n->stage_began = n->now;
     afd_stages_enter(&n->stages, stage, n->now);
+}
+
+/* While the pipeline computes, the device may wait for the other members. */
+static enum afd_stage stage_now(const struct afd_attn_node *n)
+{
+    enum afd_stage stage = afd_pipeline_stage(n->pipeline);
+    return stage == AFD_STAGE_COMPUTE && n->lead && !afd_steps_are_busy(n->steps) ? AFD_STAGE_GROUP : stage;
 }
 
 /* An answer came: until now the device waited for it, if it waited. */
@@ -270,7 +279,7 @@ static int act(struct afd_attn_node *n)
         }
         begin_steps(n);
     }
-    enter_stage(n, afd_pipeline_stage(n->pipeline));
+    enter_stage(n, stage_now(n));
     return some;
 }
 
@@ -331,6 +340,7 @@ static uint32_t poll_transport(struct afd_attn_node *n)
     uint32_t count = afd_transport_poll(n->transport, events, POLL_LIMIT);
     afd_pipeline_polled(n->pipeline);
     for (uint32_t i = 0; i < count; i++) {
+        if (n->members && afd_members_event(n->members, &events[i])) continue;
         if (events[i].kind == AFD_EVENT_NOTICE)
             on_notice(n, &events[i]);
         else
@@ -345,7 +355,8 @@ static uint32_t poll_device(struct afd_attn_node *n)
     struct afd_device_event events[POLL_LIMIT];
     uint32_t count = afd_device_poll(n->device, events, POLL_LIMIT);
     for (uint32_t i = 0; i < count && !n->is_over; i++) {
-        uint32_t slot = afd_steps_slot_of(n->steps, events[i].ticket);
+        int is_over;
+        uint32_t slot = afd_steps_computed(n->steps, events[i].ticket, &is_over);
         if (events[i].status) {
             fail_device(n, events[i].status, "op", slot, 0);
             break;
@@ -356,7 +367,23 @@ static uint32_t poll_device(struct afd_attn_node *n)
         if (afd_trace_is_on(n->trace))
             afd_spans_computed(n->trace, n->pipeline, slot, afd_batch_step_of(n->batch, slot)->rows,
                                &events[i], count - i);
-        end_compute(n, slot, afd_pipeline_layer(n->pipeline, slot));
+        if (is_over) end_compute(n, slot, afd_pipeline_layer(n->pipeline, slot));
+    }
+    return count;
+}
+
+/* What the other members sent, and what they are to be sent. */
+static uint32_t poll_members(struct afd_attn_node *n)
+{
+    enum afd_status status;
+    if (!n->lead) return 0;
+    uint32_t count = afd_lead_progress(n->lead, &status);
+    if (status) {
+        afd_log_error("this rank cannot go on without its group: %s; it ends, and its sequences go elsewhere",
+                      afd_status_name(status));
+        end(n, 1);
+    } else {
+        enter_stage(n, stage_now(n));
     }
     return count;
 }
@@ -368,7 +395,7 @@ static uint32_t poll_device(struct afd_attn_node *n)
 static void send_ready(struct afd_attn_node *n)
 {
     if (!n->epoch || n->settled_epoch == n->epoch || !afd_member_is_connected(n->member) ||
-        !afd_pipeline_is_connected(n->pipeline))
+        !afd_pipeline_is_connected(n->pipeline) || (n->members && !afd_members_are_complete(n->members)))
         return;
     int settled = afd_links_are_settled(n->links, n->lease.length) && afd_pipeline_is_settled(n->pipeline);
     if (n->ready_epoch == n->epoch && !settled) return;
@@ -414,6 +441,7 @@ static void on_peers(struct afd_attn_node *n, const Afd__Peers *peers)
     for (size_t i = 0; i < peers->n_placement; i++)
         afd_pipeline_place(n->pipeline, peers->placement[i]->shard, peers->placement[i]->instances,
                            (uint32_t)peers->placement[i]->n_instances);
+    if (n->members) afd_members_set(n->members, peers);
     n->epoch = peers->epoch;
     send_ready(n);
 }
@@ -595,6 +623,10 @@ static void on_drain_timer(evutil_socket_t fd, short what, void *user)
 
 void afd_attn_node_drain(struct afd_attn_node *n)
 {
+    if (n->follower) {
+        afd_attn_follower_drain(n->follower);
+        return;
+    }
     struct timeval t = {.tv_sec = n->config.topology->scheduler.drain_s};
     if (n->drains) return;
     afd_log_info("draining");
@@ -609,6 +641,7 @@ static int progress(struct afd_attn_node *n)
     n->now = afd_now();
     uint32_t events = poll_device(n);
     events += poll_transport(n);
+    events += poll_members(n);
     int acted = act(n);
     if (n->settled_epoch != n->epoch) send_ready(n);
     check_drained(n);
@@ -638,11 +671,13 @@ static int may_sleep(struct afd_attn_node *n)
 {
     int device = afd_device_arm(n->device) == AFD_OK;
     int transport = afd_transport_arm(n->transport) == AFD_OK;
-    return device && transport;
+    int members = !n->members || afd_members_arm(n->members) == AFD_OK;
+    return device && transport && members;
 }
 
 int afd_attn_node_run(struct afd_attn_node *n)
 {
+    if (n->follower) return afd_attn_follower_run(n->follower);
     struct event_base *base = n->config.base;
     afd_ns last_progress = 0, last_turn = 0;
     afd_thread_answers();
@@ -671,73 +706,22 @@ static void on_readable(evutil_socket_t fd, short what, void *user)
     (void)fd, (void)what, (void)user; /* the loop polls after every turn of the base */
 }
 
-static void on_loading(uint64_t done, uint64_t total, void *user)
-{
-    struct afd_attn_node *n = user;
-    char line[AFD_LOADING_LINE_BYTES];
-    if (afd_loading_step(&n->loading, done, total, afd_now(), line)) afd_log_info("%s", line);
-}
-
-static enum afd_status create_device(struct afd_attn_node *n, struct afd_error *error)
+static enum afd_status create_batch(struct afd_attn_node *n, struct afd_error *error)
 {
     const struct afd_topology *t = n->config.topology;
-    const struct afd_model *model = n->config.model;
-    uint32_t context =
-        t->max_context && t->max_context < model->max_context ? t->max_context : model->max_context;
-    struct afd_kv_groups groups;
-    struct afd_kv_pools pools;
-    enum afd_status status = afd_kv_groups_of(model, t->attn.kv_dtype, &groups, error);
-    if (status) return status;
-    if (!afd_kv_split(&groups, t->attn.kv_block_tokens, t->attn.kv_memory_bytes, t->pipeline.max_sequences,
-                      t->pipeline.prefill_rows, &pools))
-        return afd_fail(
-            error, AFD_ERR_CONFIG,
-            "pools.attn.kv_cache.memory: %llu bytes hold no block of %llu bytes; expected 1 at least",
-            (unsigned long long)t->attn.kv_memory_bytes,
-            (unsigned long long)afd_kv_block_bytes(model, t->attn.kv_dtype, t->attn.kv_block_tokens));
-    struct afd_device_config config = {.type = t->attn.device,
-                                       .gpu = afd_rank_local(t, AFD_ROLE_ATTN, n->config.rank),
-                                       .model = model,
-                                       .checkpoint = n->config.checkpoint,
-                                       .numerics = t->pipeline.numerics,
-                                       .share = {.ep = n->shards, .tp = 1},
-                                       .wire = n->wire,
-                                       .threads = t->attn.threads,
-                                       .slots = n->slots,
-                                       .max_segments = n->wire.shape.max_rows,
-                                       .max_context = context,
-                                       .progress = on_loading,
-                                       .progress_user = n,
-                                       .kv_dtype = t->attn.kv_dtype,
-                                       .kv_block_tokens = t->attn.kv_block_tokens,
-                                       .kv_blocks = pools.group[0].blocks,
-                                       .max_logit_rows = n->wire.shape.max_rows};
-    config.core_count =
-        afd_rank_cores(t, AFD_ROLE_ATTN, n->config.rank, AFD_MAX_DEVICE_THREADS, config.cores);
-    n->loading = afd_loading_begin(afd_now());
-    for (uint32_t g = 1; g < pools.count; g++) config.kv_window_blocks[g - 1] = pools.group[g].blocks;
-    status = afd_device_create(&config, &n->device, error);
-    if (status) return status;
     struct afd_batch_config batch = {.slots = n->slots,
                                      .max_rows = n->wire.shape.max_rows,
                                      .prefill_rows = t->pipeline.prefill_rows,
                                      .max_sequences = t->pipeline.max_sequences,
                                      .max_waiting = t->pipeline.max_sequences,
-                                     .max_context = context,
-                                     .vocab = model->vocab,
-                                     .kv_pools = pools,
+                                     .max_context = n->sizes.context,
+                                     .vocab = n->config.model->vocab,
+                                     .kv_pools = n->sizes.kv_pools,
                                      .kv_block_tokens = t->attn.kv_block_tokens};
     n->batch = afd_batch_create(&batch);
-    if (!n->batch)
-        return afd_fail(error, AFD_ERR_MEMORY, "no memory for %u sequences of %u tokens",
-                        2 * batch.max_sequences, context);
-    afd_log_info("%s; %u KV blocks of %u tokens in %s; context %u; %u slots of %u rows",
-                 afd_device_describe(n->device), pools.group[0].blocks, t->attn.kv_block_tokens,
-                 afd_kv_dtype_name(t->attn.kv_dtype), context, n->slots, n->wire.shape.max_rows);
-    for (uint32_t g = 1; g < pools.count; g++)
-        afd_log_info("%u KV blocks for the %u layers that see %u tokens", pools.group[g].blocks,
-                     groups.group[g].layers, pools.group[g].window);
-    return AFD_OK;
+    if (n->batch) return AFD_OK;
+    return afd_fail(error, AFD_ERR_MEMORY, "no memory for %u sequences of %u tokens", 2 * batch.max_sequences,
+                    batch.max_context);
 }
 
 static enum afd_status create_pipeline(struct afd_attn_node *n, struct afd_error *error)
@@ -770,16 +754,20 @@ static enum afd_status create_pipeline(struct afd_attn_node *n, struct afd_error
 static enum afd_status create_cores(struct afd_attn_node *n, struct afd_error *error)
 {
     const struct afd_topology *t = n->config.topology;
-    enum afd_status status = create_pipeline(n, error);
-    if (!status)
-        status = afd_slab_init(&n->slab, n->device, &n->wire, n->slots, n->instances, n->shards, error);
-    if (status) return status;
+    if (n->members)
+        n->lead = afd_lead_create(&(struct afd_lead_config){.device = n->device,
+                                                            .members = n->members,
+                                                            .slots = n->slots,
+                                                            .hidden = n->config.model->hidden,
+                                                            .limits = n->sizes.limits});
+    if (n->members && !n->lead) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
     n->steps = afd_steps_create(&(struct afd_steps_config){.device = n->device,
                                                            .slab = &n->slab,
                                                            .batch = n->batch,
                                                            .pipeline = n->pipeline,
                                                            .layers = n->layers,
-                                                           .dispatch = t->pipeline.dispatch});
+                                                           .dispatch = t->pipeline.dispatch,
+                                                           .lead = n->lead});
     n->report = afd_report_create(&(struct afd_report_config){
         .model = n->config.model, .wire = n->wire, .shards = n->shards, .instances = n->instances});
     n->sequences =
@@ -799,19 +787,12 @@ static enum afd_status open_transport(struct afd_attn_node *n, struct afd_error 
     const struct afd_topology *t = n->config.topology;
     uint64_t largest = n->wire.a2f_region_bytes > n->wire.f2a_region_bytes ? n->wire.a2f_region_bytes
                                                                            : n->wire.f2a_region_bytes;
-    struct afd_transport_config config = {
-        .base = n->config.base,
-        .kind = t->transport.data,
-        .path = t->transport.path,
-        .host = afd_rank_host(t, AFD_ROLE_ATTN, n->config.rank),
-        .self = {.role = AFD_ROLE_ATTN, .rank = n->config.rank, .incarnation = n->incarnation},
-        .connect_timeout_ms = CONNECT_TIMEOUT_MS,
-        .max_message_bytes = largest};
-    memcpy(config.secret, n->config.secret, sizeof config.secret);
-    afd_nic_options(t, AFD_ROLE_ATTN, n->config.rank, &config.network);
-    afd_agreement_of(t, n->config.model, n->config.model_hash, afd_device_numerics(n->device),
-                     &config.agreement);
-    enum afd_status status = afd_transport_open(&config, &n->transport, n->address, error);
+    uint64_t group = t->attn.tp > 1 ? afd_group_bytes(&n->sizes.group) : 0; /* no region of it is bigger */
+    enum afd_status status =
+        afd_slab_init(&n->slab, n->device, &n->wire, n->slots, n->instances, n->shards, error);
+    if (!status)
+        status = afd_attn_open_transport(&n->config, n->device, n->incarnation,
+                                         group > largest ? group : largest, &n->transport, n->address, error);
     if (status) return status;
     status = afd_transport_register(n->transport, n->slab.memory, n->slab.bytes);
     if (status) return afd_fail(error, status, "the message memory cannot be registered");
@@ -824,7 +805,10 @@ static enum afd_status open_transport(struct afd_attn_node *n, struct afd_error 
                                                            .opened = on_opened,
                                                            .closed = on_closed,
                                                            .user = n});
-    return n->links ? AFD_OK : afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    if (!n->links) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    if (t->attn.tp == 1) return AFD_OK;
+    return afd_attn_open_members(&n->config, &n->sizes, n->device, n->transport, &n->group_memory,
+                                 &n->members, error);
 }
 
 static enum afd_status create_events(struct afd_attn_node *n, struct afd_error *error)
@@ -845,17 +829,7 @@ static enum afd_status create_events(struct afd_attn_node *n, struct afd_error *
 
 static enum afd_status join(struct afd_attn_node *n, struct afd_error *error)
 {
-    afd__register__init(&n->registration);
-    n->registration.role = AFD__ROLE__ATTN;
-    n->registration.rank = n->config.rank;
-    n->registration.incarnation = n->incarnation;
-    n->registration.pid = (uint32_t)getpid();
-    n->registration.host = (char *)afd_rank_host(n->config.topology, AFD_ROLE_ATTN, n->config.rank);
-    n->registration.data_address = n->address;
-    n->registration.model_hash.data = n->config.model_hash;
-    n->registration.model_hash.len = AFD_HASH_BYTES;
-    n->registration.topology_hash.data = (uint8_t *)n->config.topology->hash;
-    n->registration.topology_hash.len = AFD_HASH_BYTES;
+    afd_attn_register(&n->config, n->incarnation, n->address, &n->registration);
     struct afd_member_config config = {.base = n->config.base,
                                        .scheduler = n->scheduler,
                                        .registration = &n->registration,
@@ -885,6 +859,12 @@ enum afd_status afd_attn_node_create(const struct afd_attn_node_config *config, 
     struct afd_attn_node *n = calloc(1, sizeof *n);
     if (!n) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
     n->config = *config;
+    if (afd_attn_member(t, config->rank)) {
+        enum afd_status status = afd_attn_follower_create(config, &n->follower, error);
+        *out = n;
+        if (status) afd_attn_node_destroy(n);
+        return status;
+    }
     n->wire = afd_wire_layout_of(afd_agreement_shape(t, config->model));
     n->slots = t->pipeline.microbatches;
     n->layers = config->model->layer_count;
@@ -896,9 +876,12 @@ enum afd_status afd_attn_node_create(const struct afd_attn_node_config *config, 
     afd_stages_init(&n->stages, n->layers, n->now);
     afd_random_bytes(&n->incarnation, sizeof n->incarnation);
     snprintf(n->scheduler, sizeof n->scheduler, "%s", config->scheduler);
-    enum afd_status status = create_device(n, error);
-    if (!status) status = create_cores(n, error);
+    enum afd_status status = afd_attn_sizes_of(config, &n->sizes, error);
+    if (!status) status = afd_attn_open_device(config, &n->sizes, &n->device, error);
+    if (!status) status = create_batch(n, error);
+    if (!status) status = create_pipeline(n, error);
     if (!status) status = open_transport(n, error);
+    if (!status) status = create_cores(n, error);
     if (!status) status = create_events(n, error);
     if (!status) status = join(n, error);
     if (status) {
@@ -914,7 +897,8 @@ static void await_device(struct afd_attn_node *n)
     struct afd_device_event events[POLL_LIMIT];
     while (afd_steps_are_busy(n->steps)) {
         uint32_t count = afd_device_poll(n->device, events, POLL_LIMIT);
-        for (uint32_t i = 0; i < count; i++) afd_steps_slot_of(n->steps, events[i].ticket);
+        int is_over;
+        for (uint32_t i = 0; i < count; i++) afd_steps_computed(n->steps, events[i].ticket, &is_over);
         if (count || afd_device_arm(n->device)) continue;
         struct pollfd fd = {.fd = afd_device_event_fd(n->device), .events = POLLIN};
         poll(&fd, 1, -1);
@@ -924,6 +908,7 @@ static void await_device(struct afd_attn_node *n)
 void afd_attn_node_destroy(struct afd_attn_node *n)
 {
     if (!n) return;
+    afd_attn_follower_destroy(n->follower);
     afd_member_destroy(n->member);
     afd_tracer_destroy(n->tracer);
     if (n->wake) event_free(n->wake);
@@ -932,14 +917,17 @@ void afd_attn_node_destroy(struct afd_attn_node *n)
     if (n->device_event) event_free(n->device_event);
     if (n->transport_event) event_free(n->transport_event);
     afd_links_destroy(n->links);
+    afd_members_destroy(n->members);
     if (n->is_registered_memory) afd_transport_deregister(n->transport, n->slab.memory);
     afd_transport_close(n->transport);
     afd_sequences_destroy(n->sequences);
     afd_report_destroy(n->report);
     if (n->steps) await_device(n); /* ops under way read and write the slab and the steps' tables */
     afd_slab_fini(&n->slab);
+    if (n->group_memory) afd_device_free(n->device, n->group_memory);
     afd_device_destroy(n->device);
     afd_steps_destroy(n->steps);
+    afd_lead_destroy(n->lead);
     afd_pipeline_destroy(n->pipeline);
     afd_batch_destroy(n->batch);
     free(n);

@@ -178,7 +178,7 @@ void afd_report_step(struct afd_report *r, uint32_t rows)
 
 /* ---- the heartbeat */
 
-static uint64_t resident_bytes(void)
+uint64_t afd_report_resident(void)
 {
     unsigned long long pages = 0;
     FILE *f = fopen("/proc/self/statm", "r");
@@ -258,7 +258,7 @@ enum afd_status afd_report_send(struct afd_report *r, const struct afd_report_st
     h.waits = r->wait_pointers;
     h.n_experts = r->expert_count;
     h.experts = r->expert_pointers;
-    h.resident_bytes = resident_bytes();
+    h.resident_bytes = afd_report_resident();
     h.n_unreachable = state->unreachable_count;
     h.unreachable = (uint32_t *)state->unreachable; /* read by the packer alone */
     h.serial = state->serial;

@@ -41,6 +41,8 @@ void afd_report_experts(struct afd_report *report, uint32_t layer, const void *r
                         uint64_t shards);
 void afd_report_step(struct afd_report *report, uint32_t rows);
 
+uint64_t afd_report_resident(void); /* bytes of this process in memory */
+
 /* What the owner knows. */
 struct afd_report_state {
     uint64_t epoch;

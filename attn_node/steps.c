@@ -130,6 +130,7 @@ enum afd_status afd_steps_load(struct afd_steps *s, uint32_t i)
                              .segment_count = step->segment_count,
                              .tokens = step->tokens,
                              .segments = s->segments};
+    if (s->config.lead) afd_lead_load(s->config.lead, i, &whole);
     return afd_device_step(s->config.device, i, &whole);
 }
 
@@ -168,12 +169,14 @@ enum afd_status afd_steps_submit(struct afd_steps *s, uint32_t i, uint32_t layer
     assert(!slot->busy);
     if (layer == s->config.layers && !slot->choice_count) return AFD_OK;
     set_partials(s, i);
+    struct afd_op route = {.kind = AFD_OP_ROUTE, .slot = i, .layer = layer, .route.to = slot->to};
     if (layer < s->config.layers) {
         set_destinations(s, i);
+        route.route.to_count = slot->to_count;
+        if (s->config.lead) return afd_lead_submit(s->config.lead, i, layer, &slot->partials, &route);
         if (layer == 0) ops[count++] = (struct afd_op){.kind = AFD_OP_EMBED};
         ops[count++] = (struct afd_op){.kind = AFD_OP_ATTN, .attn = {.partials = &slot->partials}};
-        ops[count++] =
-            (struct afd_op){.kind = AFD_OP_ROUTE, .route = {.to = slot->to, .to_count = slot->to_count}};
+        ops[count++] = route;
     } else {
         ops[count++] = (struct afd_op){
             .kind = AFD_OP_LOGITS,
@@ -193,8 +196,11 @@ enum afd_status afd_steps_submit(struct afd_steps *s, uint32_t i, uint32_t layer
     return AFD_PENDING;
 }
 
-uint32_t afd_steps_slot_of(struct afd_steps *s, uint64_t ticket)
+uint32_t afd_steps_computed(struct afd_steps *s, uint64_t ticket, int *is_over_out)
 {
+    uint32_t led = s->config.lead ? afd_lead_computed(s->config.lead, ticket, is_over_out) : UINT32_MAX;
+    if (led != UINT32_MAX) return led;
+    *is_over_out = 1;
     for (uint32_t i = 0; i < s->config.slab->slots; i++)
         if (s->slots[i].busy && s->slots[i].ticket == ticket) {
             s->slots[i].busy = 0;
@@ -205,7 +211,7 @@ uint32_t afd_steps_slot_of(struct afd_steps *s, uint64_t ticket)
 
 int afd_steps_are_busy(const struct afd_steps *s)
 {
-    int busy = 0;
+    int busy = s->config.lead && afd_lead_is_on_device(s->config.lead);
     for (uint32_t i = 0; i < s->config.slab->slots; i++) busy |= s->slots[i].busy;
     return busy;
 }

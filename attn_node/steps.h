@@ -7,6 +7,7 @@
 #define AFD_ATTN_NODE_STEPS_H
 
 #include "attn_node/batch.h"
+#include "attn_node/lead.h"
 #include "attn_node/pipeline.h"
 #include "attn_node/slab.h"
 
@@ -19,6 +20,7 @@ struct afd_steps_config {
     const struct afd_pipeline *pipeline;
     uint32_t layers;
     enum afd_dispatch dispatch;
+    struct afd_lead *lead; /* attention tp: layers are the group's batches; NULL: the device's alone */
 };
 
 struct afd_steps *afd_steps_create(const struct afd_steps_config *config); /* NULL: out of memory */
@@ -27,11 +29,11 @@ void afd_steps_destroy(struct afd_steps *steps);                           /* NU
 /* Gives the slot's step, as the batch core formed it, to the device. */
 enum afd_status afd_steps_load(struct afd_steps *steps, uint32_t slot);
 /* COMPUTE of the pipeline: submits the ops of one layer, or those of the step's end. AFD_OK: nothing is to be
- * done (the end of a step without choices); AFD_PENDING: afd_steps_slot_of(ticket) will complete. */
+ * done (the end of a step without choices); AFD_PENDING: afd_steps_computed will tell. */
 enum afd_status afd_steps_submit(struct afd_steps *steps, uint32_t slot, uint32_t layer);
-/* The slot whose compute this ticket ends; UINT32_MAX for another op's. Clears it. */
-uint32_t afd_steps_slot_of(struct afd_steps *steps, uint64_t ticket);
-int afd_steps_are_busy(const struct afd_steps *steps); /* ops of some slot are under way */
+/* The slot whose op has completed; UINT32_MAX for another one. *is_over_out: its compute is over with it. */
+uint32_t afd_steps_computed(struct afd_steps *steps, uint64_t ticket, int *is_over_out);
+int afd_steps_are_busy(const struct afd_steps *steps); /* the device has ops of some slot */
 
 /* After a layer: rows active in each shard, and records written for an instance. */
 const uint32_t *afd_steps_active(const struct afd_steps *steps, uint32_t slot);

@@ -144,7 +144,10 @@ static void describe_share(const struct afd_plan *plan, const struct afd_plan_ra
     const struct afd_ffn_desc *experts = expert_layer(plan->model);
     size_t used = 0;
     if (r->role == AFD_ROLE_ATTN) {
-        snprintf(out, bytes, "%u attention layers, embedding, head", plan->model->layer_count);
+        size_t tail = (size_t)snprintf(out, bytes, "%u attention layers%s", plan->model->layer_count,
+                                       r->tp_index ? "" : ", embedding, head");
+        if (t->attn.tp > 1 && tail < bytes)
+            snprintf(out + tail, bytes - tail, ", heads %u of %u", r->tp_index + 1, t->attn.tp);
         return;
     }
     if (!r->shards) {
@@ -346,7 +349,7 @@ static void print_time(const struct afd_topology *t, const struct afd_plan *plan
            plan->tokens_per_s / (afd_pool_ranks(&t->attn) + afd_pool_ranks(&t->ffn)));
     if (plan->budget_us > 0)
         printf("  %u ms hold with at most %u rows an attention rank, %u a micro-batch\n", t->tpot_ms,
-               plan->rows_that_hold, plan->rows_that_hold * afd_pool_ranks(&t->attn));
+               plan->rows_that_hold, plan->rows_that_hold * afd_attn_groups(t, t->attn.instances));
 }
 
 static void print_plan(const struct afd_topology *t, const struct afd_model *m, const struct afd_plan *plan,

@@ -38,7 +38,7 @@ static int read_topology(const struct afd_topology *t, const char *files, struct
             t->file);
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     in->table = table;
-    in->a = afd_pool_ranks(&t->attn);
+    in->a = afd_attn_groups(t, t->attn.instances);
     in->f = f;
     in->slots = t->pipeline.microbatches;
     in->cores = cores < 1 ? 1 : (uint32_t)cores;

@@ -53,7 +53,7 @@ static void set_measurement(struct afd_sim_config *c)
     const struct afd_topology *t = c->topology;
     uint32_t context = c->plan->max_context;
     c->settle = 0;
-    c->clients = afd_pool_ranks(&t->attn) * t->pipeline.microbatches * t->pipeline.max_rows;
+    c->clients = afd_attn_groups(t, t->attn.instances) * t->pipeline.microbatches * t->pipeline.max_rows;
     c->leave_percent = 0;
     c->stop_tokens = 0;
     c->think = 0;

@@ -16,7 +16,14 @@
  *
  * The life of a slot's step on an attention device:
  *   step(slot, rows..)  embed  { attn(l) route(l) [A2F, F, F2A] } for each layer  logits  sample
- * attn(l) first adds the partial sums that answered route(l - 1); logits adds those of the last layer. */
+ * attn(l) first adds the partial sums that answered route(l - 1); logits adds those of the last layer.
+ *
+ * With attention tp above 1 (model/heads.h) the members of a group stand for one device. The residual stream is
+ * member 0's, which all stages run on but the heads':
+ *   member 0       norm(l)  heads(l)  route(l)    in place of attn(l) route(l)
+ *   the others     embed .. heads(l)              embed: the rows' positions alone
+ * Between norm and heads its owner sends the normed rows to all members, and between heads and route it sums
+ * what all members' heads gave, in the order of members. */
 #ifndef AFD_COMPUTE_COMPUTE_H
 #define AFD_COMPUTE_COMPUTE_H
 
@@ -36,7 +43,7 @@ struct afd_device_config {
     enum afd_numerics numerics;              /* native: cuda alone */
     const struct afd_model *model;           /* must outlive the device */
     const struct afd_checkpoint *checkpoint; /* must outlive the device: weights may stay in its mapping */
-    struct afd_share share;                  /* role, shards, ep, tp */
+    struct afd_share share;                  /* role, shards, ep, tp (FFN, or attention) */
     struct afd_wire_layout wire;
     uint32_t gpu;        /* cuda: the n-th that the process sees, by PCI address, counted over and over */
     uint32_t threads;    /* 1 at least */
@@ -98,7 +105,7 @@ struct afd_segment {
 
 struct afd_step {
     uint32_t rows, segment_count;
-    const uint32_t *tokens; /* [rows] */
+    const uint32_t *tokens; /* [rows]; NULL: a member of an attention group that is not the first */
     const struct afd_segment *segments;
 };
 
@@ -158,7 +165,9 @@ struct afd_ffn_part {
 
 enum afd_op_kind {
     AFD_OP_EMBED,
-    AFD_OP_ATTN,
+    AFD_OP_ATTN, /* with tp 1 */
+    AFD_OP_NORM, /* with tp above 1, as the next one */
+    AFD_OP_HEADS,
     AFD_OP_ROUTE,
     AFD_OP_LOGITS,
     AFD_OP_SAMPLE,
@@ -176,9 +185,18 @@ struct afd_op {
                     residual */
             const struct afd_partials *partials;
         } attn;
+        struct { /* norm: combine as attn, norm */
+            const struct afd_partials *partials;
+            float *to; /* [rows] x hidden, dense */
+        } norm;
+        struct { /* heads: attention of the member's heads with KV append, their part of the output projection */
+            const float *from; /* [rows] x hidden, dense: what norm wrote */
+            float *to;         /* the same shape: partial sums */
+        } heads;
         struct { /* route: norm, scores, choice, records. A dense layer has records too (no experts) */
             const struct afd_route_to *to;
             uint32_t to_count;
+            const float *attn; /* tp > 1: [rows] x hidden, dense, what all heads gave: added to the residual */
         } route;
         struct { /* logits: combine, final norm, head, for chosen rows */
             const struct afd_partials *partials;

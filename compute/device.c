@@ -11,6 +11,7 @@
 #include "compute/loader.h"
 #include "compute/queue.h"
 #include "compute/sample.h"
+#include "model/heads.h"
 
 uint64_t afd_kv_block_bytes(const struct afd_model *model, enum afd_kv_dtype kv_dtype, uint32_t block_tokens)
 {
@@ -78,7 +79,9 @@ static enum afd_status check_attention(const struct afd_device_config *c, struct
                             "layer %u: %u heads of %u over %u KV heads; expected a multiple", l, a->heads,
                             a->head_dim, a->kv_heads);
     }
-    return AFD_OK;
+    if (c->type == AFD_DEVICE_CUDA && c->share.tp > 1)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "attention tp %u; expected 1 on cuda", c->share.tp);
+    return afd_heads_check(c->model, c->share.tp, error_out);
 }
 
 static enum afd_status check_config(const struct afd_device_config *c, struct afd_error *error_out)
@@ -183,11 +186,12 @@ static enum afd_status make_attention(struct afd_device *device, struct afd_erro
     for (uint32_t l = 0; l < model->layer_count; l++)
         device->weights.layers[l].rope = afd_ropes_find(&device->ropes, &model->layers[l].attn);
     for (uint32_t s = 0; !status && s < c->slots; s++) status = make_slot(device, &device->slots[s]);
-    if (c->type != AFD_DEVICE_CUDA)
+    int samples = c->share.tp_index == 0;
+    if (c->type != AFD_DEVICE_CUDA && samples)
         device->logits = afd_arena_alloc(device->arena, (size_t)c->max_logit_rows * afd_pitch(model->vocab),
                                          sizeof(float));
-    device->sampler = afd_sampler_create(model->vocab, c->threads);
-    if (status || (!device->logits && c->type != AFD_DEVICE_CUDA) || !device->sampler)
+    if (samples) device->sampler = afd_sampler_create(model->vocab, c->threads);
+    if (status || (samples && ((!device->logits && c->type != AFD_DEVICE_CUDA) || !device->sampler)))
         return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for %u slots of %u rows", c->slots,
                         c->wire.shape.max_rows);
     return make_kv(device, error_out);
@@ -220,6 +224,18 @@ static enum afd_status make_team(struct afd_device *device, struct afd_error *er
     return AFD_OK;
 }
 
+/* From here on the device knows of its own heads alone. */
+static enum afd_status keep_own_heads(struct afd_device *device, struct afd_error *error_out)
+{
+    struct afd_device_config *c = &device->config;
+    struct afd_model *own = afd_arena_alloc(device->arena, 1, sizeof *own);
+    struct afd_layer *layers = afd_arena_alloc(device->arena, c->model->layer_count, sizeof *layers);
+    if (!own || !layers) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the layers");
+    afd_heads_cut(c->model, c->share.tp, c->share.tp_index, layers, own);
+    c->model = own;
+    return AFD_OK;
+}
+
 static const struct afd_backend *backend_of(enum afd_device_type type)
 {
     if (type == AFD_DEVICE_REF) return &afd_backend_ref;
@@ -249,6 +265,7 @@ enum afd_status afd_device_create(const struct afd_device_config *config, struct
     status = device->arena ? AFD_OK : afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a device");
     if (!status && device->backend->fits) status = device->backend->fits(device, error_out);
     if (!status) status = afd_weight_table_load(&device->config, device->arena, &device->weights, error_out);
+    if (!status && !config->share.ffn && config->share.tp > 1) status = keep_own_heads(device, error_out);
     if (!status) status = config->share.ffn ? make_ffn(device, error_out) : make_attention(device, error_out);
     if (!status) status = make_team(device, error_out);
     if (!status) status = device->backend->open(device, error_out);
@@ -365,14 +382,14 @@ enum afd_status afd_device_step(struct afd_device *device, uint32_t slot_index, 
         if (!segment_in_range(device, &step->segments[s], next_row, step->rows)) return AFD_ERR_REQUEST;
         next_row += step->segments[s].rows;
     }
-    if (next_row != step->rows) return AFD_ERR_REQUEST;
-    for (uint32_t r = 0; r < step->rows; r++)
+    if (next_row != step->rows || (!step->tokens && !c->share.tp_index)) return AFD_ERR_REQUEST;
+    for (uint32_t r = 0; step->tokens && r < step->rows; r++)
         if (step->tokens[r] >= c->model->vocab) return AFD_ERR_REQUEST;
 
     struct afd_slot *slot = &device->slots[slot_index];
     slot->rows = step->rows;
     slot->segment_count = step->segment_count;
-    memcpy(slot->tokens, step->tokens, step->rows * sizeof *slot->tokens);
+    if (step->tokens) memcpy(slot->tokens, step->tokens, step->rows * sizeof *slot->tokens);
     uint32_t *blocks = slot->blocks;
     for (uint32_t s = 0; s < step->segment_count; s++) {
         const struct afd_segment *from = &step->segments[s];

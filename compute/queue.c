@@ -138,13 +138,18 @@ static int slot_op_in_range(const struct afd_device *device, const struct afd_op
 {
     const struct afd_device_config *config = &device->config;
     if (config->share.ffn || op->slot >= config->slots || !device->slots[op->slot].rows) return 0;
+    if (config->share.tp_index && op->kind != AFD_OP_EMBED && op->kind != AFD_OP_HEADS) return 0;
     switch (op->kind) {
     case AFD_OP_EMBED:
         return 1;
     case AFD_OP_ATTN:
-        return op->layer == 0 || op->attn.partials != NULL;
+        return config->share.tp == 1 && (op->layer == 0 || op->attn.partials != NULL);
+    case AFD_OP_NORM:
+        return op->norm.to && (op->layer == 0 || op->norm.partials != NULL);
+    case AFD_OP_HEADS:
+        return op->heads.from && op->heads.to;
     case AFD_OP_ROUTE:
-        return op->route.to_count <= AFD_MAX_DESTINATIONS;
+        return op->route.to_count <= AFD_MAX_DESTINATIONS && (config->share.tp == 1 || op->route.attn);
     case AFD_OP_LOGITS:
         if (op->logits.count > config->max_logit_rows || !op->logits.partials) return 0;
         for (uint32_t i = 0; i < op->logits.count; i++)

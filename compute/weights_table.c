@@ -12,6 +12,7 @@
 
 #include "compute/backend.h"
 #include "compute/cpu/panels.h"
+#include "model/heads.h"
 
 enum { PAGE = 4096, HUGE_PAGE = 2 << 20, ALIGN = 64 };
 
@@ -106,6 +107,12 @@ static void copy_matrix(const struct afd_weight_view *view, const struct afd_wei
     }
 }
 
+static uint32_t first_head(const struct load *load, uint32_t layer)
+{
+    const struct afd_share *share = &load->config->share;
+    return afd_heads_of(load->config->model, layer, share->tp, share->tp_index).begin;
+}
+
 /* Where `weight` goes in the table; *vector_out: where its float32 copy goes, or NULL. */
 static struct afd_matrix *place_of(struct load *load, const struct afd_weight *weight,
                                    const float ***vector_out)
@@ -124,9 +131,9 @@ static struct afd_matrix *place_of(struct load *load, const struct afd_weight *w
     case AFD_W_EXPERT_DOWN:
         return &layer->expert_down[weight->index];
     case AFD_W_K_UP:
-        return &layer->k_up[weight->index];
+        return &layer->k_up[weight->index - first_head(load, weight->layer)];
     case AFD_W_V_UP:
-        return &layer->v_up[weight->index];
+        return &layer->v_up[weight->index - first_head(load, weight->layer)];
     case AFD_W_FINAL_NORM:
         *vector_out = &table->final_norm;
         break;

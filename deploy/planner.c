@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model/heads.h"
 #include "model/shards.h"
 #include "model/work.h"
 
@@ -66,7 +67,7 @@ static uint64_t buffer_bytes(const struct afd_plan *plan, enum afd_role role)
         uint64_t sources = t->pipeline.dispatch == AFD_DISPATCH_ROUTED ? pairs : 1;
         return slots * (sources * plan->a2f_message_bytes + pairs * ep * plan->f2a_message_bytes);
     }
-    uint64_t ranks = (uint64_t)t->attn.max_instances * t->attn.ranks_per_instance;
+    uint64_t ranks = afd_pool_max_ranks(&t->attn);
     uint64_t pairs = (ranks + t->ffn.tp - 1) / t->ffn.tp; /* the rail's attention ranks */
     return slots * pairs * (plan->a2f_message_bytes + t->ffn.max_shards * plan->f2a_message_bytes);
 }
@@ -90,6 +91,21 @@ static uint64_t most_shards(const struct afd_topology *t, uint64_t shards)
     return shards;
 }
 
+/* A member of an attention group has as many blocks as member 0, of its own KV heads. */
+static uint64_t own_kv_bytes(const struct afd_plan *plan, uint32_t tp_index)
+{
+    const struct afd_pool *attn = &plan->topology->attn;
+    uint64_t bytes = 0;
+    for (uint32_t l = 0; l < plan->model->layer_count; l++) {
+        struct afd_attn_desc own = plan->model->layers[l].attn;
+        struct afd_heads heads = afd_heads_of(plan->model, l, attn->tp, tp_index);
+        own.kv_heads = heads.kv_end - heads.kv_begin;
+        bytes += (uint64_t)plan->kv_pools.group[plan->kv_groups.of_layer[l]].blocks * attn->kv_block_tokens *
+                 afd_attn_kv_bytes(&own, attn->kv_dtype);
+    }
+    return bytes;
+}
+
 static void fill_rank(struct afd_plan *plan, const struct afd_checkpoint *checkpoint,
                       const struct afd_plan_options *options, enum afd_role role, uint32_t rank,
                       struct afd_plan_rank *r)
@@ -101,15 +117,15 @@ static void fill_rank(struct afd_plan *plan, const struct afd_checkpoint *checkp
                                 .rank = rank,
                                 .instance = rank / pool->ranks_per_instance,
                                 .host = afd_rank_host(t, role, rank)};
-    struct afd_share share = {.ffn = role == AFD_ROLE_FFN, .ep = t->ffn.ep, .tp = 1};
-    if (share.ffn) {
-        share.tp = t->ffn.tp;
-        share.tp_index = r->tp_index = rank % t->ffn.ranks_per_instance;
+    r->tp_index = role == AFD_ROLE_FFN ? rank % t->ffn.tp : afd_attn_member(t, rank);
+    struct afd_share share = {
+        .ffn = role == AFD_ROLE_FFN, .ep = t->ffn.ep, .tp = pool->tp, .tp_index = r->tp_index};
+    if (share.ffn)
         share.shards = r->shards = instance_shards(t, r->instance);
-    } else
-        r->kv_bytes = plan->kv_bytes;
+    else
+        r->kv_bytes = own_kv_bytes(plan, r->tp_index);
     r->weight_bytes = afd_share_bytes(plan->model, checkpoint, &share, plan->element_bits);
-    r->buffer_bytes = buffer_bytes(plan, role);
+    r->buffer_bytes = share.ffn || !r->tp_index ? buffer_bytes(plan, role) : 0;
     r->work_bytes = options->work_bytes[role];
     r->total_bytes = r->weight_bytes + r->kv_bytes + r->buffer_bytes + r->work_bytes;
     r->most_bytes = r->total_bytes;
@@ -193,7 +209,7 @@ static double larger(double a, double b)
 
 double afd_plan_attn_us(const struct afd_plan *plan, uint32_t l, double rows, double tokens)
 {
-    const struct afd_attn_desc *a = &plan->model->layers[l].attn;
+    const struct afd_attn_desc *a = &plan->heads.layers[l].attn;
     const struct afd_hardware *h = afd_hardware_find(plan->topology->attn.device_class);
     double weights = afd_attn_matrix_elements(a, plan->model->hidden);
     double score_flops = afd_attn_score_flops(a);
@@ -248,6 +264,17 @@ double afd_plan_group_us(const struct afd_plan *plan, double bytes)
     return AFD_PLAN_COLLECTIVE_US + bytes * (ffn->tp - 1) / ffn->tp / link * 1e6;
 }
 
+double afd_plan_heads_us(const struct afd_plan *plan, double rows)
+{
+    const struct afd_pool *attn = &plan->topology->attn;
+    const struct afd_hardware *h = afd_hardware_find(attn->device_class);
+    double link = h && h->link_bytes_per_s > 0 ? h->link_bytes_per_s : AFD_PLAN_LINK_BYTES_PER_S;
+    if (attn->tp <= 1) return 0;
+    /* To each of the others, and from each of them: member 0's links carry all of it. */
+    double bytes = rows * plan->model->hidden * sizeof(float) * (attn->tp - 1);
+    return 2 * (AFD_PLAN_COLLECTIVE_US + bytes / link * 1e6);
+}
+
 /* The FFN instances that an attention rank sends each of its rows to, on average. */
 static double instances_asked(const struct afd_plan *plan, const struct afd_layer *layer)
 {
@@ -263,7 +290,7 @@ static double group_layer_us(const struct afd_plan *plan, const struct afd_layer
                              double rows)
 {
     const struct afd_topology *t = plan->topology;
-    double used = t->ffn.instances - plan->spare_count, all = rows * afd_pool_ranks(&t->attn);
+    double used = t->ffn.instances - plan->spare_count, all = rows * afd_attn_groups(t, t->attn.instances);
     double row_a2f = (double)plan->a2f_message_bytes / t->pipeline.max_rows;
     if (t->ffn.tp == 1) return 0;
     return afd_plan_group_us(plan, all * instances_asked(plan, layer) / used * row_a2f) +
@@ -281,7 +308,8 @@ static double network_layer_us(const struct afd_plan *plan, const struct afd_lay
                               *hf = afd_hardware_find(t->ffn.device_class);
     double row_a2f = (double)plan->a2f_message_bytes / t->pipeline.max_rows;
     double row_f2a = (double)plan->f2a_message_bytes / t->pipeline.max_rows;
-    double rail = (double)afd_pool_ranks(&t->attn) / t->ffn.tp; /* attention ranks a FFN rank talks to */
+    double rail =
+        (double)afd_attn_groups(t, t->attn.instances) / t->ffn.tp; /* attention ranks a FFN rank talks to */
     double active = active_fraction(&layer->ffn, t->ffn.ep), used = t->ffn.instances - plan->spare_count;
     double sent = instances_asked(plan, layer);
     double a2f = larger(rows * sent * row_a2f / ha->nic_bytes_per_s,
@@ -304,13 +332,13 @@ enum { ATTENTION, FFN, GROUP, NETWORK, STAGES };
 static double rate(const struct afd_plan *plan, double load, double held, double rows,
                    struct afd_plan_stage stages[STAGES])
 {
-    double slowest = 0, sum = 0;
+    double slowest = 0, sum = 0, groups = afd_attn_groups(plan->topology, plan->topology->attn.instances);
     memset(stages, 0, STAGES * sizeof *stages);
     for (uint32_t l = 0; l < plan->model->layer_count; l++) {
         const struct afd_layer *layer = &plan->model->layers[l];
-        add_layer(&stages[ATTENTION], afd_plan_attn_us(plan, l, rows, rows * plan->context));
-        add_layer(&stages[FFN],
-                  afd_plan_ffn_us(plan, l, rows * afd_pool_ranks(&plan->topology->attn), load, held));
+        add_layer(&stages[ATTENTION],
+                  afd_plan_attn_us(plan, l, rows, rows * plan->context) + afd_plan_heads_us(plan, rows));
+        add_layer(&stages[FFN], afd_plan_ffn_us(plan, l, rows * groups, load, held));
         add_layer(&stages[GROUP], group_layer_us(plan, layer, load, rows));
         add_layer(&stages[NETWORK], network_layer_us(plan, layer, load, rows));
     }
@@ -349,7 +377,7 @@ static void rate_plan(struct afd_plan *plan)
          "%.0f us a layer "
          "and micro-batch); at most %u rows an attention rank would hold it, %u a micro-batch",
          t->tpot_ms, plan->tpot_ms, plan->binding, stages[slowest].layer_us, plan->budget_us,
-         plan->rows_that_hold, plan->rows_that_hold * afd_pool_ranks(&t->attn));
+         plan->rows_that_hold, plan->rows_that_hold * afd_attn_groups(t, t->attn.instances));
 }
 
 /* ---- the plan */
@@ -400,7 +428,7 @@ static void plan_messages(struct afd_plan *plan)
 static enum afd_status plan_kv(struct afd_plan *plan, uint32_t context, struct afd_error *error)
 {
     const struct afd_topology *t = plan->topology;
-    const struct afd_model *m = plan->model;
+    const struct afd_model *m = &plan->heads;
     for (uint32_t l = 0; l < m->layer_count; l++) {
         const struct afd_attn_desc *a = &m->layers[l].attn;
         uint64_t bytes = afd_attn_kv_bytes(a, t->attn.kv_dtype);
@@ -453,6 +481,18 @@ static void warn_of_waste(struct afd_plan *plan)
                  p ? "ffn" : "attn", pools[p]->device_class);
 }
 
+static enum afd_status cut_heads(struct afd_plan *plan, struct afd_error *error)
+{
+    const struct afd_model *m = plan->model;
+    uint32_t tp = plan->topology->attn.tp;
+    struct afd_layer *layers = malloc(m->layer_count * sizeof *layers);
+    enum afd_status status = afd_heads_check(m, tp, error);
+    if (!layers) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    plan->heads.layers = layers;
+    if (!status) afd_heads_cut(m, tp, 0, layers, &plan->heads);
+    return status;
+}
+
 enum afd_status afd_plan_make(const struct afd_topology *topology, const struct afd_model *model,
                               const struct afd_checkpoint *checkpoint, const struct afd_plan_options *options,
                               struct afd_plan **out, struct afd_error *error_out)
@@ -470,8 +510,9 @@ enum afd_status afd_plan_make(const struct afd_topology *topology, const struct 
     plan->model = model;
     plan->max_context = topology->max_context ? topology->max_context : model->max_context;
     plan->element_bits = model->weight_bits;
-    plan->cluster_rows = attn_ranks * topology->pipeline.max_rows;
+    plan->cluster_rows = afd_attn_groups(topology, topology->attn.instances) * topology->pipeline.max_rows;
     if ((status = check_model(plan, error_out))) goto out;
+    if ((status = cut_heads(plan, error_out))) goto out;
     if ((status = plan_kv(plan, options->context, error_out))) goto out;
     plan_messages(plan);
     for (uint32_t i = 0; i < attn_ranks; i++)
@@ -496,6 +537,7 @@ out:
 void afd_plan_destroy(struct afd_plan *plan)
 {
     if (!plan) return;
+    free(plan->heads.layers);
     free(plan->ranks);
     free(plan);
 }

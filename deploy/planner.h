@@ -31,7 +31,7 @@ struct afd_plan_rank {
     uint32_t rank, instance;
     const char *host;  /* in the topology */
     uint64_t shards;   /* FFN: set of shards held */
-    uint32_t tp_index; /* FFN */
+    uint32_t tp_index;
     uint64_t weight_bytes, kv_bytes, buffer_bytes, work_bytes, total_bytes;
     uint64_t limit_bytes; /* of the device; 0: not known */
     uint64_t most_bytes;  /* in all, with as many shards as it may ever hold: pools.ffn.max_shards */
@@ -48,7 +48,8 @@ struct afd_plan {
     const struct afd_model *model;
     uint32_t max_context;  /* in force */
     uint32_t element_bits; /* of a matrix element without a checkpoint */
-    uint32_t rank_count;   /* attention ranks first */
+    struct afd_model heads; /* what member 0 of an attention group computes: model/heads.h */
+    uint32_t rank_count;    /* attention ranks first */
     struct afd_plan_rank *ranks;
 
     /* a KV cache: a token in the widest layer; a block in all layers; the pools of its groups; the tokens
@@ -72,7 +73,8 @@ struct afd_plan {
     int rated;
     uint32_t context;                                /* average, of the check */
     uint32_t cluster_rows;                           /* of a micro-batch over all attention ranks */
-    struct afd_plan_stage attn, ffn, group, network; /* group: the collectives of an FFN instance with tp */
+    struct afd_plan_stage attn, ffn, group, network; /* group: the collectives of an FFN instance with tp;
+                                                        those of attention tp are part of attn */
     double budget_us;        /* a stage, layer and micro-batch: tpot / 3 / layers; 0: no slo */
     const char *binding;     /* "attention", "ffn", "group" or "network": the slowest */
     double tpot_ms;          /* at peak rates */
@@ -92,7 +94,8 @@ void afd_plan_destroy(struct afd_plan *plan); /* NULL is allowed */
 
 /* One layer at the peak rates of the pool's device class, which must be in the table, microseconds.
  * Attention: `rows` rows of a rank, whose sequences hold `tokens` tokens together: the scores read the KV
- * cache, the projections their weights. */
+ * cache, the projections their weights. With attention tp above 1: of member 0's heads, which are the most;
+ * and afd_plan_heads_us is the group's, which stands between them. */
 double afd_plan_attn_us(const struct afd_plan *plan, uint32_t layer, double rows, double tokens);
 /* A batch of `rows` rows on each rank of an FFN instance. `load`: the share-weighted number of shards that
  * are computed there (of a shard with two copies half, on average); `held`: those whose weights are read. */
@@ -104,6 +107,8 @@ double afd_plan_ffn_us(const struct afd_plan *plan, uint32_t layer, double rows,
 #define AFD_PLAN_COLLECTIVE_US 8.0
 #define AFD_PLAN_LINK_BYTES_PER_S 150e9
 double afd_plan_group_us(const struct afd_plan *plan, double bytes);
+/* Attention tp: the normed rows broadcast and the partial sums reduced, float32, of `rows` rows. 0 with tp 1. */
+double afd_plan_heads_us(const struct afd_plan *plan, double rows);
 
 /* The most shards that one of `instances` holds with one copy. An instance more adds throughput only if this
  * falls. */

@@ -271,7 +271,8 @@ static void resolve(struct file_values *v)
     if (!*t->scheduler.host) strcpy(t->scheduler.host, v->hosts[0]);
     deal_hosts(v, &t->attn, 0, is_split);
     deal_hosts(v, &t->ffn, t->attn.max_instances, is_split);
-    if (!t->attn.dp) t->attn.dp = t->attn.ranks_per_instance;
+    if (!t->attn.dp)
+        t->attn.dp = t->attn.ranks_per_instance > t->attn.tp ? t->attn.ranks_per_instance / t->attn.tp : 1;
     if (!t->ffn.tp) t->ffn.tp = t->ffn.ranks_per_instance;
     if (!t->ffn.ep) t->ffn.ep = t->ffn.instances < AFD_MAX_SHARDS ? t->ffn.instances : AFD_MAX_SHARDS;
     resolve_ffn(&t->ffn);
@@ -358,18 +359,16 @@ static enum afd_status check_pool(const struct afd_yaml *d, const char *name, co
 static enum afd_status check_parallel(const struct afd_yaml *d, const struct afd_topology *t,
                                       struct afd_error *error)
 {
-    if (t->attn.tp > 1)
+    if (t->attn.tp > 1 && t->attn.device == AFD_DEVICE_CUDA)
+        return afd_yaml_fail(d, "pools.attn.parallel.tp", error,
+                             "pools.attn.parallel.tp is %u, which device type cuda lacks; expected tp: 1",
+                             t->attn.tp);
+    if (t->attn.dp * t->attn.tp != t->attn.ranks_per_instance)
         return afd_yaml_fail(
-            d, "pools.attn.parallel.tp", error,
-            "pools.attn.parallel.tp is %u, but this version runs attention data-parallel only; "
-            "expected tp: 1",
-            t->attn.tp);
-    if (t->attn.dp != t->attn.ranks_per_instance)
-        return afd_yaml_fail(
-            d, "pools.attn.parallel.dp", error,
-            "pools.attn.parallel.dp is %u with %u ranks an instance, and each rank is data-parallel; "
-            "expected dp: %u",
-            t->attn.dp, t->attn.ranks_per_instance, t->attn.ranks_per_instance);
+            d, t->attn.tp > 1 ? "pools.attn.parallel.tp" : "pools.attn.parallel.dp", error,
+            "pools.attn.parallel is dp %u x tp %u with %u ranks an instance, which are dp groups of tp ranks; "
+            "expected dp x tp: %u",
+            t->attn.dp, t->attn.tp, t->attn.ranks_per_instance, t->attn.ranks_per_instance);
     if (t->ffn.tp != t->ffn.ranks_per_instance)
         return afd_yaml_fail(
             d, "pools.ffn.parallel.tp", error,
@@ -833,9 +832,20 @@ uint32_t afd_pool_max_ranks(const struct afd_pool *pool)
 
 uint32_t afd_topology_batch_rows(const struct afd_topology *t)
 {
-    uint32_t most = afd_pool_max_ranks(&t->attn) * t->pipeline.microbatches * t->pipeline.max_rows;
+    uint32_t groups = afd_attn_groups(t, t->attn.max_instances);
+    uint32_t most = groups * t->pipeline.microbatches * t->pipeline.max_rows;
     uint32_t limit = t->pipeline.max_rows > AFD_BATCH_ROWS ? t->pipeline.max_rows : AFD_BATCH_ROWS;
     return most < limit ? most : limit;
+}
+
+uint32_t afd_attn_member(const struct afd_topology *t, uint32_t rank)
+{
+    return t->attn.tp > 1 ? rank % t->attn.tp : 0;
+}
+
+uint32_t afd_attn_groups(const struct afd_topology *t, uint32_t instances)
+{
+    return instances * t->attn.ranks_per_instance / (t->attn.tp > 1 ? t->attn.tp : 1);
 }
 
 const char *afd_role_name(enum afd_role role)

@@ -7,7 +7,8 @@
  * files in deploy/topologies/ are the manual of the keys.
  *
  * Numbering: a rank is counted within its role: rank = instance * ranks_per_instance + index. Attention rank
- * i has the rail i mod tp: it talks to member i mod tp of every FFN instance. */
+ * i has the rail i mod tp: it talks to member i mod tp of every FFN instance. With attention tp above 1 the
+ * ranks g * tp .. g * tp + tp - 1 are one group, whose first stands for it. */
 #ifndef AFD_DEPLOY_TOPOLOGY_H
 #define AFD_DEPLOY_TOPOLOGY_H
 
@@ -67,7 +68,7 @@ struct afd_pool {
     uint32_t threads;                  /* cpu: compute threads a rank; default 1 */
     char cores[AFD_NAME_BYTES];  /* cpu: "", or a list like "0-3,6": rank i is pinned to the i-th of them
                                     (threads consecutive ones) */
-    uint32_t dp, ep, tp;         /* attn: dp, tp; ffn: ep, tp */
+    uint32_t dp, ep, tp;         /* attn: dp groups of tp ranks an instance; ffn: ep, tp */
     uint32_t copies;             /* ffn: of every shard */
     uint32_t max_shards;         /* ffn: that an instance may hold: buffers are sized for it; default: what it
                                     would hold after the loss of another one */
@@ -146,6 +147,10 @@ uint32_t afd_pool_max_ranks(const struct afd_pool *pool); /* at its largest: tho
 /* The most rows of one FFN batch: everything that can be in flight, AFD_BATCH_ROWS or one message at most. */
 enum { AFD_BATCH_ROWS = 2048 };
 uint32_t afd_topology_batch_rows(const struct afd_topology *topology);
+/* Which member of its tensor-parallel group an attention rank is; and how many groups there are, at the pool's
+ * largest `instances`. */
+uint32_t afd_attn_member(const struct afd_topology *topology, uint32_t rank);
+uint32_t afd_attn_groups(const struct afd_topology *topology, uint32_t instances);
 const char *afd_role_name(enum afd_role role); /* "attn", "ffn" */
 const char *afd_rank_host(const struct afd_topology *topology, enum afd_role role, uint32_t rank);
 /* The machines of the cluster, each once, the scheduler's first; with those that only instances beyond the

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "model/family.h"
+#include "model/heads.h"
 #include "model/random_weights.h"
 #include "model/shards.h"
 
@@ -181,12 +182,39 @@ struct walk {
     void *user;
 };
 
+/* Of an attention group's member: what its heads need of a matrix that has a part for each. */
+static void cut_heads(const struct walk *walk, struct afd_weight *weight)
+{
+    if (walk->share->ffn || walk->share->tp <= 1 || !weight->out_end) return;
+    const struct afd_attn_desc *a = &walk->model->layers[weight->layer].attn;
+    struct afd_heads h =
+        afd_heads_of(walk->model, weight->layer, walk->share->tp, walk->share->tp_index);
+    switch (weight->use) {
+    case AFD_W_Q_UP:
+        weight->out_begin = h.begin * a->head_dim, weight->out_end = h.end * a->head_dim;
+        break;
+    case AFD_W_K:
+    case AFD_W_V:
+        weight->out_begin = h.kv_begin * a->head_dim, weight->out_end = h.kv_end * a->head_dim;
+        break;
+    case AFD_W_HEAD_GATE:
+        weight->out_begin = h.begin, weight->out_end = h.end;
+        break;
+    case AFD_W_O:
+        weight->in_begin = h.begin * a->value_dim, weight->in_end = h.end * a->value_dim;
+        break;
+    default:
+        break;
+    }
+}
+
 /* Reports the share's part of one weight, if there is any. */
 static enum afd_status visit(const struct walk *walk, enum afd_weight_use use, uint32_t layer, uint32_t index)
 {
     struct afd_weight weight = {.use = use, .layer = layer, .index = index};
     uint32_t granule = walk->model->cut_granule;
     afd_weight_shape(walk->model, use, layer, &weight.out_end, &weight.in_end);
+    cut_heads(walk, &weight);
     enum axis axis = axis_of(use);
     if (axis == CUT_OUT)
         afd_tp_cut(weight.out_end, walk->share->tp, walk->share->tp_index, granule, &weight.out_begin,
@@ -221,11 +249,14 @@ static enum afd_status visit_ffn_layer(const struct walk *walk, uint32_t layer)
 
 static enum afd_status visit_attention_layer(const struct walk *walk, uint32_t layer)
 {
-    enum afd_status status = visit_range(walk, AFD_W_ATTN_NORM, AFD_W_KV_NORM, layer, 0);
-    uint32_t heads = afd_weight_copies(walk->model, AFD_W_K_UP, layer);
-    for (uint32_t h = 0; !status && h < heads; h++)
+    int is_first = walk->share->tp_index == 0; /* of its group: it has the rows between the heads' parts */
+    enum afd_status status =
+        visit_range(walk, is_first ? AFD_W_ATTN_NORM : AFD_W_Q_DOWN, AFD_W_KV_NORM, layer, 0);
+    uint32_t tp = walk->share->tp ? walk->share->tp : 1;
+    struct afd_heads heads = afd_heads_of(walk->model, layer, tp, walk->share->tp_index);
+    for (uint32_t h = heads.begin; !status && h < heads.end; h++)
         status = visit_range(walk, AFD_W_K_UP, AFD_W_V_UP, layer, h);
-    return status ? status : visit_range(walk, AFD_W_O, AFD_W_ROUTER_BIAS, layer, 0);
+    return status ? status : visit_range(walk, AFD_W_O, is_first ? AFD_W_ROUTER_BIAS : AFD_W_O, layer, 0);
 }
 
 enum afd_status afd_weights_each(const struct afd_model *model, const struct afd_share *share,
@@ -241,10 +272,11 @@ enum afd_status afd_weights_each(const struct afd_model *model, const struct afd
             status = visit_ffn_layer(&walk, l);
         return status;
     }
-    status = visit(&walk, AFD_W_EMBED, 0, 0);
+    int is_first = share->tp_index == 0;
+    if (is_first) status = visit(&walk, AFD_W_EMBED, 0, 0);
     for (uint32_t l = 0; !status && l < model->layer_count; l++) status = visit_attention_layer(&walk, l);
-    if (!status) status = visit(&walk, AFD_W_FINAL_NORM, 0, 0);
-    if (!status) status = visit(&walk, AFD_W_HEAD, 0, 0);
+    if (!status && is_first) status = visit(&walk, AFD_W_FINAL_NORM, 0, 0);
+    if (!status && is_first) status = visit(&walk, AFD_W_HEAD, 0, 0);
     return status;
 }
 
@@ -318,7 +350,8 @@ static enum afd_status check_type(const struct afd_model *model, const struct af
             error_out, AFD_ERR_CONFIG,
             "tensor %s: fp8, but config.json has no quantization_config with weight_block_size [%d, %d]",
             tensor->name, AFD_FP8_BLOCK, AFD_FP8_BLOCK);
-    if (weight->out_begin % AFD_FP8_BLOCK || weight->in_begin % AFD_FP8_BLOCK)
+    int is_cut = weight->out_begin % AFD_FP8_BLOCK && weight->use != AFD_W_HEAD_GATE; /* a row a head */
+    if (is_cut || weight->in_begin % AFD_FP8_BLOCK)
         return afd_fail(error_out, AFD_ERR_CONFIG,
                         "tensor %s: a slice that begins at [%u, %u] cuts an fp8 block", tensor->name,
                         weight->out_begin, weight->in_begin);
@@ -478,7 +511,7 @@ enum afd_status afd_weight_view(const struct afd_model *model, const struct afd_
         uint64_t block =
             index * tensor->scale_rows + (stored.stacked ? weight->out_begin : first) / AFD_FP8_BLOCK;
         out->block = AFD_FP8_BLOCK;
-        out->block_row = stored.joined ? (uint32_t)(first % AFD_FP8_BLOCK) : 0;
+        out->block_row = stored.stacked ? 0 : (uint32_t)(first % AFD_FP8_BLOCK);
         out->scale_pitch = tensor->scale_columns;
         out->scale = tensor->scale + block * tensor->scale_columns + weight->in_begin / AFD_FP8_BLOCK;
     }

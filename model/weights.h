@@ -2,8 +2,10 @@
  *
  * A weight is named by its use, not by a family's tensor name; a family file maps one to the other. A rank's
  * share is cut along one axis of a matrix: `out` (rows) of gate and up, `in` (columns) of down, for tensor
- * parallel FFN; everything else is whole. Cuts fall on multiples of the model's cut_granule, which no
- * quantization block straddles. A model with a tied head has no AFD_W_HEAD: the embedding is the head. Pure
+ * parallel FFN; rows of queries, keys, values and gates by head, columns of the output projection, for tensor
+ * parallel attention (model/heads.h), whose member 0 alone has what is not attention's; everything else is
+ * whole. Cuts of the FFN fall on multiples of the model's cut_granule, which no quantization block
+ * straddles. A model with a tied head has no AFD_W_HEAD: the embedding is the head. Pure
  * functions over the model, any thread; only afd_weight_view touches the checkpoint. */
 #ifndef AFD_MODEL_WEIGHTS_H
 #define AFD_MODEL_WEIGHTS_H

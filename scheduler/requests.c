@@ -295,7 +295,7 @@ void afd_requests_cancel(struct afd_requests *r, uint64_t id)
 void afd_requests_rank_up(struct afd_requests *r, uint32_t rank)
 {
     assert(rank < r->config.ranks);
-    r->ranks[rank].takes = 1;
+    r->ranks[rank].takes = r->config.tp <= 1 || rank % r->config.tp == 0;
 }
 
 /* A rank may go on with a sequence that nobody else was given since, if it knows no less of it than we do.

@@ -45,6 +45,7 @@ struct afd_requests_config {
     uint32_t capacity;  /* requests in all, at most 2^20 */
     uint32_t max_queue; /* requests that may wait */
     uint32_t ranks;     /* attention ranks */
+    uint32_t tp;        /* of them a group, whose first one takes sequences for all; 0: 1 */
     uint32_t rank_room; /* sequences a rank takes */
     uint32_t vocab;
     afd_ns patience;   /* a request that takes longer fails */

@@ -27,10 +27,12 @@ static uint64_t bit(uint32_t i)
     return (uint64_t)1 << i;
 }
 
-/* It serves, or would if it reached what it needs. */
+/* It serves, or would if it reached what it needs. The other ranks of its tensor-parallel group, which it is
+ * not ready without, have no pairs with FFN ranks. */
 static int is_to_serve(const struct afd_cluster *c, const struct afd_cluster_member *m)
 {
-    return m->role == AFD_ROLE_ATTN && afd_place_of(c, m)->state == AFD_INSTANCE_ACTIVE &&
+    return m->role == AFD_ROLE_ATTN && !afd_attn_member(c->topology, m->rank) &&
+           afd_place_of(c, m)->state == AFD_INSTANCE_ACTIVE &&
            (m->state == AFD_MEMBER_READY || m->state == AFD_MEMBER_JOINING);
 }
 

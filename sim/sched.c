@@ -488,6 +488,7 @@ static void sched_start(struct sim_world *w, struct sim_node *node)
     struct afd_requests_config requests = {.capacity = capacity > 1 << 20 ? 1 << 20 : (uint32_t)capacity,
                                            .max_queue = t->scheduler.max_queue,
                                            .ranks = w->attn_count,
+                                           .tp = t->attn.tp,
                                            .rank_room = t->pipeline.max_sequences,
                                            .vocab = w->model->vocab,
                                            .patience = AFD_SECONDS(t->scheduler.request_timeout_s),

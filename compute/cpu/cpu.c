@@ -67,7 +67,7 @@ static int make_attention(struct afd_device *device, struct afd_cpu *cpu)
     cpu->final = make_rows(device, c->max_logit_rows, s.hidden_pitch);
     cpu->logits = afd_arena_alloc(device->arena, c->max_logit_rows, sizeof *cpu->logits);
     if (!cpu->logits || !cpu->routed) return 0;
-    for (uint32_t r = 0; r < c->max_logit_rows; r++)
+    for (uint32_t r = 0; device->logits && r < c->max_logit_rows; r++)
         cpu->logits[r] = device->logits + (size_t)r * s.vocab_pitch;
     return cpu->norm && cpu->low && cpu->q && cpu->o && cpu->key && cpu->value && cpu->y && cpu->latent &&
            cpu->gates && cpu->scores && cpu->final;
@@ -168,22 +168,26 @@ void afd_cpu_matrices(const struct afd_device *device, uint32_t index, const str
         }
 }
 
+static void look_up(const struct afd_cpu *cpu, const struct afd_weight_view *table, uint32_t token, float *x)
+{
+    const char *row = (const char *)table->data + token * table->row_bytes;
+    if (table->quant)
+        afd_quant_read(table->quant, row, 0, table->columns, x);
+    else
+        cpu->k->widen(row, table->dtype, table->columns, x);
+}
+
 static void embed(void *user, uint32_t index)
 {
     const struct afd_job *job = user;
     const struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
     const struct afd_slot *slot = &device->slots[job->op->slot];
-    const struct afd_weight_view *table = &device->weights.embed.view;
+    const struct afd_weight_view *table = &device->weights.embed.view; /* no rows: not held */
     uint32_t begin, end;
     afd_split(slot->rows, 1, device->team.threads, index, &begin, &end);
     for (uint32_t r = begin; r < end; r++) {
-        float *x = slot->x + (size_t)r * afd_pitch(table->columns);
-        const char *row = (const char *)table->data + slot->tokens[r] * table->row_bytes;
-        if (table->quant)
-            afd_quant_read(table->quant, row, 0, table->columns, x);
-        else
-            cpu->k->widen(row, table->dtype, table->columns, x);
+        if (table->rows) look_up(cpu, table, slot->tokens[r], slot->x + (size_t)r * afd_pitch(table->columns));
         for (uint32_t g = 0; g < device->ropes.count; g++)
             afd_rope_fill(&device->ropes.rope[g], slot->positions[r],
                           slot->rope[g] + (size_t)r * device->ropes.rope[g].dim);
@@ -226,6 +230,7 @@ static enum afd_status cpu_run(struct afd_device *device, const struct afd_op *o
 {
     static const afd_team_fn stages[] = {
         [AFD_OP_EMBED] = embed,         [AFD_OP_ATTN] = afd_cpu_attn,
+        [AFD_OP_NORM] = afd_cpu_norm,   [AFD_OP_HEADS] = afd_cpu_heads,
         [AFD_OP_ROUTE] = afd_cpu_route, [AFD_OP_LOGITS] = afd_cpu_logits,
         [AFD_OP_SAMPLE] = sample,       [AFD_OP_FFN] = afd_cpu_ffn,
         [AFD_OP_PACK] = pack,
@@ -235,6 +240,9 @@ static enum afd_status cpu_run(struct afd_device *device, const struct afd_op *o
     const struct afd_slot *slot = &device->slots[op->slot];
     if (op->kind == AFD_OP_ATTN && op->layer > 0 &&
         !has_partials(slot, op->attn.partials, device->config.share.ep))
+        return AFD_ERR_REQUEST;
+    if (op->kind == AFD_OP_NORM && op->layer > 0 &&
+        !has_partials(slot, op->norm.partials, device->config.share.ep))
         return AFD_ERR_REQUEST;
     if (op->kind == AFD_OP_LOGITS && !has_partials(slot, op->logits.partials, device->config.share.ep))
         return AFD_ERR_REQUEST;

@@ -22,7 +22,8 @@ static void combine(const struct afd_device *device, const struct afd_partials *
     }
 }
 
-static void combine_and_norm(const struct afd_job *job, struct afd_slot *slot, uint32_t index)
+static void combine_and_norm(const struct afd_job *job, const struct afd_partials *partials,
+                             struct afd_slot *slot, uint32_t index)
 {
     const struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
@@ -32,7 +33,7 @@ static void combine_and_norm(const struct afd_job *job, struct afd_slot *slot, u
     count_active(slot, begin, before);
     for (uint32_t r = begin; r < end; r++) {
         float *x = slot->x + (size_t)r * afd_pitch(model->hidden);
-        if (job->op->layer > 0) combine(device, job->op->attn.partials, slot->active[r], before, x);
+        if (job->op->layer > 0) combine(device, partials, slot->active[r], before, x);
         cpu->k->rmsnorm(x, device->weights.layers[job->op->layer].attn_norm, model->hidden, model->norm_eps,
                         cpu->norm[r]);
     }
@@ -334,9 +335,9 @@ static void attend(const struct afd_job *job, const struct afd_slot *slot, uint3
     }
 }
 
-/* x += W o */
+/* x += W o; `to` [rows, hidden] given: to = W o */
 static void project_out(const struct afd_device *device, uint32_t index, const struct afd_slot *slot,
-                        const struct afd_matrix *w)
+                        const struct afd_matrix *w, float *to)
 {
     const struct afd_cpu *cpu = device->state;
     uint32_t begin, end, pitch = afd_pitch(w->view.rows);
@@ -349,8 +350,12 @@ static void project_out(const struct afd_device *device, uint32_t index, const s
         gemm.y = cpu->y;
         cpu->k->gemm(&gemm);
         for (uint32_t r = 0; r < slot->rows; r++)
-            cpu->k->add(slot->x + (size_t)r * pitch + gemm.begin, cpu->y[r] + gemm.begin,
-                        gemm.end - gemm.begin);
+            if (to)
+                memcpy(to + (size_t)r * w->view.rows + gemm.begin, cpu->y[r] + gemm.begin,
+                       (gemm.end - gemm.begin) * sizeof *to);
+            else
+                cpu->k->add(slot->x + (size_t)r * pitch + gemm.begin, cpu->y[r] + gemm.begin,
+                            gemm.end - gemm.begin);
     }
 }
 
@@ -373,9 +378,9 @@ static uint32_t first_products(const struct afd_cpu *cpu, const struct afd_matri
     return n;
 }
 
-void afd_cpu_attn(void *user, uint32_t index)
+/* From the normed rows to the output projection, which is added to the residual or goes to `to`. */
+static void run_heads(const struct afd_job *job, uint32_t index, float *to)
 {
-    const struct afd_job *job = user;
     struct afd_device *device = job->device;
     const struct afd_cpu *cpu = device->state;
     struct afd_slot *slot = &device->slots[job->op->slot];
@@ -383,8 +388,6 @@ void afd_cpu_attn(void *user, uint32_t index)
     const struct afd_attn_desc *a = &device->config.model->layers[job->op->layer].attn;
     struct afd_product first[4], query = {&w->use[AFD_W_Q_UP], cpu->q};
     uint32_t products = first_products(cpu, w->use, a, first), key = afd_attn_key_dim(a);
-    combine_and_norm(job, slot, index);
-    afd_team_barrier(&device->team);
     afd_cpu_matrices(device, index, first, products, cpu->norm, slot->rows);
     afd_team_barrier(&device->team);
     norm_and_store(job, slot, index);
@@ -406,7 +409,40 @@ void afd_cpu_attn(void *user, uint32_t index)
         multiply_heads(device, index, &out_of, a->heads, slot->rows);
         afd_team_barrier(&device->team);
     }
-    project_out(device, index, slot, &w->use[AFD_W_O]);
+    project_out(device, index, slot, &w->use[AFD_W_O], to);
+}
+
+void afd_cpu_attn(void *user, uint32_t index)
+{
+    const struct afd_job *job = user;
+    combine_and_norm(job, job->op->attn.partials, &job->device->slots[job->op->slot], index);
+    afd_team_barrier(&job->device->team);
+    run_heads(job, index, NULL);
+}
+
+/* The rows that afd_cpu_heads reads, here and at the other members. */
+void afd_cpu_norm(void *user, uint32_t index)
+{
+    const struct afd_job *job = user;
+    const struct afd_cpu *cpu = job->device->state;
+    struct afd_slot *slot = &job->device->slots[job->op->slot];
+    uint32_t begin, end, hidden = job->device->config.model->hidden;
+    combine_and_norm(job, job->op->norm.partials, slot, index);
+    afd_split(slot->rows, 1, job->device->team.threads, index, &begin, &end);
+    for (uint32_t r = begin; r < end; r++)
+        memcpy(job->op->norm.to + (size_t)r * hidden, cpu->norm[r], hidden * sizeof(float));
+}
+
+void afd_cpu_heads(void *user, uint32_t index)
+{
+    const struct afd_job *job = user;
+    const struct afd_cpu *cpu = job->device->state;
+    uint32_t begin, end, hidden = job->device->config.model->hidden;
+    afd_split(job->device->slots[job->op->slot].rows, 1, job->device->team.threads, index, &begin, &end);
+    for (uint32_t r = begin; r < end; r++)
+        memcpy(cpu->norm[r], job->op->heads.from + (size_t)r * hidden, hidden * sizeof(float));
+    afd_team_barrier(&job->device->team);
+    run_heads(job, index, job->op->heads.to);
 }
 
 /* Combines into a copy: logits of other rows of the step may be asked for in another op. */

@@ -22,9 +22,12 @@ static void choose(const struct afd_job *job, struct afd_slot *slot, uint32_t be
     const struct afd_layer_weights *w = &device->weights.layers[job->op->layer];
     const struct afd_ffn_desc *ffn = &c->model->layers[job->op->layer].ffn;
     uint32_t experts = ffn->kind == AFD_FFN_EXPERTS ? ffn->experts : 0;
-    for (uint32_t r = begin; r < end; r++)
-        cpu->k->rmsnorm(slot->x + (size_t)r * afd_pitch(c->model->hidden), w->ffn_norm, c->model->hidden,
-                        c->model->norm_eps, cpu->norm[r]);
+    uint32_t hidden = c->model->hidden;
+    for (uint32_t r = begin; r < end; r++) {
+        float *x = slot->x + (size_t)r * afd_pitch(hidden);
+        if (job->op->route.attn) cpu->k->add(x, job->op->route.attn + (size_t)r * hidden, hidden);
+        cpu->k->rmsnorm(x, w->ffn_norm, hidden, c->model->norm_eps, cpu->norm[r]);
+    }
     if (experts) {
         struct afd_gemm gemm = {.w = &w->use[AFD_W_ROUTER], .end = experts, .rows = end - begin};
         gemm.x = (const float *const *)(cpu->norm + begin);

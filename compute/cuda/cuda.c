@@ -313,6 +313,9 @@ static enum afd_status enqueue(struct afd_device *device, const struct afd_op *o
         return afd_cuda_embed(device, op);
     case AFD_OP_ATTN:
         return afd_cuda_attn(device, op);
+    case AFD_OP_NORM: /* attention tp, which check_attention refuses */
+    case AFD_OP_HEADS:
+        break;
     case AFD_OP_ROUTE:
         return afd_cuda_route(device, op);
     case AFD_OP_LOGITS:

@@ -61,7 +61,8 @@ static void embed(struct afd_device *device, struct afd_slot *slot)
     uint32_t hidden = device->config.model->hidden;
     for (uint32_t r = 0; r < slot->rows; r++) {
         float *x = slot->x + (size_t)r * afd_pitch(hidden);
-        afd_weight_read(&device->weights.embed.view, slot->tokens[r], 0, hidden, x);
+        if (!device->config.share.tp_index)
+            afd_weight_read(&device->weights.embed.view, slot->tokens[r], 0, hidden, x);
         for (uint32_t g = 0; g < device->ropes.count; g++)
             afd_rope_fill(&device->ropes.rope[g], slot->positions[r],
                           slot->rope[g] + (size_t)r * device->ropes.rope[g].dim);
@@ -91,28 +92,70 @@ static const struct afd_segment *segment_of(const struct afd_slot *slot, uint32_
     return segment;
 }
 
+/* Row r: the layer before added, normed into `to` [hidden]. index: as combine's. */
+static enum afd_status norm_row(const struct afd_device *device, const struct afd_op *op,
+                                const struct afd_partials *partials, uint32_t r, uint32_t *index, float *to)
+{
+    const struct afd_model *model = device->config.model;
+    struct afd_slot *slot = (struct afd_slot *)&device->slots[op->slot];
+    float *x = slot->x + (size_t)r * afd_pitch(model->hidden);
+    enum afd_status status = op->layer ? combine(device, partials, slot->active[r], index, x) : AFD_OK;
+    if (status) return status;
+    afd_ref_rmsnorm(x, device->weights.layers[op->layer].attn_norm, model->hidden, model->norm_eps, to);
+    return AFD_OK;
+}
+
+/* Row r: from the normed row in ref->norm to what the heads give in `to` [hidden]. */
+static void heads_row(const struct afd_device *device, const struct afd_op *op, uint32_t r, float *to)
+{
+    const struct afd_ref *ref = device->state;
+    const struct afd_slot *slot = &device->slots[op->slot];
+    const struct afd_layer_weights *w = &device->weights.layers[op->layer];
+    const float *table = slot->rope[w->rope - device->ropes.rope] + (size_t)r * w->rope->dim;
+    afd_ref_attn_row(device, op->layer, segment_of(slot, r), slot->positions[r], table);
+    afd_ref_matvec(&w->use[AFD_W_O].view, ref->o, to);
+}
+
+/* x += what the heads gave. */
+static void add_heads(struct afd_slot *slot, uint32_t r, uint32_t hidden, const float *y)
+{
+    float *x = slot->x + (size_t)r * afd_pitch(hidden);
+    for (uint32_t i = 0; i < hidden; i++) x[i] = x[i] + y[i];
+}
+
 /* Row by row: a row sees the rows of its own chunk before it, because their K and V are already stored. */
 static enum afd_status attn(struct afd_device *device, const struct afd_op *op)
 {
     struct afd_ref *ref = device->state;
-    const struct afd_model *model = device->config.model;
     struct afd_slot *slot = &device->slots[op->slot];
-    const struct afd_layer_weights *w = &device->weights.layers[op->layer];
-    uint32_t geometry = (uint32_t)(w->rope - device->ropes.rope);
     uint32_t index[AFD_MAX_SHARDS] = {0};
     for (uint32_t r = 0; r < slot->rows; r++) {
-        float *x = slot->x + (size_t)r * afd_pitch(model->hidden);
-        const float *table = slot->rope[geometry] + (size_t)r * w->rope->dim;
-        if (op->layer > 0) {
-            enum afd_status status = combine(device, op->attn.partials, slot->active[r], index, x);
-            if (status) return status;
-        }
-        afd_ref_rmsnorm(x, w->attn_norm, model->hidden, model->norm_eps, ref->norm);
-        afd_ref_attn_row(device, op->layer, segment_of(slot, r), slot->positions[r], table);
-        afd_ref_matvec(&w->use[AFD_W_O].view, ref->o, ref->y);
-        for (uint32_t i = 0; i < model->hidden; i++) x[i] = x[i] + ref->y[i];
+        enum afd_status status = norm_row(device, op, op->attn.partials, r, index, ref->norm);
+        if (status) return status;
+        heads_row(device, op, r, ref->y);
+        add_heads(slot, r, device->config.model->hidden, ref->y);
     }
     return AFD_OK;
+}
+
+/* The same in the two parts of attention tp. */
+static enum afd_status norm(struct afd_device *device, const struct afd_op *op)
+{
+    uint32_t index[AFD_MAX_SHARDS] = {0}, hidden = device->config.model->hidden;
+    enum afd_status status = AFD_OK;
+    for (uint32_t r = 0; !status && r < device->slots[op->slot].rows; r++)
+        status = norm_row(device, op, op->norm.partials, r, index, op->norm.to + (size_t)r * hidden);
+    return status;
+}
+
+static void heads(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_ref *ref = device->state;
+    uint32_t hidden = device->config.model->hidden;
+    for (uint32_t r = 0; r < device->slots[op->slot].rows; r++) {
+        memcpy(ref->norm, op->heads.from + (size_t)r * hidden, hidden * sizeof *ref->norm);
+        heads_row(device, op, r, op->heads.to + (size_t)r * hidden);
+    }
 }
 
 /* Softmax or sigmoid of the router's scores in float32, then the choice. m [hidden]: the normed row. */
@@ -163,6 +206,8 @@ static void route(struct afd_device *device, const struct afd_op *op)
     memset(result, 0, sizeof *result);
     for (uint32_t r = 0; r < slot->rows; r++) {
         struct afd_routed routed;
+        if (op->route.attn)
+            add_heads(slot, r, c->model->hidden, op->route.attn + (size_t)r * c->model->hidden);
         afd_ref_rmsnorm(slot->x + (size_t)r * afd_pitch(c->model->hidden),
                         device->weights.layers[op->layer].ffn_norm, c->model->hidden, c->model->norm_eps,
                         ref->norm);
@@ -210,6 +255,11 @@ static enum afd_status ref_run(struct afd_device *device, const struct afd_op *o
         return AFD_OK;
     case AFD_OP_ATTN:
         return attn(device, op);
+    case AFD_OP_NORM:
+        return norm(device, op);
+    case AFD_OP_HEADS:
+        heads(device, op);
+        return AFD_OK;
     case AFD_OP_ROUTE:
         route(device, op);
         return AFD_OK;

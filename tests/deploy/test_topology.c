@@ -128,9 +128,15 @@ static const struct mistake mistakes[] = {
      "pipeline.prefill_rows is 9, more than pipeline.max_rows 8; expected at most 8"},
     {MODEL "pipeline: { max_sequences: 2 }\n", "2:28", "pipeline.max_sequences is 2 with 3 micro-batches"},
     {MODEL "pools: { attn: { parallel: { tp: 2 } } }\n", "2:34",
-     "pools.attn.parallel.tp is 2, but this version runs attention data-parallel only; expected tp: 1"},
+     "pools.attn.parallel is dp 1 x tp 2 with 1 ranks an instance, which are dp groups of tp ranks; expected "
+     "dp x tp: 1"},
     {MODEL "pools: { attn: { ranks_per_instance: 8, parallel: { dp: 4 } } }\n", "2:57",
-     "pools.attn.parallel.dp is 4 with 8 ranks an instance, and each rank is data-parallel; expected dp: 8"},
+     "pools.attn.parallel is dp 4 x tp 1 with 8 ranks an instance, which are dp groups of tp ranks; expected "
+     "dp x tp: 8"},
+    {MODEL "pools: { attn: { ranks_per_instance: 8, parallel: { tp: 3 } } }\n", "2:57",
+     "pools.attn.parallel is dp 2 x tp 3 with 8 ranks an instance"},
+    {MODEL "pools: { attn: { device: { type: cuda }, ranks_per_instance: 2, parallel: { tp: 2 } } }\n", "2:81",
+     "pools.attn.parallel.tp is 2, which device type cuda lacks; expected tp: 1"},
     {MODEL "pools: { ffn: { ranks_per_instance: 8, parallel: { ep: 2, tp: 4 } } }\n", "2:63",
      "pools.ffn.parallel.tp is 4 with 8 ranks an instance"},
     {MODEL "pools: { ffn: { ranks_per_instance: 128 } }\n", "2:37",

@@ -94,13 +94,14 @@ static void write_topology(const struct cluster *cluster, const struct cluster_s
         s->microbatches ? s->microbatches : 3, s->max_rows ? s->max_rows : 32,
         s->prefill_rows ? s->prefill_rows : 16, or_else(s->a2f, "f32"), or_else(s->f2a, "f32"),
         or_else(s->dispatch, "broadcast"));
+    int attn_tp = or_one(s->attn_tp), attn_ranks = s->attn_ranks ? s->attn_ranks : attn_tp;
     fprintf(f, "transport: { data: %s, path: %s, group: p2p }\n", or_else(s->data, "auto"),
             or_else(s->path, "shm"));
     fprintf(f,
             "pools:\n  attn:\n    instances: %d\n    ranks_per_instance: %d\n    device: { type: %s, "
             "threads: 1 }\n"
-            "    parallel: { dp: %d, tp: 1 }\n    kv_cache: { dtype: %s, block_tokens: 64, memory: %s }\n",
-            s->attn, or_one(s->attn_ranks), or_else(s->device, "cpu"), or_one(s->attn_ranks),
+            "    parallel: { dp: %d, tp: %d }\n    kv_cache: { dtype: %s, block_tokens: 64, memory: %s }\n",
+            s->attn, attn_ranks, or_else(s->device, "cpu"), attn_ranks / attn_tp, attn_tp,
             or_else(s->kv, "f32"), or_else(s->kv_memory, "16MiB"));
     write_pool(f, s->max_attn, s->attn_hosts);
     fprintf(f,

@@ -13,8 +13,9 @@
 
 struct cluster_spec {
     const char *model;          /* directory */
-    int attn, ffn;              /* instances; attention instances have one rank, FFN instances `tp` */
-    int attn_ranks;             /* of an attention instance; 0: 1 */
+    int attn, ffn;              /* instances; attention instances have attn_ranks, FFN instances `tp` */
+    int attn_ranks;             /* of an attention instance; 0: attn_tp */
+    int attn_tp;                /* 0: 1 */
     int ep, tp, copies;         /* 0: 1 */
     const char *dispatch;       /* NULL: broadcast */
     const char *a2f, *f2a, *kv; /* NULL: f32 */
