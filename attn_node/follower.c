@@ -286,7 +286,7 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
     afd_stage_cells_set(&f->cells, &f->stages, &h);
     h.epoch = f->epoch;
     h.steps = f->steps;
-    h.rows = h.work_rows = f->rows;
+    h.rows = f->rows; /* no work_rows: what it does a row is not what member 0s do */
     h.resident_bytes = afd_report_resident();
     h.late_ns = f->load.late;
     h.run_delay_ns = afd_hostload_run_delay();

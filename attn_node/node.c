@@ -379,8 +379,8 @@ static uint32_t poll_members(struct afd_attn_node *n)
     if (!n->lead) return 0;
     uint32_t count = afd_lead_progress(n->lead, &status);
     if (status) {
-        afd_log_error("this rank cannot go on without its group: %s; it ends, and its sequences go elsewhere",
-                      afd_status_name(status));
+        afd_log_info("without its group (%s) this rank ends, and its sequences go elsewhere",
+                     afd_status_name(status));
         end(n, 1);
     } else {
         enter_stage(n, stage_now(n));

@@ -31,14 +31,14 @@ static int read_topology(const struct afd_topology *t, const char *files, struct
                          struct afd_forecast_input *in)
 {
     uint32_t f = t->ffn.instances;
-    if (t->ffn.tp != 1 || t->ffn.copies != 1 || t->ffn.ep % f || t->attn.threads != 1 || t->ffn.threads != 1)
+    if (t->attn.tp != 1 || t->ffn.tp != 1 || t->ffn.copies != 1 || t->ffn.ep % f || t->attn.threads != 1 || t->ffn.threads != 1)
         return cli_fail(
-            "plan: --calibrate: %s: expected FFN instances with tp 1, one copy of each shard, as many shards "
+            "plan: --calibrate: %s: expected tp 1 in both pools, one copy of each shard, as many shards "
             "each, and one thread a rank",
             t->file);
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     in->table = table;
-    in->a = afd_attn_groups(t, t->attn.instances);
+    in->a = afd_pool_ranks(&t->attn);
     in->f = f;
     in->slots = t->pipeline.microbatches;
     in->cores = cores < 1 ? 1 : (uint32_t)cores;

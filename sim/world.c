@@ -521,6 +521,11 @@ static int check_config(const struct afd_sim_config *c, struct afd_error *error)
     if (c->prompt_max + c->output_max >= room)
         return afd_fail(error, AFD_ERR_CONFIG, "sim: %u + %u tokens do not fit into a sequence of %u",
                         c->prompt_max, c->output_max, room);
+    if (c->topology->attn.tp > 1)
+        return afd_fail(error, AFD_ERR_CONFIG,
+                        "sim: pools.attn.parallel.tp is %u, and groups of attention ranks are not simulated; "
+                        "expected 1",
+                        c->topology->attn.tp);
     if (c->topology->ffn.max_instances > 64)
         return afd_fail(error, AFD_ERR_CONFIG, "sim: %u FFN instances; at most 64",
                         c->topology->ffn.max_instances);

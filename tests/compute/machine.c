@@ -93,7 +93,15 @@ struct machine machine_open(const char *dir, struct machine_config config)
                                                         .max_rows = config.max_rows,
                                                         .a2f = config.a2f,
                                                         .f2a = config.f2a});
-    m.attn = open_device(&m, (struct afd_share){.ep = config.ep, .tp = 1});
+    uint32_t attn_tp = config.attn_tp ? config.attn_tp : 1;
+    size_t floats = (size_t)config.max_rows * m.model->hidden;
+    m.attn = open_device(&m, (struct afd_share){.ep = config.ep, .tp = attn_tp});
+    for (uint32_t t = 0; t < attn_tp && attn_tp > 1; t++) {
+        struct afd_share share = {.ep = config.ep, .tp = attn_tp, .tp_index = t};
+        if (t) m.members[t] = open_device(&m, share);
+        m.heads[t] = must(afd_device_alloc(m.attn, floats * sizeof(float)));
+    }
+    if (attn_tp > 1) m.normed = must(afd_device_alloc(m.attn, floats * sizeof(float)));
     for (uint32_t s = 0; s < config.ep; s++) {
         m.shards[s % config.instances] |= 1ull << s;
         m.sums[s] = must(afd_device_alloc(m.attn, (uint64_t)m.wire.f2a_stride * config.max_rows));
@@ -117,6 +125,11 @@ void machine_close(struct machine *m)
     }
     for (uint32_t t = 0; t < m->config.tp; t++) afd_device_free(m->attn, m->partial[t]);
     for (uint32_t s = 0; s < m->config.ep; s++) afd_device_free(m->attn, m->sums[s]);
+    for (uint32_t t = 0; t < MACHINE_MAX_TP; t++) {
+        if (m->heads[t]) afd_device_free(m->attn, m->heads[t]);
+        afd_device_destroy(m->members[t]);
+    }
+    if (m->normed) afd_device_free(m->attn, m->normed);
     afd_device_destroy(m->attn);
     afd_checkpoint_close(m->checkpoint);
     afd_model_destroy(m->model);
@@ -222,21 +235,54 @@ static void sample(struct machine *m, uint32_t slot, uint32_t rows)
     free(choices), free(chosen);
 }
 
+/* One layer's attention over a group: the heads' sums in the order of members, for route to add. */
+static const float *run_heads(struct machine *m, uint32_t slot, uint32_t layer, uint32_t rows)
+{
+    size_t floats = (size_t)rows * m->model->hidden;
+    must_run(m->attn,
+             (struct afd_op){
+                 .kind = AFD_OP_NORM, .slot = slot, .layer = layer, .norm = {&m->partials, m->normed}});
+    for (uint32_t t = 0; t < m->config.attn_tp; t++) {
+        memset(m->heads[t], 0xff, floats * sizeof(float)); /* NaN */
+        must_run(t ? m->members[t] : m->attn,
+                 (struct afd_op){
+                     .kind = AFD_OP_HEADS, .slot = slot, .layer = layer, .heads = {m->normed, m->heads[t]}});
+        for (size_t i = 0; t && i < floats; i++) m->heads[0][i] = m->heads[0][i] + m->heads[t][i];
+    }
+    return m->heads[0];
+}
+
+/* The other members know of rows and positions alone. */
+static void step_members(struct machine *m, uint32_t slot, const struct afd_step *step)
+{
+    struct afd_step own = *step;
+    own.tokens = NULL;
+    for (uint32_t t = 1; t < m->config.attn_tp; t++) {
+        enum afd_status status = afd_device_step(m->members[t], slot, &own);
+        if (status) die("a member's step", afd_status_name(status));
+        must_run(m->members[t], (struct afd_op){.kind = AFD_OP_EMBED, .slot = slot});
+    }
+}
+
 void machine_step(struct machine *m, uint32_t slot, const struct afd_step *step, float *logits_out)
 {
     uint32_t rows[AFD_MAX_ROWS];
     enum afd_status status = afd_device_step(m->attn, slot, step);
     if (status) die("step", afd_status_name(status));
+    step_members(m, slot, step);
     struct afd_route_to to[MACHINE_MAX_INSTANCES];
     for (uint32_t i = 0; i < m->config.instances; i++)
         to[i] = (struct afd_route_to){m->shards[i], !m->config.routed, m->records[i]};
     must_run(m->attn, (struct afd_op){.kind = AFD_OP_EMBED, .slot = slot});
     for (uint32_t l = 0; l < m->model->layer_count; l++) {
-        must_run(m->attn,
-                 (struct afd_op){.kind = AFD_OP_ATTN, .slot = slot, .layer = l, .attn = {&m->partials}});
-        must_run(m->attn,
-                 (struct afd_op){
-                     .kind = AFD_OP_ROUTE, .slot = slot, .layer = l, .route = {to, m->config.instances}});
+        const float *attn = m->config.attn_tp > 1 ? run_heads(m, slot, l, step->rows) : NULL;
+        if (!attn)
+            must_run(m->attn,
+                     (struct afd_op){.kind = AFD_OP_ATTN, .slot = slot, .layer = l, .attn = {&m->partials}});
+        must_run(m->attn, (struct afd_op){.kind = AFD_OP_ROUTE,
+                                          .slot = slot,
+                                          .layer = l,
+                                          .route = {to, m->config.instances, attn}});
         const struct afd_route_result *result = afd_device_route_result(m->attn, slot);
         for (uint32_t i = 0; i < m->config.instances; i++)
             for (uint32_t r = 0; r < result->rows[i]; r++) /* without the padding at a record's end */

@@ -1,4 +1,4 @@
-/* machine.h: a whole model on devices of one process: one attention device and the FFN devices of all shards,
+/* machine.h: a whole model on devices of one process: an attention device or group and the FFN devices of all shards,
  * without transport: what route wrote is handed to ffn, what ffn wrote to combine. For tests. */
 #ifndef AFD_TESTS_COMPUTE_MACHINE_H
 #define AFD_TESTS_COMPUTE_MACHINE_H
@@ -11,6 +11,7 @@ struct machine_config {
     enum afd_numerics numerics; /* of a cuda device */
     uint32_t threads;
     uint32_t ep, instances, tp; /* shard s on instance s mod instances */
+    uint32_t attn_tp;           /* members of the attention group; 0: 1 */
     int routed;                 /* dispatch: a destination an instance that takes only its rows */
     enum afd_dtype a2f, f2a;
     enum afd_kv_dtype kv;
@@ -25,6 +26,8 @@ struct machine {
     struct afd_checkpoint *checkpoint;
     struct afd_wire_layout wire;
     struct afd_device *attn, *ffn[MACHINE_MAX_INSTANCES][MACHINE_MAX_TP];
+    struct afd_device *members[MACHINE_MAX_TP]; /* attn_tp above 1: the others, from 1 on */
+    float *normed, *heads[MACHINE_MAX_TP];      /* attn_tp above 1: [max_rows][hidden] */
     uint64_t shards[MACHINE_MAX_INSTANCES];
     unsigned char *records[MACHINE_MAX_INSTANCES]; /* max_rows records each */
     unsigned char *sums[AFD_MAX_SHARDS];           /* max_rows F2A rows each */
