@@ -109,9 +109,9 @@ static enum afd_status check_batch(const struct afd_attn_follower *f, const stru
     uint64_t list = f->sizes.group.max_rows - t->pipeline.max_rows;
     int good = bytes == sizeof *b && b->magic == AFD_ATTN_BATCH_MAGIC && b->number == f->told &&
                f->told - f->done < DEPTH && b->slot < t->pipeline.microbatches &&
-               b->layer < f->config.model->layer_count && b->rows && b->rows <= t->pipeline.max_rows &&
-               b->list_rows <= list && !b->layer == !!b->list_rows &&
-               (b->list_rows || f->has_step >> b->slot & 1);
+               b->layer < f->config.model->layer_count && b->rows <= t->pipeline.max_rows &&
+               b->list_rows <= list;
+    if (b->rows) good &= !b->layer == !!b->list_rows && (b->list_rows || f->has_step >> b->slot & 1);
     return good ? AFD_OK : AFD_ERR_PROTOCOL;
 }
 
@@ -121,6 +121,10 @@ static void take_batch(struct afd_attn_follower *f, const struct afd_group_event
     memcpy(&batch, event->message, event->message_bytes < sizeof batch ? event->message_bytes : sizeof batch);
     if (event->member || check_batch(f, &batch, event->message_bytes)) {
         fail(f, "a member told of a batch that cannot be", AFD_ERR_PROTOCOL);
+        return;
+    }
+    if (!batch.rows) {
+        f->drains = 1;
         return;
     }
     if (batch.list_rows) f->has_step |= (uint64_t)1 << batch.slot;

@@ -143,6 +143,14 @@ int afd_lead_is_on_device(const struct afd_lead *lead)
     return is_on;
 }
 
+/* Best effort: who does not hear it ends without it, as after a loss. */
+void afd_lead_leave(struct afd_lead *lead)
+{
+    struct afd_attn_batch none = {.magic = AFD_ATTN_BATCH_MAGIC, .number = lead->next};
+    for (uint32_t m = 1; m < afd_members_size(lead->config.members); m++)
+        afd_group_tell(afd_members_group(lead->config.members), m, &none, sizeof none);
+}
+
 /* ---- the group */
 
 /* AFD_AGAIN: later, with the next events. */

@@ -32,6 +32,8 @@ uint32_t afd_lead_computed(struct afd_lead *lead, uint64_t ticket, int *is_over_
 /* Carries batches on; returns how much happened. *status_out: AFD_ERR_PEER when a member is lost, or the
  * device's failure: no batch goes on. */
 uint32_t afd_lead_progress(struct afd_lead *lead, enum afd_status *status_out);
+/* The others may end in order: nothing is asked of them any more. */
+void afd_lead_leave(struct afd_lead *lead);
 int afd_lead_is_on_device(const struct afd_lead *lead); /* ops of a batch are under way */
 
 #endif

@@ -99,7 +99,7 @@ static void retry_later(struct afd_members *m)
 static void fail(struct afd_members *m, uint32_t member, const char *words)
 {
     if (m->failed) return;
-    afd_log_warn("attn/%u, member %u of this group, is lost: %s", m->first + member, member, words);
+    afd_log_info("attn/%u, member %u of this group, is lost: %s", m->first + member, member, words);
     m->failed = 1;
     m->lost = member;
 }

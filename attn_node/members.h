@@ -33,7 +33,7 @@
 struct afd_attn_batch {
     uint32_t magic;
     uint16_t slot, layer;
-    uint32_t rows;      /* of the step */
+    uint32_t rows;      /* of the step; 0: no batch, member 0 leaves in order and nothing follows */
     uint32_t list_rows; /* layer 0: rows of the all-gather behind those that hold the step's list; else 0 */
     uint64_t number;
 };

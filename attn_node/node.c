@@ -597,6 +597,7 @@ static void leave(struct afd_attn_node *n)
 {
     Afd__Leave left = AFD__LEAVE__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
+    if (n->lead) afd_lead_leave(n->lead);
     left.why = "drained";
     e.body_case = AFD__ENVELOPE__BODY_LEAVE;
     e.leave = &left;

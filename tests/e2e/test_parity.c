@@ -1,7 +1,7 @@
 /* Guards the whole path: a wrong loader, kernel, message, shard, tp cut, route or combine shows as a
  * log-probability that differs from an implementation which shares no code (oracle.c).
  *
- *   test_parity broadcast | routed | dtypes | fp8 | shards
+ *   test_parity broadcast | routed | dtypes | fp8 | shards | heads
  *
  * With f32 messages and f32 KV every log-probability agrees to 1e-4; tokens whose router was nearly undecided
  * in the oracle (margin under 1e-5) are skipped, counted, and at most 1%. */
@@ -67,6 +67,32 @@ static void remove_model(const char *dir)
     char command[100];
     snprintf(command, sizeof command, "rm -rf %s", dir);
     run_command(command, NULL);
+}
+
+/* Scores over groups of two equal those of ranks alone to float32's rounding. */
+static void compare_with_one(const char *dir, const char *title)
+{
+    struct prompts p[2];
+    double worst = 0;
+    for (int i = 0; i < 2; i++) {
+        struct cluster cluster = {0};
+        struct cluster_spec spec = {.model = dir, .attn = 1, .ffn = 1, .ep = 2, .attn_tp = 1 + i};
+        p[i] = prompts_make(PROMPTS, LONGEST, AFD_TINY_MIN_VOCAB, 5, 0);
+        cluster_up(&cluster, &spec);
+        cluster_score(&cluster, p[i].tokens, p[i].lengths, p[i].count, p[i].values);
+        cluster_expect_all_worked(&cluster, "attn");
+        cluster_down(&cluster);
+    }
+    for (size_t k = 0; k < p[0].count; k++)
+        for (size_t t = 1; t < p[0].lengths[k]; t++) {
+            double difference = fabs(p[0].values[k][t] - p[1].values[k][t]);
+            CHECK(difference <= exact.each, "%s: prompt %zu token %zu: %.6f, alone %.6f", title, k, t,
+                  p[1].values[k][t], p[0].values[k][t]);
+            worst = difference > worst ? difference : worst;
+        }
+    printf("%-44s largest difference %.2e\n", title, worst);
+    prompts_free(&p[0]);
+    prompts_free(&p[1]);
 }
 
 static void run(const char *title, const struct cluster_spec *spec, const struct bound *bound, uint64_t seed)
@@ -195,16 +221,48 @@ static void test_shards(void)
     remove_model(dir);
 }
 
+/* Attention cut over the ranks of a group: MFA's one KV head in each of them, against the oracle; then groups of
+ * query heads and latent attention, against the same cluster without groups, whose sums are formed in another
+ * order. */
+static void test_heads(void)
+{
+    static const struct cluster_spec groups[] = {
+        {.attn = 1, .ffn = 1, .ep = 2, .attn_tp = 2},
+        {.attn = 2, .ffn = 2, .ep = 2, .attn_tp = 5, .tp = 2, .dispatch = "routed", .path = "tcp"},
+        {.attn = 1, .ffn = 2, .ep = 2, .attn_ranks = 4, .attn_tp = 2, .device = "ref"},
+    };
+    static const enum afd_tiny_family families[] = {AFD_TINY_QWEN3_MOE, AFD_TINY_DEEPSEEK_V3};
+    struct afd_tiny_model tiny = afd_tiny_model_awkward();
+    char dir[64], title[64];
+    write_model(&tiny, dir);
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+        struct cluster_spec spec = groups[i];
+        spec.model = dir;
+        snprintf(title, sizeof title, "attention tp %d, %dA%dF f32", spec.attn_tp, spec.attn, spec.ffn);
+        run(title, &spec, &exact, 11);
+    }
+    remove_model(dir);
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        tiny = afd_tiny_model_as(afd_tiny_model_awkward(), families[i]);
+        if (families[i] == AFD_TINY_QWEN3_MOE) tiny.heads = 6, tiny.kv_heads = 2;
+        write_model(&tiny, dir);
+        compare_with_one(dir, afd_tiny_family_name(families[i]));
+        remove_model(dir);
+    }
+}
+
 int main(int argc, char **argv)
 {
     setvbuf(stdout, NULL, _IOLBF, 0);
-    CHECK(argc == 2, "usage: test_parity broadcast|routed|dtypes|fp8|shards");
+    CHECK(argc == 2, "usage: test_parity broadcast|routed|dtypes|fp8|shards|heads");
     if (!strcmp(argv[1], "dtypes"))
         test_dtypes();
     else if (!strcmp(argv[1], "fp8"))
         test_fp8_messages();
     else if (!strcmp(argv[1], "shards"))
         test_shards();
+    else if (!strcmp(argv[1], "heads"))
+        test_heads();
     else
         test_topologies(argv[1]);
     return 0;
