@@ -72,6 +72,23 @@ static void test_ranks(void)
     cluster_down(&one);
 }
 
+/* A group of attention ranks ends with any of its members, and comes back whole: the one that has sequences, and
+ * one that has none. */
+static void test_groups(void)
+{
+    struct cluster cluster = {.expected_warnings = {"killed by signal 9", "is lost", "exit status 1"}};
+    struct cluster_spec spec = spec_of(1);
+    spec.attn_tp = 2;
+    cluster_up(&cluster, &spec);
+    undisturbed = run(&cluster, "undisturbed");
+    struct process first = cluster_process(&cluster, "attn", 0);
+    kill_rank(&cluster, "attn", 1, "a member of an attention group is killed");
+    cluster_wait_process(&cluster, "attn", 0, "running", first.restarts + 1);
+    kill_rank(&cluster, "attn", 2, "the first member of the other group is killed");
+    cluster_wait_process(&cluster, "attn", 3, "running", 1);
+    cluster_down(&cluster);
+}
+
 /* A sequence that is computed again packs its KV rows as they were: prompt and generated tokens in chunks
  * where the tokens came one by one. */
 static void test_kv_types(void)
@@ -211,6 +228,7 @@ int main(int argc, char **argv)
         const char *name;
         void (*test)(void);
     } cases[] = {{"ranks", test_ranks},
+                 {"groups", test_groups},
                  {"kv", test_kv_types},
                  {"scheduler", test_scheduler},
                  {"supervisor", test_supervisor},
@@ -229,7 +247,7 @@ int main(int argc, char **argv)
         cases[i].test();
         done = 1;
     }
-    CHECK(done, "usage: test_failures ranks|kv|scheduler|supervisor|client");
+    CHECK(done, "usage: test_failures ranks|groups|kv|scheduler|supervisor|client");
     if (undisturbed) streams_end(undisturbed);
     prompts_free(&prompts);
     snprintf(command, sizeof command, "rm -rf %s", dir);
