@@ -138,8 +138,8 @@ static enum afd_status load_step(struct afd_attn_follower *f, const struct run *
     uint64_t hidden = f->config.model->hidden;
     struct afd_step step;
     const uint32_t *words = (const uint32_t *)(const void *)(rows + b->rows * hidden);
-    enum afd_status status = afd_step_list_read(&f->sizes.limits, words, b->list_rows * hidden, b->rows,
-                                                f->segments, &step);
+    enum afd_status status =
+        afd_step_list_read(&f->sizes.limits, words, b->list_rows * hidden, b->rows, f->segments, &step);
     if (!status) status = afd_device_step(f->device, b->slot, &step);
     if (status) return status;
     f->steps++;
@@ -153,11 +153,10 @@ static enum afd_status compute(struct afd_attn_follower *f, struct run *run)
     struct afd_group *group = afd_members_group(f->members);
     const float *rows = afd_group_gathered(group, run->batch.number);
     enum afd_status status = run->batch.list_rows ? load_step(f, run, rows) : AFD_OK;
-    struct afd_op heads = {
-        .kind = AFD_OP_HEADS,
-        .slot = run->batch.slot,
-        .layer = run->batch.layer,
-        .heads = {.from = rows, .to = afd_group_partials(group, run->batch.number)}};
+    struct afd_op heads = {.kind = AFD_OP_HEADS,
+                           .slot = run->batch.slot,
+                           .layer = run->batch.layer,
+                           .heads = {.from = rows, .to = afd_group_partials(group, run->batch.number)}};
     if (!status) status = afd_device_submit(f->device, &heads, &run->ticket);
     if (!status) f->device_ops++;
     return status;

@@ -1,5 +1,5 @@
-/* follower.h: the shell of an attention rank that is not member 0 of its tensor-parallel group: it computes the
- * heads that it has, batch by batch, as member 0 tells (members.h).
+/* follower.h: the shell of an attention rank that is not member 0 of its tensor-parallel group: it computes
+ * the heads that it has, batch by batch, as member 0 tells (members.h).
  *
  * It knows of rows, positions and blocks of the KV cache, and of no sequence: it keeps what stands in the
  * cache, and each step says where. Lost with its group: what member 0 had is replayed elsewhere. The caller

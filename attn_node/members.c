@@ -22,7 +22,7 @@ struct afd_members {
     uint32_t first; /* rank of member 0 */
     uint64_t epoch;
     struct afd_group *group;
-    struct event *retry;
+    struct event *retry, *absent;
     uint32_t retry_ms;
     int was_complete, failed, failure_reported;
     uint32_t lost; /* the member that failed it */
@@ -53,11 +53,29 @@ static void on_retry(evutil_socket_t fd, short what, void *user)
     connect_all(user);
 }
 
+static void fail(struct afd_members *m, uint32_t member, const char *words)
+{
+    if (m->failed) return;
+    afd_log_info("attn/%u, member %u of this group, is lost: %s", m->first + member, member, words);
+    m->failed = 1;
+    m->lost = member;
+}
+
+/* One that is connected and silent: its lease is over, and the scheduler has given it up. */
+static void on_absent(evutil_socket_t fd, short what, void *user)
+{
+    struct afd_members *m = user;
+    (void)fd, (void)what;
+    for (uint32_t i = 0; i < m->config.group.members; i++)
+        if (i != m->config.group.self && !m->peers[i].is_listed) fail(m, i, "the scheduler lists it no more");
+}
+
 struct afd_members *afd_members_create(const struct afd_members_config *config, struct afd_error *error_out)
 {
     struct afd_members *m = calloc(1, sizeof *m);
     if (m) m->retry = evtimer_new(config->base, on_retry, m);
-    if (!m || !m->retry) {
+    if (m) m->absent = evtimer_new(config->base, on_absent, m);
+    if (!m || !m->retry || !m->absent) {
         afd_members_destroy(m);
         afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
         return NULL;
@@ -86,6 +104,7 @@ void afd_members_destroy(struct afd_members *m)
     close_pairs(m);
     afd_group_destroy(m->group);
     if (m->retry) event_free(m->retry);
+    if (m->absent) event_free(m->absent);
     free(m);
 }
 
@@ -94,14 +113,6 @@ static void retry_later(struct afd_members *m)
     struct timeval t = {.tv_usec = m->retry_ms % 1000 * 1000, .tv_sec = m->retry_ms / 1000};
     evtimer_add(m->retry, &t);
     m->retry_ms = m->retry_ms * 2 < LAST_RETRY_MS ? m->retry_ms * 2 : LAST_RETRY_MS;
-}
-
-static void fail(struct afd_members *m, uint32_t member, const char *words)
-{
-    if (m->failed) return;
-    afd_log_info("attn/%u, member %u of this group, is lost: %s", m->first + member, member, words);
-    m->failed = 1;
-    m->lost = member;
 }
 
 /* An open pair is gone. A group that nothing was asked of yet forms anew, in the same memory. */
@@ -158,6 +169,8 @@ static void follow(struct afd_members *m, uint32_t i, const Afd__Member *member)
 void afd_members_set(struct afd_members *m, const Afd__Peers *peers)
 {
     const Afd__Member *listed[AFD_MAX_TP] = {NULL};
+    struct timeval t = {.tv_sec = m->config.absent_ms / 1000, .tv_usec = m->config.absent_ms % 1000 * 1000};
+    int all = 1;
     m->epoch = peers->epoch;
     for (size_t i = 0; i < peers->n_members; i++) {
         const Afd__Member *member = peers->members[i];
@@ -170,9 +183,12 @@ void afd_members_set(struct afd_members *m, const Afd__Peers *peers)
             follow(m, i, listed[i]);
             continue;
         }
-        m->peers[i].is_listed = 0;
-        if (m->was_complete) fail(m, i, "the scheduler lists it no more");
+        m->peers[i].is_listed = all = 0;
     }
+    if (all || !m->was_complete)
+        event_del(m->absent);
+    else if (!event_pending(m->absent, EV_TIMEOUT, NULL))
+        evtimer_add(m->absent, &t);
     m->retry_ms = FIRST_RETRY_MS;
     connect_all(m);
 }

@@ -2,8 +2,8 @@
  * over them (transport/group.h).
  *
  * The ranks g * tp .. g * tp + tp - 1 are a group, which stands for one rank to all others: member 0 has its
- * sequences, residual stream and pairs with FFN ranks (node.h), the others compute what it tells (follower.h).
- * For each layer of a slot's step, a numbered batch:
+ * sequences, residual stream and pairs with FFN ranks (node.h), the others compute what it tells
+ * (follower.h). For each layer of a slot's step, a numbered batch:
  *
  *   member 0                        every member                     member 0
  *   --------                        ------------                     --------
@@ -17,7 +17,8 @@
  * device of its own done once. Batches are numbered from 0; two at most are in flight.
  *
  * A group forms once. Until it is complete a member that comes anew is waited for; after that the loss of one
- * ends all: what they held of their sequences is of no use without it. One thread; nothing blocks; the owner
+ * (its pair ends, or the scheduler has not listed it for `absent_ms`) ends all: what they held of their
+ * sequences is of no use without it. One thread; nothing blocks; the owner
  * has the transport and the memory. */
 #ifndef AFD_ATTN_NODE_MEMBERS_H
 #define AFD_ATTN_NODE_MEMBERS_H
@@ -46,6 +47,7 @@ struct afd_members_config {
     uint32_t rank;
     struct afd_group_config group;
     void *memory; /* afd_group_bytes of it, registered */
+    uint32_t absent_ms;
 };
 
 /* The group of a rank: max_rows rows of a step and a list of at most `list_words` 32-bit words. */

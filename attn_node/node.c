@@ -862,8 +862,10 @@ enum afd_status afd_attn_node_create(const struct afd_attn_node_config *config, 
     n->config = *config;
     if (afd_attn_member(t, config->rank)) {
         enum afd_status status = afd_attn_follower_create(config, &n->follower, error);
-        *out = n;
-        if (status) afd_attn_node_destroy(n);
+        if (status)
+            afd_attn_node_destroy(n);
+        else
+            *out = n;
         return status;
     }
     n->wire = afd_wire_layout_of(afd_agreement_shape(t, config->model));

@@ -41,7 +41,8 @@ enum afd_status afd_attn_sizes_of(const struct afd_attn_node_config *config, str
     if (!status) status = split_memory(t, &own, out, error);
     free(layers);
     if (status) return status;
-    out->context = t->max_context && t->max_context < model->max_context ? t->max_context : model->max_context;
+    out->context =
+        t->max_context && t->max_context < model->max_context ? t->max_context : model->max_context;
     out->limits = (struct afd_step_list_limits){.max_rows = t->pipeline.max_rows,
                                                 .kv_groups = out->kv_groups.count,
                                                 .max_blocks = out->context / t->attn.kv_block_tokens + 1};
@@ -129,7 +130,8 @@ enum afd_status afd_attn_open_members(const struct afd_attn_node_config *own,
                                         .transport = transport,
                                         .rank = own->rank,
                                         .group = sizes->group,
-                                        .memory = *memory_out};
+                                        .memory = *memory_out,
+                                        .absent_ms = own->topology->scheduler.lease_ms};
     *out = afd_members_create(&config, error);
     return *out ? AFD_OK : AFD_ERR_MEMORY;
 }

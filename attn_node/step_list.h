@@ -1,5 +1,5 @@
-/* step_list.h: a slot's step as member 0 of an attention group gives it to the others: who its rows belong to,
- * where, and the blocks of their KV cache. 32-bit words:
+/* step_list.h: a slot's step as member 0 of an attention group gives it to the others: who its rows belong
+ * to, where, and the blocks of their KV cache. 32-bit words:
  *
  *   segments | for each: rows, first position, blocks of a table | tables [KV groups][blocks]
  *
@@ -18,8 +18,8 @@ uint64_t afd_step_list_words(const struct afd_step_list_limits *limits);
 /* Writes the step, which is within the limits; returns how many words. */
 uint64_t afd_step_list_write(const struct afd_step_list_limits *limits, const struct afd_step *step,
                              uint32_t *words_out);
-/* `segments` [max_rows] point into `words`, which are as many as `count`. AFD_ERR_PROTOCOL: they are no list of
- * a step of `rows` rows. The device checks positions and block numbers. */
+/* `segments` [max_rows] point into `words`, which are as many as `count`. AFD_ERR_PROTOCOL: they are no list
+ * of a step of `rows` rows. The device checks positions and block numbers. */
 enum afd_status afd_step_list_read(const struct afd_step_list_limits *limits, const uint32_t *words,
                                    uint64_t count, uint32_t rows, struct afd_segment *segments,
                                    struct afd_step *step_out);

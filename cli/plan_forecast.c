@@ -31,7 +31,8 @@ static int read_topology(const struct afd_topology *t, const char *files, struct
                          struct afd_forecast_input *in)
 {
     uint32_t f = t->ffn.instances;
-    if (t->attn.tp != 1 || t->ffn.tp != 1 || t->ffn.copies != 1 || t->ffn.ep % f || t->attn.threads != 1 || t->ffn.threads != 1)
+    if (t->attn.tp != 1 || t->ffn.tp != 1 || t->ffn.copies != 1 || t->ffn.ep % f || t->attn.threads != 1 ||
+        t->ffn.threads != 1)
         return cli_fail(
             "plan: --calibrate: %s: expected tp 1 in both pools, one copy of each shard, as many shards "
             "each, and one thread a rank",

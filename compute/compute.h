@@ -18,10 +18,9 @@
  *   step(slot, rows..)  embed  { attn(l) route(l) [A2F, F, F2A] } for each layer  logits  sample
  * attn(l) first adds the partial sums that answered route(l - 1); logits adds those of the last layer.
  *
- * With attention tp above 1 (model/heads.h) the members of a group stand for one device. The residual stream is
- * member 0's, which all stages run on but the heads':
- *   member 0       norm(l)  heads(l)  route(l)    in place of attn(l) route(l)
- *   the others     embed .. heads(l)              embed: the rows' positions alone
+ * With attention tp above 1 (model/heads.h) the members of a group stand for one device. The residual stream
+ * is member 0's, which all stages run on but the heads': member 0       norm(l)  heads(l)  route(l)    in
+ * place of attn(l) route(l) the others     embed .. heads(l)              embed: the rows' positions alone
  * Between norm and heads its owner sends the normed rows to all members, and between heads and route it sums
  * what all members' heads gave, in the order of members. */
 #ifndef AFD_COMPUTE_COMPUTE_H
@@ -189,14 +188,16 @@ struct afd_op {
             const struct afd_partials *partials;
             float *to; /* [rows] x hidden, dense */
         } norm;
-        struct { /* heads: attention of the member's heads with KV append, their part of the output projection */
+        struct { /* heads: attention of the member's heads with KV append, their part of the output projection
+                  */
             const float *from; /* [rows] x hidden, dense: what norm wrote */
             float *to;         /* the same shape: partial sums */
         } heads;
         struct { /* route: norm, scores, choice, records. A dense layer has records too (no experts) */
             const struct afd_route_to *to;
             uint32_t to_count;
-            const float *attn; /* tp > 1: [rows] x hidden, dense, what all heads gave: added to the residual */
+            const float
+                *attn; /* tp > 1: [rows] x hidden, dense, what all heads gave: added to the residual */
         } route;
         struct { /* logits: combine, final norm, head, for chosen rows */
             const struct afd_partials *partials;

@@ -29,8 +29,8 @@ struct afd_plan_options {
 struct afd_plan_rank {
     enum afd_role role;
     uint32_t rank, instance;
-    const char *host;  /* in the topology */
-    uint64_t shards;   /* FFN: set of shards held */
+    const char *host; /* in the topology */
+    uint64_t shards;  /* FFN: set of shards held */
     uint32_t tp_index;
     uint64_t weight_bytes, kv_bytes, buffer_bytes, work_bytes, total_bytes;
     uint64_t limit_bytes; /* of the device; 0: not known */
@@ -46,8 +46,8 @@ struct afd_plan_stage {
 struct afd_plan {
     const struct afd_topology *topology;
     const struct afd_model *model;
-    uint32_t max_context;  /* in force */
-    uint32_t element_bits; /* of a matrix element without a checkpoint */
+    uint32_t max_context;   /* in force */
+    uint32_t element_bits;  /* of a matrix element without a checkpoint */
     struct afd_model heads; /* what member 0 of an attention group computes: model/heads.h */
     uint32_t rank_count;    /* attention ranks first */
     struct afd_plan_rank *ranks;
@@ -107,7 +107,8 @@ double afd_plan_ffn_us(const struct afd_plan *plan, uint32_t layer, double rows,
 #define AFD_PLAN_COLLECTIVE_US 8.0
 #define AFD_PLAN_LINK_BYTES_PER_S 150e9
 double afd_plan_group_us(const struct afd_plan *plan, double bytes);
-/* Attention tp: the normed rows broadcast and the partial sums reduced, float32, of `rows` rows. 0 with tp 1. */
+/* Attention tp: the normed rows broadcast and the partial sums reduced, float32, of `rows` rows. 0 with tp 1.
+ */
 double afd_plan_heads_us(const struct afd_plan *plan, double rows);
 
 /* The most shards that one of `instances` holds with one copy. An instance more adds throughput only if this

@@ -364,11 +364,11 @@ static enum afd_status check_parallel(const struct afd_yaml *d, const struct afd
                              "pools.attn.parallel.tp is %u, which device type cuda lacks; expected tp: 1",
                              t->attn.tp);
     if (t->attn.dp * t->attn.tp != t->attn.ranks_per_instance)
-        return afd_yaml_fail(
-            d, t->attn.tp > 1 ? "pools.attn.parallel.tp" : "pools.attn.parallel.dp", error,
-            "pools.attn.parallel is dp %u x tp %u with %u ranks an instance, which are dp groups of tp ranks; "
-            "expected dp x tp: %u",
-            t->attn.dp, t->attn.tp, t->attn.ranks_per_instance, t->attn.ranks_per_instance);
+        return afd_yaml_fail(d, t->attn.tp > 1 ? "pools.attn.parallel.tp" : "pools.attn.parallel.dp", error,
+                             "pools.attn.parallel is dp %u x tp %u with %u ranks an instance, which are dp "
+                             "groups of tp ranks; "
+                             "expected dp x tp: %u",
+                             t->attn.dp, t->attn.tp, t->attn.ranks_per_instance, t->attn.ranks_per_instance);
     if (t->ffn.tp != t->ffn.ranks_per_instance)
         return afd_yaml_fail(
             d, "pools.ffn.parallel.tp", error,

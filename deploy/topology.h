@@ -147,8 +147,8 @@ uint32_t afd_pool_max_ranks(const struct afd_pool *pool); /* at its largest: tho
 /* The most rows of one FFN batch: everything that can be in flight, AFD_BATCH_ROWS or one message at most. */
 enum { AFD_BATCH_ROWS = 2048 };
 uint32_t afd_topology_batch_rows(const struct afd_topology *topology);
-/* Which member of its tensor-parallel group an attention rank is; and how many groups there are, at the pool's
- * largest `instances`. */
+/* Which member of its tensor-parallel group an attention rank is; and how many groups there are, at the
+ * pool's largest `instances`. */
 uint32_t afd_attn_member(const struct afd_topology *topology, uint32_t rank);
 uint32_t afd_attn_groups(const struct afd_topology *topology, uint32_t instances);
 const char *afd_role_name(enum afd_role role); /* "attn", "ffn" */

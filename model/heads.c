@@ -92,10 +92,11 @@ enum afd_status afd_heads_check(const struct afd_model *model, uint32_t tp, stru
         for (uint32_t i = 0; i < tp; i++) {
             struct afd_heads h = afd_heads_of(model, l, tp, i);
             if (h.begin < h.end && on_blocks(model, a, &h)) continue;
-            return afd_fail(error_out, AFD_ERR_CONFIG,
-                            "layer %u: %u heads of %u over %u KV heads, cut on blocks of %u, leave member %u of "
-                            "attention tp %u without a whole one; expected a smaller tp",
-                            l, a->heads, a->head_dim, a->kv_heads, column_granule(model), i, tp);
+            return afd_fail(
+                error_out, AFD_ERR_CONFIG,
+                "layer %u: %u heads of %u over %u KV heads, cut on blocks of %u, leave member %u of "
+                "attention tp %u without a whole one; expected a smaller tp",
+                l, a->heads, a->head_dim, a->kv_heads, column_granule(model), i, tp);
         }
     }
     return AFD_OK;

@@ -187,8 +187,7 @@ static void cut_heads(const struct walk *walk, struct afd_weight *weight)
 {
     if (walk->share->ffn || walk->share->tp <= 1 || !weight->out_end) return;
     const struct afd_attn_desc *a = &walk->model->layers[weight->layer].attn;
-    struct afd_heads h =
-        afd_heads_of(walk->model, weight->layer, walk->share->tp, walk->share->tp_index);
+    struct afd_heads h = afd_heads_of(walk->model, weight->layer, walk->share->tp, walk->share->tp_index);
     switch (weight->use) {
     case AFD_W_Q_UP:
         weight->out_begin = h.begin * a->head_dim, weight->out_end = h.end * a->head_dim;

@@ -187,7 +187,8 @@ static void embed(void *user, uint32_t index)
     uint32_t begin, end;
     afd_split(slot->rows, 1, device->team.threads, index, &begin, &end);
     for (uint32_t r = begin; r < end; r++) {
-        if (table->rows) look_up(cpu, table, slot->tokens[r], slot->x + (size_t)r * afd_pitch(table->columns));
+        if (table->rows)
+            look_up(cpu, table, slot->tokens[r], slot->x + (size_t)r * afd_pitch(table->columns));
         for (uint32_t g = 0; g < device->ropes.count; g++)
             afd_rope_fill(&device->ropes.rope[g], slot->positions[r],
                           slot->rope[g] + (size_t)r * device->ropes.rope[g].dim);
@@ -229,11 +230,9 @@ static int has_partials(const struct afd_slot *slot, const struct afd_partials *
 static enum afd_status cpu_run(struct afd_device *device, const struct afd_op *op)
 {
     static const afd_team_fn stages[] = {
-        [AFD_OP_EMBED] = embed,         [AFD_OP_ATTN] = afd_cpu_attn,
-        [AFD_OP_NORM] = afd_cpu_norm,   [AFD_OP_HEADS] = afd_cpu_heads,
-        [AFD_OP_ROUTE] = afd_cpu_route, [AFD_OP_LOGITS] = afd_cpu_logits,
-        [AFD_OP_SAMPLE] = sample,       [AFD_OP_FFN] = afd_cpu_ffn,
-        [AFD_OP_PACK] = pack,
+        [AFD_OP_EMBED] = embed,         [AFD_OP_ATTN] = afd_cpu_attn,   [AFD_OP_NORM] = afd_cpu_norm,
+        [AFD_OP_HEADS] = afd_cpu_heads, [AFD_OP_ROUTE] = afd_cpu_route, [AFD_OP_LOGITS] = afd_cpu_logits,
+        [AFD_OP_SAMPLE] = sample,       [AFD_OP_FFN] = afd_cpu_ffn,     [AFD_OP_PACK] = pack,
     };
     struct afd_job job = {device, op};
     struct afd_cpu *cpu = device->state;

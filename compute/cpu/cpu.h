@@ -64,7 +64,7 @@ void afd_cpu_matrices(const struct afd_device *device, uint32_t index, const str
                       uint32_t count, float **x, uint32_t rows);
 
 /* The stages; `job` is a struct afd_job. */
-void afd_cpu_attn(void *job, uint32_t index);   /* cpu_attn.c, as the next two */
+void afd_cpu_attn(void *job, uint32_t index); /* cpu_attn.c, as the next two */
 void afd_cpu_norm(void *job, uint32_t index);
 void afd_cpu_heads(void *job, uint32_t index);
 void afd_cpu_route(void *job, uint32_t index);  /* cpu_route.c */

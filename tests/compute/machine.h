@@ -1,5 +1,5 @@
-/* machine.h: a whole model on devices of one process: an attention device or group and the FFN devices of all shards,
- * without transport: what route wrote is handed to ffn, what ffn wrote to combine. For tests. */
+/* machine.h: a whole model on devices of one process: an attention device or group and the FFN devices of all
+ * shards, without transport: what route wrote is handed to ffn, what ffn wrote to combine. For tests. */
 #ifndef AFD_TESTS_COMPUTE_MACHINE_H
 #define AFD_TESTS_COMPUTE_MACHINE_H
 

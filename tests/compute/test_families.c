@@ -164,17 +164,17 @@ static void over_shards_and_members(void **state)
     for (size_t i = 0; i < NAMES; i++) check(names[i], config, 128, cpu_and_cuda, 1);
 }
 
-/* Guards: heads that a member of an attention group lacks or that two have, KV heads that are shared by members,
- * an uneven cut, a projection's slice that is another's, and the sum of what they give. */
+/* Guards: heads that a member of an attention group lacks or that two have, KV heads that are shared by
+ * members, an uneven cut, a projection's slice that is another's, and the sum of what they give. */
 static void over_attention_members(void **state)
 {
     (void)state;
     static const struct {
         const char *name;
         uint32_t tp;
-    } all[] = {{"llama", 2},      {"llama", 4},       {"llama_tied", 3},  {"qwen3", 2},
-               {"qwen3_moe", 4},  {"qwen3_moe_all", 2}, {"deepseek_v3", 2}, {"deepseek_v2", 3},
-               {"step3p5", 2},    {"step3p5_all", 3}};
+    } all[] = {{"llama", 2},     {"llama", 4},         {"llama_tied", 3},  {"qwen3", 2},
+               {"qwen3_moe", 4}, {"qwen3_moe_all", 2}, {"deepseek_v3", 2}, {"deepseek_v2", 3},
+               {"step3p5", 2},   {"step3p5_all", 3}};
     struct machine_config config = machine_plain(AFD_DEVICE_REF);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         config.attn_tp = all[i].tp;
@@ -214,10 +214,9 @@ static void with_a_packed_kv_cache(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(published_results), cmocka_unit_test(in_chunks),
-                                       cmocka_unit_test(over_shards_and_members),
-                                       cmocka_unit_test(over_attention_members),
-                                       cmocka_unit_test(one_expert_a_shard),
-                                       cmocka_unit_test(with_a_packed_kv_cache)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(published_results),       cmocka_unit_test(in_chunks),
+        cmocka_unit_test(over_shards_and_members), cmocka_unit_test(over_attention_members),
+        cmocka_unit_test(one_expert_a_shard),      cmocka_unit_test(with_a_packed_kv_cache)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

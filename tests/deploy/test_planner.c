@@ -142,6 +142,31 @@ static void step3_weights_are_where_they_should_be(void **state)
                      3 * 2 * (plan->a2f_message_bytes + 2 * plan->f2a_message_bytes));
 }
 
+/* Guards: a group's members counted as ranks with sequences, and weights that a member does not hold. */
+static void attention_tp_cuts_heads_alone(void **state)
+{
+    (void)state;
+    load(HOPPER);
+    topology->attn.tp = 8;
+    topology->attn.dp = 1;
+    make(&at_4k);
+    assert_int_equal(plan->cluster_rows, 2 * 128);
+    /* MFA: each member has the one KV head, the low rank of the queries, and an eighth of what heads have */
+    assert_int_equal(plan->ranks[7].kv_bytes, plan->ranks[0].kv_bytes);
+    assert_int_equal(plan->ranks[7].buffer_bytes, 0);
+    double heads = 64.0 * 256 / 8, layer = 7168.0 * 2048 + 2048 * heads + 2 * 7168.0 * 256 + heads * 7168;
+    assert_float_equal((double)plan->ranks[7].weight_bytes / (61 * layer), 1, 0.001);
+    double head = 2.0 * 2 * 7168 * 128815; /* embedding and head, bf16 */
+    assert_float_equal((double)(plan->ranks[8].weight_bytes - plan->ranks[7].weight_bytes) / head, 1, 0.05);
+    assert_float_equal(plan->attn.layer_us,
+                       128 * 4096 * 512 / 3.35e6 + layer / 3.35e6 + afd_plan_heads_us(plan, 128), 0.1);
+    unload(NULL);
+    load(HOPPER);
+    topology->attn.tp = 65;
+    assert_int_equal(afd_plan_make(topology, model, NULL, &at_4k, &plan, &error), AFD_ERR_CONFIG);
+    assert_non_null(strstr(error.text, "of attention tp 65 without a whole one"));
+}
+
 static void too_much_memory_is_refused(void **state)
 {
     (void)state;
@@ -267,6 +292,7 @@ int main(void)
         cmocka_unit_test_teardown(h20_cannot_hold_50_ms_at_2048_rows, unload),
         cmocka_unit_test_teardown(the_shipped_h20_rows_hold_50_ms, unload),
         cmocka_unit_test_teardown(step3_weights_are_where_they_should_be, unload),
+        cmocka_unit_test_teardown(attention_tp_cuts_heads_alone, unload),
         cmocka_unit_test_teardown(too_much_memory_is_refused, unload),
         cmocka_unit_test_teardown(room_for_shards_of_others_is_counted, unload),
         cmocka_unit_test_teardown(too_little_of_this_machine_is_refused, unload),

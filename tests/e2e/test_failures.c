@@ -72,8 +72,8 @@ static void test_ranks(void)
     cluster_down(&one);
 }
 
-/* A group of attention ranks ends with any of its members, and comes back whole: the one that has sequences, and
- * one that has none. */
+/* A group of attention ranks ends with any of its members, and comes back whole: the one that has sequences,
+ * and one that has none. */
 static void test_groups(void)
 {
     struct cluster cluster = {.expected_warnings = {"killed by signal 9", "is lost", "exit status 1"}};
@@ -227,12 +227,8 @@ int main(int argc, char **argv)
     static const struct {
         const char *name;
         void (*test)(void);
-    } cases[] = {{"ranks", test_ranks},
-                 {"groups", test_groups},
-                 {"kv", test_kv_types},
-                 {"scheduler", test_scheduler},
-                 {"supervisor", test_supervisor},
-                 {"client", test_client}};
+    } cases[] = {{"ranks", test_ranks},         {"groups", test_groups},         {"kv", test_kv_types},
+                 {"scheduler", test_scheduler}, {"supervisor", test_supervisor}, {"client", test_client}};
     setvbuf(stdout, NULL, _IOLBF, 0);
     struct afd_tiny_model tiny = afd_tiny_model_small();
     tiny.max_context = LONGEST + TOKENS;

@@ -221,9 +221,9 @@ static void test_shards(void)
     remove_model(dir);
 }
 
-/* Attention cut over the ranks of a group: MFA's one KV head in each of them, against the oracle; then groups of
- * query heads and latent attention, against the same cluster without groups, whose sums are formed in another
- * order. */
+/* Attention cut over the ranks of a group: MFA's one KV head in each of them, against the oracle; then groups
+ * of query heads and latent attention, against the same cluster without groups, whose sums are formed in
+ * another order. */
 static void test_heads(void)
 {
     static const struct cluster_spec groups[] = {

@@ -73,9 +73,10 @@ static void cuts_fall_on_blocks(void **state)
 {
     (void)state;
     /* 192 channels of a query head end on 128 at each second one. */
-    make((struct afd_attn_desc){
-             .kind = AFD_ATTN_LATENT, .heads = 6, .kv_heads = 1, .head_dim = 192, .value_dim = 128},
-         128, 128);
+    make(
+        (struct afd_attn_desc){
+            .kind = AFD_ATTN_LATENT, .heads = 6, .kv_heads = 1, .head_dim = 192, .value_dim = 128},
+        128, 128);
     expect_whole(2);
     for (uint32_t i = 0; i < 2; i++) assert_int_equal(afd_heads_of(&model, 0, 2, i).begin * 192 % 128, 0);
     assert_int_equal(afd_heads_of(&model, 0, 2, 0).end, 4);
