@@ -8,6 +8,7 @@
 #include "compute/compute.h"
 #include "deploy/agreement.h"
 #include "deploy/loading.h"
+#include "deploy/loading_report.h"
 #include "deploy/nic.h"
 #include "model/heads.h"
 
@@ -51,10 +52,38 @@ enum afd_status afd_attn_sizes_of(const struct afd_attn_node_config *config, str
     return AFD_OK;
 }
 
+struct load {
+    struct event_base *base;
+    struct afd_loading loading;
+    struct afd_loading_report *report;
+};
+
 static void on_loading(uint64_t done, uint64_t total, void *user)
 {
+    struct load *load = user;
     char line[AFD_LOADING_LINE_BYTES];
-    if (afd_loading_step(user, done, total, afd_now(), line)) afd_log_info("%s", line);
+    afd_ns now = afd_now();
+    if (afd_loading_step(&load->loading, done, total, now, line)) {
+        afd_log_info("%s", line);
+        afd_loading_report_tell(load->report, done, total, now - load->loading.begin);
+    }
+    event_base_loop(load->base, EVLOOP_ONCE | EVLOOP_NONBLOCK); /* signals, and the report's connection */
+}
+
+static enum afd_status load_device(const struct afd_attn_node_config *own, struct afd_device_config *config,
+                                   struct afd_device **out, struct afd_error *error)
+{
+    struct load load = {.base = own->base, .loading = afd_loading_begin(afd_now())};
+    struct afd_loading_report_config report = {
+        .base = own->base, .scheduler = own->scheduler, .role = AFD_ROLE_ATTN, .rank = own->rank};
+    memcpy(report.secret, own->secret, sizeof report.secret);
+    load.report = afd_loading_report_create(&report);
+    if (!load.report) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    config->progress = on_loading;
+    config->progress_user = &load;
+    enum afd_status status = afd_device_create(config, out, error);
+    afd_loading_report_destroy(load.report);
+    return status;
 }
 
 enum afd_status afd_attn_open_device(const struct afd_attn_node_config *own,
@@ -62,7 +91,6 @@ enum afd_status afd_attn_open_device(const struct afd_attn_node_config *own,
                                      struct afd_error *error)
 {
     const struct afd_topology *t = own->topology;
-    struct afd_loading loading = afd_loading_begin(afd_now());
     struct afd_device_config config = {
         .type = t->attn.device,
         .gpu = afd_rank_local(t, AFD_ROLE_ATTN, own->rank),
@@ -75,8 +103,6 @@ enum afd_status afd_attn_open_device(const struct afd_attn_node_config *own,
         .slots = t->pipeline.microbatches,
         .max_segments = t->pipeline.max_rows,
         .max_context = sizes->context,
-        .progress = on_loading,
-        .progress_user = &loading,
         .kv_dtype = t->attn.kv_dtype,
         .kv_block_tokens = t->attn.kv_block_tokens,
         .kv_blocks = sizes->kv_pools.group[0].blocks,
@@ -84,7 +110,7 @@ enum afd_status afd_attn_open_device(const struct afd_attn_node_config *own,
     config.core_count = afd_rank_cores(t, AFD_ROLE_ATTN, own->rank, AFD_MAX_DEVICE_THREADS, config.cores);
     for (uint32_t g = 1; g < sizes->kv_pools.count; g++)
         config.kv_window_blocks[g - 1] = sizes->kv_pools.group[g].blocks;
-    enum afd_status status = afd_device_create(&config, out, error);
+    enum afd_status status = load_device(own, &config, out, error);
     if (status) return status;
     afd_log_info("%s; %u KV blocks of %u tokens in %s; context %u; %u slots of %u rows",
                  afd_device_describe(*out), sizes->kv_pools.group[0].blocks, t->attn.kv_block_tokens,
