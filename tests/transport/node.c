@@ -27,11 +27,7 @@ const struct test_kind test_kinds[] = {
      .needs_rdma = 1,
      .network = {.device_count = 1, .devices = {"rxe0"}, .gid_index = 0, .ucx_tls = "rc_v"}},
 };
-#ifdef __SANITIZE_THREAD__
-const int test_kind_count = 3; /* UCX is not built for ThreadSanitizer: it would report UCX's own locks */
-#else
 const int test_kind_count = sizeof test_kinds / sizeof *test_kinds;
-#endif
 
 int test_kind_is_wanted(const struct test_kind *kind, const char *name)
 {
