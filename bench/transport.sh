@@ -38,10 +38,10 @@ measure() {
     path=$1 what=$2
     shift 2
     # shellcheck disable=SC2086 # several words
-    if "$AFD" bench transport --json --over "$path" $OPTIONS "$@" >"$work/json"; then
+    if "$AFD" bench transport --json --over "$path" $OPTIONS "$@" >"$work/json" 2>"$work/errors"; then
         judge "$path" "$what"
     else
-        echo "FAIL  $path  $what: it could not be measured"
+        echo "FAIL  $path  $what: $(tail -n 1 "$work/errors")"
     fi | tee -a "$work/lines"
 }
 

@@ -15,6 +15,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -394,8 +395,15 @@ static void verbs_progress(struct afd_transport *t)
 {
     struct verbs *verbs = t->back[AFD_WAY_VERBS];
     ring_all(verbs);
-    for (uint32_t i = 0; i < verbs->port_count; i++)
-        if (drain(t, &verbs->ports[i]) && verbs->ports[i].is_armed) take_event(&verbs->ports[i]);
+    uint32_t count = 0, is_software = 0;
+    for (uint32_t i = 0; i < verbs->port_count; i++) {
+        struct verbs_port *port = &verbs->ports[i];
+        uint32_t drained = drain(t, port);
+        if (drained && port->is_armed) take_event(port);
+        count += drained;
+        is_software |= (uint32_t)port->is_software;
+    }
+    if (!count && is_software) sched_yield(); /* its work waits for the core that waits for it */
 }
 
 static enum afd_status verbs_arm(struct afd_transport *t)

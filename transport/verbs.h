@@ -49,6 +49,7 @@ struct verbs_port {
     uint32_t cq_used;    /* entries that queue pairs may fill; never more than the queue has */
     uint32_t cq_retired; /* of those: of destroyed queue pairs, until the queue was seen empty */
     int is_armed, is_watched;
+    int is_software; /* soft-RoCE: the device is a thread of this host's kernel */
     uint8_t number;
     int gid_index;
     struct verbs_port_address address;

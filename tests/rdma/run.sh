@@ -139,7 +139,7 @@ echo "tests/rdma: kernel $(ls "$WORK/cache/tree/lib/modules"), accelerator ${acc
     machine "$accelerator" "$LIMIT" -initrd "$WORK/initrd.gz" -device isa-debug-exit,iobase=0xf4,iosize=4 \
         -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off" || code=$?
     echo "$code" >"$WORK/status"
-} | tr -d '\r' | tee "$WORK/console.log"
+} | sed -u 's/\r//g' | tee "$WORK/console.log"
 code=$(cat "$WORK/status")
 
 # What the guest printed between "guest: file NAME" and "guest: end" becomes results/NAME.
