@@ -241,6 +241,22 @@ static int is_answer_near(const struct afd_ffn_node *node)
     return node->device_ops || (node->core && afd_ffn_group_expected(node->core));
 }
 
+/* The first shards that were assigned; those that follow are ffn_adjust's. */
+static void load_assigned(struct afd_ffn_node *node)
+{
+    struct afd_error error;
+    if (!node->is_assigned || node->device) return;
+    enum afd_status status = ffn_load(node, &error);
+    if (status) {
+        afd_log_error("%s", error.text);
+        ffn_exit(node, afd_exit_status(status));
+    } else if (node->tp == 1 && !node->is_ready) {
+        ffn_set_ready(node);
+    } else if (node->is_ready) {
+        ffn_tell_ready(node);
+    }
+}
+
 static void loop(struct afd_ffn_node *node)
 {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -248,19 +264,8 @@ static void loop(struct afd_ffn_node *node)
     afd_ns turned_at = 0;
     afd_thread_answers();
     while (!node->is_exiting) {
-        struct afd_error error;
-        if (node->is_assigned && !node->device) {
-            enum afd_status status = ffn_load(node, &error);
-            if (status) {
-                afd_log_error("%s", error.text);
-                ffn_exit(node, afd_exit_status(status));
-                return;
-            }
-            if (node->tp == 1 && !node->is_ready)
-                ffn_set_ready(node);
-            else if (node->is_ready)
-                ffn_tell_ready(node);
-        }
+        load_assigned(node);
+        if (node->is_exiting) return;
         afd_ns now = afd_now();
         if (progress(node, now))
             node->active_at = now;
