@@ -17,6 +17,7 @@
 #include "base/thread.h"
 #include "deploy/agreement.h"
 #include "deploy/loading.h"
+#include "deploy/loading_report.h"
 #include "deploy/nic.h"
 #include "model/kv.h"
 #include "proto/tracer.h"
@@ -42,6 +43,7 @@ enum {
 struct afd_attn_node {
     struct afd_attn_node_config config;
     struct afd_loading loading;
+    struct afd_loading_report *loading_report; /* while the device loads */
     char scheduler[AFD_ADDRESS_BYTES], address[AFD_ADDRESS_BYTES];
     struct afd_wire_layout wire;
     uint32_t slots, layers, shards, instances;
@@ -421,9 +423,19 @@ static void on_peers(struct afd_attn_node *n, const Afd__Peers *peers)
 static void set_heartbeat(struct afd_attn_node *n, uint32_t ms)
 {
     struct timeval t = {.tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000};
-    if (!ms) return;
     event_add(n->heartbeat, &t);
     afd_hostload_plan(&n->load, AFD_MS(ms), afd_now());
+}
+
+static void on_assign(struct afd_attn_node *n, const Afd__Assign *assign)
+{
+    struct afd_error error;
+    if (afd_assign_check(assign, &error)) {
+        afd_log_error("from the scheduler: %s; ignored", error.text);
+        return;
+    }
+    set_heartbeat(n, assign->heartbeat_ms);
+    afd_lease_assign(&n->lease, AFD_MS(assign->lease_ms));
 }
 
 static void on_message(const Afd__Envelope *message, void *user)
@@ -433,8 +445,7 @@ static void on_message(const Afd__Envelope *message, void *user)
     if (afd_tracer_message(n->tracer, n->member, message)) return;
     switch (message->body_case) {
     case AFD__ENVELOPE__BODY_ASSIGN:
-        set_heartbeat(n, message->assign->heartbeat_ms);
-        afd_lease_assign(&n->lease, AFD_MS(message->assign->lease_ms));
+        on_assign(n, message->assign);
         break;
     case AFD__ENVELOPE__BODY_ALIVE:
         afd_lease_alive(&n->lease, message->alive->serial);
@@ -675,7 +686,27 @@ static void on_loading(uint64_t done, uint64_t total, void *user)
 {
     struct afd_attn_node *n = user;
     char line[AFD_LOADING_LINE_BYTES];
-    if (afd_loading_step(&n->loading, done, total, afd_now(), line)) afd_log_info("%s", line);
+    afd_ns now = afd_now();
+    if (afd_loading_step(&n->loading, done, total, now, line)) {
+        afd_log_info("%s", line);
+        afd_loading_report_tell(n->loading_report, done, total, now - n->loading.begin);
+    }
+    event_base_loop(n->config.base, EVLOOP_ONCE | EVLOOP_NONBLOCK); /* signals, and the report's connection */
+}
+
+static enum afd_status load(struct afd_attn_node *n, const struct afd_device_config *config,
+                            struct afd_error *error)
+{
+    struct afd_loading_report_config report = {
+        .base = n->config.base, .scheduler = n->scheduler, .role = AFD_ROLE_ATTN, .rank = n->config.rank};
+    memcpy(report.secret, n->config.secret, sizeof report.secret);
+    n->loading = afd_loading_begin(afd_now());
+    n->loading_report = afd_loading_report_create(&report);
+    if (!n->loading_report) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    enum afd_status status = afd_device_create(config, &n->device, error);
+    afd_loading_report_destroy(n->loading_report);
+    n->loading_report = NULL;
+    return status;
 }
 
 static enum afd_status create_device(struct afd_attn_node *n, struct afd_error *error)
@@ -714,9 +745,8 @@ static enum afd_status create_device(struct afd_attn_node *n, struct afd_error *
                                        .max_logit_rows = n->wire.shape.max_rows};
     config.core_count =
         afd_rank_cores(t, AFD_ROLE_ATTN, n->config.rank, AFD_MAX_DEVICE_THREADS, config.cores);
-    n->loading = afd_loading_begin(afd_now());
     for (uint32_t g = 1; g < pools.count; g++) config.kv_window_blocks[g - 1] = pools.group[g].blocks;
-    status = afd_device_create(&config, &n->device, error);
+    status = load(n, &config, error);
     if (status) return status;
     struct afd_batch_config batch = {.slots = n->slots,
                                      .max_rows = n->wire.shape.max_rows,
