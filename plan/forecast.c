@@ -1,7 +1,6 @@
 #include "plan/forecast.h"
 
 #include <assert.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,69 +10,13 @@
 
 #define MIN_FACTOR 0.5 /* of an op's usual time, however far its size's times lie apart */
 
+/* How long a thread keeps a core that another one waits for. Linux (EEVDF) ends a slice of 0.7 ms x (1 + log2
+ * of the cores), 1.4 ms on two of them, when it looks: at a tick, every 4 ms at 250 Hz, and when an event
+ * loop wakes. */
+#define TURN_S 3e-3
+
 /* While it warms up, the gather core learns what a batch costs and when a slot comes back. */
 enum { WARM_STEPS = 16, STEPS = 48, SLOTS = AFD_FORECAST_RANKS * AFD_MAX_SLOTS };
-
-/* ---- the table */
-
-static int read_pair(const json_t *o, const char *name, double out[2])
-{
-    static const char *const suffixes[] = {"us", "us_beside"};
-    for (int i = 0; i < 2; i++) {
-        char key[48];
-        snprintf(key, sizeof key, "%s_%s", name, suffixes[i]);
-        double us = json_number_value(json_object_get(o, key));
-        if (!(us > 0 && us < 1e9)) return 0;
-        out[i] = us * 1e-6;
-    }
-    return 1;
-}
-
-static enum afd_status read_table(const json_t *root, struct afd_stage_table *t, struct afd_error *error)
-{
-    const json_t *stages = json_object_get(root, "stages"), *o;
-    json_int_t ep = json_integer_value(json_object_get(root, "ep")),
-               held = json_integer_value(json_object_get(root, "held")),
-               layers = json_integer_value(json_object_get(root, "layers"));
-    size_t i, count = json_array_size(stages);
-    if (!count || count > AFD_FORECAST_SAMPLES || held < 1 || ep < held || ep > AFD_MAX_SHARDS ||
-        layers < 1 || layers > AFD_MAX_LAYERS)
-        return afd_fail(error, AFD_ERR_CONFIG,
-                        "expected what `afd bench stage --json` prints, of at most %d sizes",
-                        AFD_FORECAST_SAMPLES);
-    *t = (struct afd_stage_table){.ep = (uint32_t)ep, .held = (uint32_t)held, .layers = (uint32_t)layers};
-    json_array_foreach(stages, i, o)
-    {
-        struct afd_stage_sample *s = &t->samples[t->count++];
-        json_int_t rows = json_integer_value(json_object_get(o, "rows"));
-        if (rows < 1 || rows > AFD_MAX_ROWS || (i && (uint32_t)rows <= s[-1].rows))
-            return afd_fail(error, AFD_ERR_CONFIG, "stages[%zu].rows: expected 1 to %d, ascending", i,
-                            AFD_MAX_ROWS);
-        s->rows = (uint32_t)rows;
-        if (!read_pair(o, "attn", s->attn) || !read_pair(o, "ffn", s->ffn) || !read_pair(o, "head", s->head))
-            return afd_fail(error, AFD_ERR_CONFIG, "stages[%zu]: expected microseconds of attn, ffn and head",
-                            i);
-        s->crowded = json_number_value(json_object_get(o, "crowded_ratio"));
-        s->spread = json_number_value(json_object_get(o, "spread_ratio"));
-        if (!(s->crowded >= 1 && s->crowded < 1e3))
-            return afd_fail(error, AFD_ERR_CONFIG, "stages[%zu].crowded_ratio: expected a number from 1", i);
-        if (!(s->spread >= 0 && s->spread < 1e3))
-            return afd_fail(error, AFD_ERR_CONFIG, "stages[%zu].spread_ratio: expected a number from 0", i);
-    }
-    return AFD_OK;
-}
-
-enum afd_status afd_stage_table_load(const char *path, struct afd_stage_table *out, struct afd_error *error)
-{
-    json_error_t json_error;
-    json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &json_error);
-    enum afd_status status =
-        root ? read_table(root, out, error)
-             : afd_fail(error, AFD_ERR_CONFIG, "line %d: %s", json_error.line, json_error.text);
-    if (status) afd_error_prefix(error, "%s", path);
-    json_decref(root);
-    return status;
-}
 
 enum stage { ATTN, FFN, HEAD };
 
@@ -82,15 +25,22 @@ static const double *times_of(const struct afd_stage_sample *s, enum stage stage
     return stage == ATTN ? s->attn : stage == FFN ? s->ffn : s->head;
 }
 
+/* The rows of a sample that a stage's time is a function of. */
+static double rows_of(const struct afd_stage_sample *s, enum stage stage)
+{
+    return stage == FFN ? s->ffn_rows : s->rows;
+}
+
 /* On the line between the two sizes around it, or of the last two beyond them; returns the nearer one. */
 static const struct afd_stage_sample *look_up(const struct afd_stage_table *t, enum stage stage, double rows,
                                               double out[2])
 {
     uint32_t i = 1;
-    while (i + 1 < t->count && t->samples[i].rows < rows) i++;
+    while (i + 1 < t->count && rows_of(&t->samples[i], stage) < rows) i++;
     const struct afd_stage_sample *high = &t->samples[t->count > 1 ? i : 0],
                                   *low = &t->samples[t->count > 1 ? i - 1 : 0];
-    double share = high == low ? 0 : (rows - low->rows) / ((double)high->rows - low->rows);
+    double width = rows_of(high, stage) - rows_of(low, stage);
+    double share = width > 0 ? (rows - rows_of(low, stage)) / width : 0;
     for (int k = 0; k < 2; k++) {
         double a = times_of(low, stage)[k], b = times_of(high, stage)[k];
         out[k] = fmax(a + (b - a) * share, 0.25 * a);
@@ -105,6 +55,8 @@ struct slot {
     uint32_t answers; /* still to come */
     int is_queued;    /* at its attention device */
     double ready_s;
+    /* Rows by FFN instance: of this step those whose turn is there, of this layer those that concern it. */
+    uint32_t home[AFD_FORECAST_RANKS], active[AFD_FORECAST_RANKS];
 };
 
 struct message {
@@ -115,11 +67,14 @@ struct message {
 /* A batch that the gather core formed. */
 struct run {
     uint64_t number;
-    uint32_t rows, count, slots[SLOTS];
+    uint32_t active, count, slots[SLOTS];
 };
 
 struct device {
-    int is_busy;
+    int is_busy, is_on;   /* on: its thread has a core */
+    int has_begun;        /* it had one since it is busy */
+    uint64_t waits_since; /* for a core: those who came first go first */
+    double turn_s;        /* until another one may have its core */
     double left, done_to; /* seconds alone; the share that another busy core leaves */
     double crowded;       /* as in the table */
     double busy_s, began_s;
@@ -140,7 +95,7 @@ struct model {
     struct slot slot[SLOTS];
     struct device device[2 * AFD_FORECAST_RANKS]; /* attention's first */
     struct afd_gather_part parts[SLOTS];
-    uint64_t ops, batches, batch_rows;
+    uint64_t ops, draws, queued, batches, batch_rows;
 };
 
 static afd_ns ns_of(double s)
@@ -153,16 +108,24 @@ static int is_ffn(const struct model *m, const struct device *d)
     return d >= m->device + m->in->a;
 }
 
+/* 1 with this probability. */
+static int draw(struct model *m, double probability)
+{
+    return (double)(afd_random(1, m->draws++, 0) >> 11) * 0x1p-53 < probability;
+}
+
 static void start(struct model *m, struct device *d, enum stage stage, double rows)
 {
     double times[2];
     const struct afd_stage_sample *near = look_up(m->in->table, stage, rows, times);
     /* No two ops take the same time: without that, ranks would keep in step for ever, and their messages meet
      * in one batch. Even between the bounds that give it the spread. */
-    double draw = (double)(afd_random(0, m->ops++, 0) >> 11) * 0x1p-53 - 0.5;
-    double factor = fmax(1 + draw * sqrt(12) * near->spread, MIN_FACTOR);
+    double unit = (double)(afd_random(0, m->ops++, 0) >> 11) * 0x1p-53 - 0.5;
+    double factor = fmax(1 + unit * sqrt(12) * near->spread, MIN_FACTOR);
     d->crowded = near->crowded;
     d->is_busy = 1;
+    d->has_begun = d->is_on;
+    if (!d->is_on) d->waits_since = ++m->queued;
     d->began_s = m->now;
     d->left = times[0] * factor;
     d->done_to = fmin(times[0] / times[1], 1);
@@ -202,8 +165,9 @@ static void take_messages(struct model *m, struct device *d)
             d->inbox[kept++] = d->inbox[i];
             continue;
         }
+        uint32_t here = s->active[d - m->device - m->in->a];
         struct afd_gather_message message = {.shards = 1,
-                                             .rows = s->rows,
+                                             .rows = here && !m->in->is_routed ? s->rows : here,
                                              .source = (uint16_t)s->rank,
                                              .slot = place_of(m, s),
                                              .layer = (uint16_t)s->layer,
@@ -224,12 +188,31 @@ static void start_ffn(struct model *m, struct device *d)
         struct run *r = &d->run[d->runs++];
         m->batches++;
         m->batch_rows += batch.rows;
-        *r = (struct run){.number = batch.number, .rows = batch.rows, .count = batch.part_count};
-        for (uint32_t i = 0; i < batch.part_count; i++) r->slots[i] = m->parts[i].message.sequence;
+        *r = (struct run){.number = batch.number, .count = batch.part_count};
+        for (uint32_t i = 0; i < batch.part_count; i++) {
+            r->slots[i] = m->parts[i].message.sequence;
+            r->active += m->slot[r->slots[i]].active[d - m->device - m->in->a];
+        }
     }
-    if (d->runs && !d->is_busy) start(m, d, FFN, d->run[0].rows);
+    if (d->runs && !d->is_busy) start(m, d, FFN, d->run[0].active);
 }
 
+/* Which FFN instances the rows of a layer concern. A row has its turn at one, the same in all layers of a
+ * step; where more of them are at work for each row than one of all, the others are drawn by layer, as
+ * experts are. */
+static void draw_active(struct model *m, struct slot *s)
+{
+    uint32_t f = m->in->f;
+    if (!s->layer) memset(s->home, 0, sizeof s->home);
+    for (uint32_t r = 0; !s->layer && r < s->rows; r++) s->home[afd_random(2, m->draws++, 0) % f]++;
+    double besides = f > 1 ? (m->in->table->ffn_share - 1.0 / f) / (1 - 1.0 / f) : 0;
+    for (uint32_t i = 0; i < f; i++) {
+        s->active[i] = s->home[i];
+        for (uint32_t r = s->home[i]; r < s->rows; r++) s->active[i] += (uint32_t)draw(m, besides);
+    }
+}
+
+/* A message to each FFN instance; where no row concerns it, it is a notice that nobody waits for. */
 static void finish_attn(struct model *m, struct device *d)
 {
     struct slot *s = &m->slot[d->slot];
@@ -238,14 +221,16 @@ static void finish_attn(struct model *m, struct device *d)
         s->steps++;
         s->is_queued = 1;
         s->ready_s = m->now;
-        m->chores += m->in->step_s;
+        m->chores += m->in->step_s + s->rows * m->in->token_s;
         return;
     }
-    s->answers = m->in->f;
+    draw_active(m, s);
+    s->answers = 0;
     for (uint32_t i = 0; i < m->in->f; i++) {
         struct device *ffn = &m->device[m->in->a + i];
         ffn->inbox[ffn->under_way++] = (struct message){d->slot, m->now + m->in->hop_s / 2};
-        m->chores += m->in->turn_s / 2;
+        m->chores += s->active[i] ? m->in->turn_s / 2 : m->in->turn_s;
+        s->answers += s->active[i] > 0;
     }
 }
 
@@ -264,23 +249,59 @@ static void finish_ffn(struct model *m, struct device *d)
     memmove(d->run, d->run + 1, --d->runs * sizeof *d->run);
 }
 
-/* How fast a busy device works: 1 is as when it was measured alone. */
-static double rate_of(const struct model *m, const struct device *d, uint32_t busy)
+/* Cores go to threads in the order in which they came to wait; one keeps it from op to op while its turn
+ * lasts. */
+static void give_cores(struct model *m)
+{
+    uint32_t devices = m->in->a + m->in->f, on = 0;
+    for (uint32_t i = 0; i < devices; i++) on += (uint32_t)(m->device[i].is_on &= m->device[i].is_busy);
+    for (; on < m->in->cores; on++) {
+        struct device *first = NULL;
+        for (uint32_t i = 0; i < devices; i++) {
+            struct device *d = &m->device[i];
+            if (d->is_busy && !d->is_on && (!first || d->waits_since < first->waits_since)) first = d;
+        }
+        if (!first) return;
+        first->is_on = 1;
+        first->turn_s = TURN_S;
+        if (!first->has_begun) first->began_s = m->now;
+        first->has_begun = 1;
+    }
+}
+
+/* Of the devices that are busy. */
+struct load {
+    uint32_t on, waiting;
+};
+
+static struct load load_of(const struct model *m)
+{
+    struct load load = {0};
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++) {
+        load.on += (uint32_t)m->device[i].is_on;
+        load.waiting += (uint32_t)(m->device[i].is_busy && !m->device[i].is_on);
+    }
+    return load;
+}
+
+/* How fast a device that has a core works: 1 is as when it was measured alone. */
+static double rate_of(const struct model *m, const struct device *d, struct load load)
 {
     double all = m->in->cores, cores = all - (m->chores > 0);
-    if (busy > all) return cores / all * (all + 1) / busy / d->crowded;
-    double share = busy > cores ? cores / busy : 1;
-    return share * (busy > 1 && all > 1 ? d->done_to : 1);
+    if (load.waiting) return cores / all * (all + 1) / all / d->crowded;
+    double share = load.on > cores ? cores / load.on : 1;
+    return share * (load.on > 1 && all > 1 ? d->done_to : 1);
 }
 
 /* Seconds until something ends, arrives, or is held back no longer. */
-static double time_to_next(const struct model *m, uint32_t busy)
+static double time_to_next(const struct model *m, struct load load)
 {
     double next = m->chores > 0 ? m->chores : INFINITY;
     for (uint32_t i = 0; i < m->in->a + m->in->f; i++) {
         const struct device *d = &m->device[i];
-        double rate = rate_of(m, d, busy);
-        if (d->is_busy && rate > 0) next = fmin(next, d->left / rate);
+        double rate = rate_of(m, d, load);
+        if (d->is_on && rate > 0) next = fmin(next, d->left / rate);
+        if (d->is_on && load.waiting) next = fmin(next, fmax(d->turn_s, 0));
         if (!is_ffn(m, d)) continue;
         for (uint32_t q = 0; q < d->under_way; q++) next = fmin(next, d->inbox[q].at_s - m->now);
         afd_ns deadline = afd_gather_deadline(d->gather);
@@ -292,23 +313,29 @@ static double time_to_next(const struct model *m, uint32_t busy)
     return fmax(next, 1e-9); /* the gather core's clock */
 }
 
-/* To the next moment at which something happens; busy devices make their share of progress. */
+/* To the next moment at which something happens; devices that have a core make progress. */
 static void advance(struct model *m)
 {
-    uint32_t devices = m->in->a + m->in->f, busy = 0;
-    for (uint32_t i = 0; i < devices; i++) busy += (uint32_t)m->device[i].is_busy;
-    double next = time_to_next(m, busy);
+    uint32_t devices = m->in->a + m->in->f;
+    struct load load = load_of(m);
+    double next = time_to_next(m, load);
     assert(isfinite(next));
     m->now += next;
     for (uint32_t i = 0; i < devices; i++) {
         struct device *d = &m->device[i];
         if (!d->is_busy) continue;
         d->busy_s += next;
-        d->left -= next * rate_of(m, d, busy);
+        if (!d->is_on) continue;
+        d->left -= next * rate_of(m, d, load);
+        d->turn_s -= next;
     }
     m->chores = fmax(m->chores - next, 0);
     for (uint32_t i = 0; i < devices; i++) {
         struct device *d = &m->device[i];
+        if (d->is_on && load.waiting && d->turn_s <= 0) { /* behind those who wait */
+            d->is_on = 0;
+            d->waits_since = ++m->queued;
+        }
         if (!d->is_busy || d->left > 1e-12) continue;
         d->is_busy = 0;
         if (is_ffn(m, d))
@@ -327,6 +354,7 @@ static void start_all(struct model *m)
         else if (!d->is_busy)
             start_attn(m, d, i);
     }
+    give_cores(m);
 }
 
 /* Sequences are spread over the ranks, and a rank's over its slots. */
