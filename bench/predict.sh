@@ -8,8 +8,8 @@
 # The model is random, dense and bf16 (bench/disagg.model). Each round measures the stages anew, before its clusters, so
 # that a slow change of the machine's speed meets both. What the stages do not tell comes from 1A1F with another model, of
 # as wide messages and a quarter of the weights: with one sequence, of a layer of a micro-batch, the time in which
-# neither device computes (hop) and the CPU time of both event loops (turn); with one and with 16, the scheduler's of a step
-# (step) and of a token (token). The sequences are sampled, so that they differ, as a row's token and position decide which
+# neither device computes (hop); with 16, the CPU time of both event loops for it (turn); from both, the scheduler's of a
+# step and of a token. The sequences are sampled, so that they differ, as a row's token and position decide which
 # FFN shard a dense layer of it concerns.
 set -eu
 cd "$(dirname "$0")/.."
@@ -55,7 +55,7 @@ ask() {
 }
 stages() {
     for ep in 1 2; do
-        "$afd" bench stage --model "$work/model" --rows 1,2,4,8,11,22,43,64 --context 40 --steps "$STEPS" --ep $ep --held 1 \
+        "$afd" bench stage --model "$work/model" --rows 1,2,3,4,5,6,7,8,11,14,16,22,28,33,43,64 --context 40 --steps "$STEPS" --ep $ep --held 1 \
             --json >"$work/stage.$ep"
     done
 }
@@ -112,20 +112,20 @@ between_stages() {
     ask 1 20 0 quarter
     look >"$work/before"
     ask 1 200 0 quarter
-    look >"$work/between"
+    look >"$work/one"
     ask 16 200 0 quarter
-    look >"$work/after"
+    look >"$work/many"
     awk 'FNR == 1 {looks++} {v[looks, $1] = $2}
         function delta(name, from) {return v[from + 1, name] - v[from, name]}
         END {
-            hop = delta("attn.wait", 1) + delta("attn.send", 1) + delta("attn.bubble", 1) - delta("ffn.compute", 1)
             for (i = 1; i <= 2; i++) cost[i] = delta("scheduler.all", i) / delta("attn.steps", i)
             for (i = 1; i <= 2; i++) rows[i] = delta("tokens", i) / delta("attn.steps", i)
             token = (cost[2] - cost[1]) / (rows[2] - rows[1])
             if (token < 0) token = 0
-            printf "%.1f %.1f %.1f %.2f\n", hop / delta("messages", 1) / 1e3,
-                (delta("attn.loop", 1) + delta("ffn.loop", 1)) / delta("messages", 1) / 1e3,
-                (cost[1] - token * rows[1]) / 1e3, token / 1e3 }' "$work/before" "$work/between" "$work/after"
+            hop = delta("attn.wait", 1) + delta("attn.send", 1) + delta("attn.bubble", 1) - delta("ffn.compute", 1)
+            printf "%.1f %.1f %.1f %.2f\n", hop / delta("messages", 1) / 1e3, (delta("attn.loop", 2) + delta("ffn.loop", 2)) / delta("messages", 2) / 1e3,
+                (cost[1] - token * rows[1]) / 1e3, token / 1e3 }' \
+        "$work/before" "$work/one" "$work/many"
     "$afd" down --state "$state" >/dev/null
 }
 

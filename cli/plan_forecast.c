@@ -99,7 +99,7 @@ int plan_forecast(const struct plan_forecast_request *q)
         cli_print_json(json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:O}", "cluster",
                                  topology->cluster, "attention_ranks", (int)in.a, "ffn_instances", (int)in.f,
                                  "cores", (int)in.cores, "hop_us", q->hop_us, "turn_us", q->turn_us,
-                                 "step_us", q->step_us, "forecasts", rows));
+                                 "step_us", q->step_us, "token_us", q->token_us, "forecasts", rows));
     if (t) cli_table_print(t, stdout);
     if (!status && !q->json)
         printf(

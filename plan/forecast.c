@@ -10,10 +10,12 @@
 
 #define MIN_FACTOR 0.5 /* of an op's usual time, however far its size's times lie apart */
 
-/* How long a thread keeps a core that another one waits for. Linux (EEVDF) ends a slice of 0.7 ms x (1 + log2
- * of the cores), 1.4 ms on two of them, when it looks: at a tick, every 4 ms at 250 Hz, and when an event
- * loop wakes. */
-#define TURN_S 3e-3
+/* How far a thread that computes gets ahead of one that waits for the same core: a slice of Linux' scheduler
+ * (EEVDF), 0.7 ms x (1 + log2 of the cores), on two of them. */
+#define SLICE_S 1.4e-3
+
+/* At a tick, 250 a second, a core that is free takes over one that waits for another core. */
+#define TICK_S 4e-3
 
 /* While it warms up, the gather core learns what a batch costs and when a slot comes back. */
 enum { WARM_STEPS = 16, STEPS = 48, SLOTS = AFD_FORECAST_RANKS * AFD_MAX_SLOTS };
@@ -73,8 +75,9 @@ struct run {
 struct device {
     int is_busy, is_on;   /* on: its thread has a core */
     int has_begun;        /* it had one since it is busy */
-    uint64_t waits_since; /* for a core: those who came first go first */
-    double turn_s;        /* until another one may have its core */
+    uint32_t core;        /* that its thread runs on, waits for, or ran on last */
+    double ran_s;         /* its virtual time beside the others of its core: who ran least goes first */
+    double lag_s;         /* when it went to sleep: how much less than its part it had; below 0: more */
     double left, done_to; /* seconds alone; the share that another busy core leaves */
     double crowded;       /* as in the table */
     double busy_s, began_s;
@@ -90,8 +93,8 @@ struct model {
     const struct afd_forecast_input *in;
     struct afd_arena *arena; /* the gather cores' */
     uint32_t slots;
-    double now;
-    double chores; /* CPU seconds of event loops and scheduler that are yet to be spent */
+    double now, tick_s; /* tick: the next one */
+    double chores;      /* CPU seconds of event loops and scheduler that are yet to be spent */
     struct slot slot[SLOTS];
     struct device device[2 * AFD_FORECAST_RANKS]; /* attention's first */
     struct afd_gather_part parts[SLOTS];
@@ -114,6 +117,72 @@ static int draw(struct model *m, double probability)
     return (double)(afd_random(1, m->draws++, 0) >> 11) * 0x1p-53 < probability;
 }
 
+/* The device that has the core. */
+static struct device *on_core(struct model *m, uint32_t core)
+{
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++)
+        if (m->device[i].is_on && m->device[i].core == core) return &m->device[i];
+    return NULL;
+}
+
+/* Who waits for the core and ran least. */
+static struct device *next_of(const struct model *m, uint32_t core)
+{
+    const struct device *least = NULL;
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++) {
+        const struct device *d = &m->device[i];
+        if (d->is_busy && !d->is_on && d->core == core && (!least || d->ran_s < least->ran_s)) least = d;
+    }
+    return (struct device *)least;
+}
+
+/* What the threads that run on a core or wait for it ran, on average; 0: there is none. */
+static int average_of(const struct model *m, uint32_t core, const struct device *but, double *ran_out)
+{
+    uint32_t count = 0;
+    *ran_out = 0;
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++) {
+        const struct device *d = &m->device[i];
+        if (d == but || !d->is_busy || d->core != core) continue;
+        *ran_out += d->ran_s;
+        count++;
+    }
+    if (count) *ran_out /= count;
+    return count > 0;
+}
+
+static void give(struct model *m, struct device *d)
+{
+    d->is_on = 1;
+    if (!d->has_begun) d->began_s = m->now;
+    d->has_begun = 1;
+}
+
+/* One that slept after more than its part of the core waits there until the others have caught up, though
+ * another core be free: the kernel has not let it go yet (delayed dequeue). All others go to a free core if
+ * there is one, keep what they were owed, and go before who ran more. */
+static void wake(struct model *m, struct device *d)
+{
+    double average;
+    int is_alone = !average_of(m, d->core, d, &average);
+    if (!is_alone && d->lag_s < 0 && average < d->ran_s) return;
+    for (uint32_t c = 0; !is_alone && c < m->in->cores; c++)
+        if (!average_of(m, c, d, &average)) d->core = c, is_alone = 1;
+    if (!is_alone && average_of(m, d->core, d, &average)) d->ran_s = average - fmax(d->lag_s, 0);
+    struct device *there = on_core(m, d->core);
+    if (there && there->ran_s <= d->ran_s) return;
+    if (there) there->is_on = 0;
+    give(m, d);
+}
+
+static void fall_asleep(const struct model *m, struct device *d)
+{
+    double average;
+    d->is_on = 0;
+    d->lag_s = average_of(m, d->core, d, &average) ? (average - d->ran_s) / 2 : 0;
+    d->lag_s = fmin(d->lag_s, SLICE_S);
+}
+
 static void start(struct model *m, struct device *d, enum stage stage, double rows)
 {
     double times[2];
@@ -125,10 +194,10 @@ static void start(struct model *m, struct device *d, enum stage stage, double ro
     d->crowded = near->crowded;
     d->is_busy = 1;
     d->has_begun = d->is_on;
-    if (!d->is_on) d->waits_since = ++m->queued;
     d->began_s = m->now;
     d->left = times[0] * factor;
     d->done_to = fmin(times[0] / times[1], 1);
+    if (!d->is_on) wake(m, d);
 }
 
 /* An attention device takes the slot that was ready first. */
@@ -249,24 +318,21 @@ static void finish_ffn(struct model *m, struct device *d)
     memmove(d->run, d->run + 1, --d->runs * sizeof *d->run);
 }
 
-/* Cores go to threads in the order in which they came to wait; one keeps it from op to op while its turn
- * lasts. */
 static void give_cores(struct model *m)
 {
-    uint32_t devices = m->in->a + m->in->f, on = 0;
-    for (uint32_t i = 0; i < devices; i++) on += (uint32_t)(m->device[i].is_on &= m->device[i].is_busy);
-    for (; on < m->in->cores; on++) {
-        struct device *first = NULL;
-        for (uint32_t i = 0; i < devices; i++) {
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++)
+        if (m->device[i].is_on && !m->device[i].is_busy) fall_asleep(m, &m->device[i]);
+    for (uint32_t c = 0; c < m->in->cores; c++) {
+        struct device *next = next_of(m, c);
+        for (uint32_t i = 0; !next && !on_core(m, c) && i < m->in->a + m->in->f; i++) {
             struct device *d = &m->device[i];
-            if (d->is_busy && !d->is_on && (!first || d->waits_since < first->waits_since)) first = d;
+            if (!d->is_busy || d->is_on || m->tick_s > m->now) continue;
+            next = d;
+            d->core = c;
         }
-        if (!first) return;
-        first->is_on = 1;
-        first->turn_s = TURN_S;
-        if (!first->has_begun) first->began_s = m->now;
-        first->has_begun = 1;
+        if (next && !on_core(m, c)) give(m, next);
     }
+    while (m->tick_s <= m->now) m->tick_s += TICK_S;
 }
 
 /* Of the devices that are busy. */
@@ -288,7 +354,7 @@ static struct load load_of(const struct model *m)
 static double rate_of(const struct model *m, const struct device *d, struct load load)
 {
     double all = m->in->cores, cores = all - (m->chores > 0);
-    if (load.waiting) return cores / all * (all + 1) / all / d->crowded;
+    if (load.waiting && load.on == m->in->cores) return cores / all * (all + 1) / all / d->crowded;
     double share = load.on > cores ? cores / load.on : 1;
     return share * (load.on > 1 && all > 1 ? d->done_to : 1);
 }
@@ -301,7 +367,9 @@ static double time_to_next(const struct model *m, struct load load)
         const struct device *d = &m->device[i];
         double rate = rate_of(m, d, load);
         if (d->is_on && rate > 0) next = fmin(next, d->left / rate);
-        if (d->is_on && load.waiting) next = fmin(next, fmax(d->turn_s, 0));
+        const struct device *waits = d->is_on ? next_of(m, d->core) : NULL;
+        if (waits) next = fmin(next, fmax(waits->ran_s + SLICE_S - d->ran_s, 0));
+        if (d->is_busy && !d->is_on && load.on < m->in->cores) next = fmin(next, m->tick_s - m->now);
         if (!is_ffn(m, d)) continue;
         for (uint32_t q = 0; q < d->under_way; q++) next = fmin(next, d->inbox[q].at_s - m->now);
         afd_ns deadline = afd_gather_deadline(d->gather);
@@ -327,15 +395,13 @@ static void advance(struct model *m)
         d->busy_s += next;
         if (!d->is_on) continue;
         d->left -= next * rate_of(m, d, load);
-        d->turn_s -= next;
+        d->ran_s += next;
     }
     m->chores = fmax(m->chores - next, 0);
     for (uint32_t i = 0; i < devices; i++) {
         struct device *d = &m->device[i];
-        if (d->is_on && load.waiting && d->turn_s <= 0) { /* behind those who wait */
-            d->is_on = 0;
-            d->waits_since = ++m->queued;
-        }
+        const struct device *waits = d->is_on ? next_of(m, d->core) : NULL;
+        if (waits && d->ran_s >= waits->ran_s + SLICE_S) d->is_on = 0;
         if (!d->is_busy || d->left > 1e-12) continue;
         d->is_busy = 0;
         if (is_ffn(m, d))
