@@ -2,7 +2,7 @@
 # A real cluster as an operator watches it: promtool accepts its metrics page, Debian's prometheus scrapes it and has
 # data for each query of the Grafana board, nobody is accused while all is well, and three ranks are named: by its host one
 # that is stopped and let go again and again and one that shares its core, by its device one whose computing thread alone
-# goes slowly. $1: the build folder.
+# is held again and again. $1: the build folder.
 set -eu
 BUILD=$1
 skip() {
@@ -162,7 +162,7 @@ kill $BURSTS
 kill -CONT "$SLOW"
 
 echo "== a rank whose device is slow"
-"$BUILD/tests/throttle" "$(pid_of attn 1)" 15 30 2>"$D/throttle" &
+"$BUILD/tests/throttle" "$(pid_of attn 1)" 3 2>"$D/throttle" &
 THROTTLE=$!
 PIDS="$PIDS $THROTTLE"
 hot() {
