@@ -136,7 +136,8 @@ struct afd_ffn_plan {
     uint32_t *unit_begin; /* [experts + 2] */
 };
 
-/* Checks every record; AFD_ERR_PROTOCOL and *bad_part_out where one is refused. */
+/* Checks every record, and counts: what the op has outputs for. AFD_ERR_PROTOCOL and *bad_part_out where one
+ * is refused. */
 enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct afd_op *op,
                                    struct afd_ffn_plan *plan);
 

@@ -167,6 +167,7 @@ static int op_in_range(const struct afd_device *device, const struct afd_op *op)
     if (op->kind != AFD_OP_FFN) return slot_op_in_range(device, op);
     uint64_t rows = 0;
     for (uint32_t p = 0; p < op->ffn.part_count; p++) rows += op->ffn.parts[p].rows;
+    if (op->quiet) return 0; /* it may refuse records */
     return config->share.ffn && rows <= config->max_batch_rows && (config->share.tp == 1 || op->ffn.partials);
 }
 

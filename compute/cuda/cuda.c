@@ -87,9 +87,9 @@ static void place_ffn(const struct afd_device *device, struct layout *l)
     const struct afd_device_config *c = &device->config;
     const struct afd_sizes *z = &cuda->sizes;
     uint64_t rows = c->max_batch_rows, items = rows * (c->wire.shape.top_k + 1), f = sizeof(float);
-    struct afd_cuda_batch size;
-    afd_cuda_batch_place(c, z, NULL, &size);
-    void *batch = take(l, size.bytes, 1);
+    void *said = take(l, afd_cuda_said_place(c, z, NULL, NULL), 1);
+    void *batch = take(l, afd_cuda_batch_place(c, z, NULL, NULL), 1);
+    if (said) afd_cuda_said_place(c, z, said, &cuda->said);
     if (batch) afd_cuda_batch_place(c, z, batch, &cuda->batch);
     struct afd_cuda_tiles tiles = {0};
     if (c->numerics == AFD_NUMERICS_NATIVE) afd_cuda_tiles_size(c, z, &tiles);
@@ -117,11 +117,9 @@ static enum afd_status make_pinned(struct afd_device *device)
     const struct afd_device_config *c = &device->config;
     int ok = 1;
     if (c->share.ffn) {
-        struct afd_cuda_batch size;
-        afd_cuda_batch_place(c, &cuda->sizes, NULL, &size);
-        void *staged = afd_gpu_alloc_host(cuda->gpu, size.bytes);
-        if (staged) afd_cuda_batch_place(c, &cuda->sizes, staged, &cuda->staged);
-        return staged ? AFD_OK : AFD_ERR_DEVICE_MEMORY;
+        cuda->pinned = afd_gpu_alloc_host(cuda->gpu, afd_cuda_said_place(c, &cuda->sizes, NULL, NULL));
+        if (cuda->pinned) afd_cuda_said_place(c, &cuda->sizes, cuda->pinned, &cuda->here);
+        return cuda->pinned ? AFD_OK : AFD_ERR_DEVICE_MEMORY;
     }
     for (uint32_t s = 0; s < c->slots && ok; s++) {
         struct afd_cuda_slot *slot = &cuda->slots[s];
@@ -277,7 +275,7 @@ static void cuda_close(struct afd_device *device)
             afd_gpu_free_host(cuda->gpu, cuda->slots[s].route);
             afd_gpu_free_host(cuda->gpu, cuda->slots[s].staged_lists);
         }
-        afd_gpu_free_host(cuda->gpu, cuda->staged.records);
+        afd_gpu_free_host(cuda->gpu, cuda->pinned);
         afd_gpu_free_host(cuda->gpu, cuda->choices);
         afd_gpu_free_host(cuda->gpu, cuda->chosen);
         afd_gpu_free_host(cuda->gpu, device->logits);
@@ -332,7 +330,9 @@ static enum afd_status enqueue(struct afd_device *device, const struct afd_op *o
 static enum afd_status cuda_run(struct afd_device *device, const struct afd_op *op)
 {
     enum afd_status status = enqueue(device, op);
-    return status || op->quiet ? status : afd_cuda_finish(device);
+    if (status || op->quiet) return status;
+    status = afd_cuda_finish(device);
+    return status || op->kind != AFD_OP_FFN ? status : afd_cuda_ffn_found(device, op);
 }
 
 static void *cuda_alloc(struct afd_device *device, uint64_t bytes)

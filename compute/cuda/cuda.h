@@ -58,13 +58,12 @@ struct afd_cuda_flash {
     float *partial, *stats;
 };
 
-/* One batch of the FFN, as struct afd_ffn_plan has it, by item and by output. */
-struct afd_cuda_batch {
-    const void **records;
-    void **out;
-    float *weight;
-    uint32_t *row_of, *unit, *unit_begin, *tile_begin, *out_begin, *item_of;
-    uint64_t bytes;
+/* What the CPU says of an FFN batch, and what it is told of it: pinned, and the same in the GPU's memory. */
+struct afd_cuda_said {
+    struct afd_gpu_head *head;
+    struct afd_gpu_part *parts;
+    struct afd_gpu_group *groups;
+    struct afd_gpu_found *found;
 };
 
 struct afd_cuda {
@@ -83,8 +82,9 @@ struct afd_cuda {
     struct afd_gpu_choice *choices; /* pinned, [AFD_CUDA_CHOICES] */
     struct afd_gpu_chosen *chosen;
     /* FFN */
-    struct afd_cuda_batch staged, batch; /* pinned, and the GPU's */
-    uint64_t staged_at;                  /* the mark after which `staged` may be written again */
+    struct afd_cuda_said said, here; /* the GPU's, and pinned */
+    void *pinned;                    /* what `here` points into */
+    struct afd_gpu_batch batch;      /* but units and entries, which are the layer's */
     float *input, *gate, *up, *down;
     float *x_scale, *channel_scale; /* native: of the rows, of the channels between gate and down */
 };
@@ -96,7 +96,6 @@ struct afd_cuda_tiles {
 };
 void afd_cuda_tiles_size(const struct afd_device_config *config, const struct afd_sizes *sizes,
                          struct afd_cuda_tiles *out);
-uint32_t afd_cuda_tiles_of(uint32_t items); /* of one unit */
 
 /* Puts a kernel on the stream. A failure is the GPU's, sticky, and shows at the next mark. */
 #define AFD_CUDA_RUN(cuda, name, blocks, phases, ...)                                                        \
@@ -120,8 +119,15 @@ enum afd_status afd_cuda_logits(struct afd_device *device, const struct afd_op *
 enum afd_status afd_cuda_ffn(struct afd_device *device, const struct afd_op *op);
 /* 1 when the layer's weights are of types that the tensor cores have, all of one, and numerics are native. */
 int afd_cuda_ffn_has_tiles(const struct afd_device *device, uint32_t layer);
-/* The batch that is placed and staged. */
-void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op);
+/* The most that a batch of the layer can have. */
+struct afd_cuda_most {
+    uint32_t rows, items, outputs, units; /* units: with items */
+};
+/* The batch that the GPU puts in order. */
+void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_batch *batch,
+                        struct afd_cuda_most most);
+/* What the GPU told of the op that it has done. */
+enum afd_status afd_cuda_ffn_found(struct afd_device *device, const struct afd_op *op);
 
 /* Waits until the GPU has done all that was put on its stream, and takes over what routes found. */
 enum afd_status afd_cuda_finish(struct afd_device *device);
@@ -148,8 +154,10 @@ void afd_cuda_product(struct afd_cuda *cuda, uint32_t index, const float *x, uin
 /* Vectors of n, one a row. */
 void afd_cuda_rmsnorm(struct afd_cuda *cuda, const float *x, uint32_t pitch, const float *weight, uint32_t n,
                       float eps, float *to, uint32_t to_pitch, uint32_t rows);
-/* Lays a batch out from `memory` (NULL: only its size). */
-void afd_cuda_batch_place(const struct afd_device_config *config, const struct afd_sizes *sizes, void *memory,
-                          struct afd_cuda_batch *out);
+/* Lay out from `memory` (NULL: nothing), and return the bytes: what is said of a batch, and its tables. */
+uint64_t afd_cuda_said_place(const struct afd_device_config *config, const struct afd_sizes *sizes,
+                             void *memory, struct afd_cuda_said *out);
+uint64_t afd_cuda_batch_place(const struct afd_device_config *config, const struct afd_sizes *sizes,
+                              void *memory, struct afd_gpu_batch *out);
 
 #endif

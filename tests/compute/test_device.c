@@ -156,8 +156,8 @@ static void steps_and_ops_out_of_range_are_refused(void **state)
     assert_int_equal(afd_device_submit(m.attn, &op, NULL), AFD_ERR_REQUEST);
     op = (struct afd_op){.kind = AFD_OP_FFN};
     assert_int_equal(afd_device_submit(m.attn, &op, NULL), AFD_ERR_REQUEST);
-    struct afd_ffn_part part = {m.records[0], 129, 1, {0}, NULL};
-    op = (struct afd_op){.kind = AFD_OP_FFN, .ffn = {&part, 1, NULL, NULL}};
+    struct afd_ffn_part part = {.records = m.records[0], .rows = 129, .shards = 1};
+    op = (struct afd_op){.kind = AFD_OP_FFN, .ffn = {.parts = &part, .part_count = 1}};
     assert_int_equal(afd_device_submit(m.ffn[0][0], &op, NULL), AFD_ERR_REQUEST);
     machine_close(&m);
 }
