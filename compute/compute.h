@@ -1,7 +1,8 @@
 /* compute.h: one device, in whole stages.
  *
  * A device belongs to one rank and one thread: every function is called from that thread. It executes what is
- * submitted, in order, on its own threads (or streams); `submit` and `poll` never block. Stages rather than
+ * submitted on its own threads (or streams), the ops of a slot and those of an FFN device in order; ops of
+ * different slots may overlap and be done in any order. `submit` and `poll` never block. Stages rather than
  * operators, so that a back end may fuse them or capture graphs. Back ends execute the layer descriptions of
  * model/model.h and know no families:
  *   ref   slow and readable, one thread: the oracle, and the definition of docs/NUMERICS.md in code

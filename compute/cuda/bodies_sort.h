@@ -3,6 +3,7 @@
 #ifndef AFD_COMPUTE_CUDA_BODIES_SORT_H
 #define AFD_COMPUTE_CUDA_BODIES_SORT_H
 
+#include "base/half.h"
 #include "compute/cuda/kernels.h"
 
 enum { AFD_SORT_THREADS = 128, AFD_BEGIN_THREADS = 256 };

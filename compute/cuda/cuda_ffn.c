@@ -95,10 +95,10 @@ static uint32_t units_of(const struct afd_device *device, uint32_t layer)
     return 1 + (ffn->kind == AFD_FFN_EXPERTS ? ffn->experts : 0);
 }
 
-enum afd_status afd_cuda_ffn_found(struct afd_device *device, const struct afd_op *op)
+enum afd_status afd_cuda_ffn_found(struct afd_device *device, const struct afd_op *op, uint64_t mark)
 {
     const struct afd_cuda *cuda = device->state;
-    const struct afd_cuda_said *here = &cuda->here;
+    const struct afd_cuda_said *here = &cuda->here[mark % AFD_CUDA_AHEAD];
     uint32_t units = units_of(device, op->layer), ep = device->config.share.ep;
     if (here->found->bad_part != AFD_GPU_NO_PART) {
         if (op->ffn.bad_part_out) *op->ffn.bad_part_out = here->parts[here->found->bad_part].op_part;
@@ -193,23 +193,27 @@ static struct afd_cuda_most most_of(const struct afd_device *device, uint32_t la
 enum afd_status afd_cuda_ffn(struct afd_device *device, const struct afd_op *op)
 {
     struct afd_cuda *cuda = device->state;
-    const struct afd_cuda_said *said = &cuda->said, *here = &cuda->here;
+    const struct afd_cuda_said *said = &cuda->said,
+                               *here = &cuda->here[(cuda->marked[0] + 1) % AFD_CUDA_AHEAD];
     enum afd_status status = say(device, op, here);
     if (status) return status;
-    uint32_t groups = here->head->groups;
+    uint32_t groups = here->head->groups, max_rows = device->config.max_batch_rows;
     struct afd_gpu_batch b = cuda->batch;
-    struct afd_cuda_most most = most_of(device, op->layer, here->head->rows);
+    struct afd_cuda_most most = most_of(device, op->layer, afd_cuda_bucket(here->head->rows, max_rows));
     b.head = said->head, b.parts = said->parts, b.groups = said->groups, b.found = said->found;
     b.units = units_of(device, op->layer);
     b.entries = device->config.wire.shape.top_k + 1;
     afd_gpu_copy(cuda->gpu, said->head, here->head,
                  (uint64_t)((char *)(here->parts + here->head->parts + 1) - (char *)here->head));
     afd_gpu_copy(cuda->gpu, said->groups, here->groups, groups * sizeof *here->groups);
-    sort(device, op, &b, most, groups);
+    afd_gpu_record(cuda->gpu);
+    sort(device, op, &b, most, afd_cuda_bucket(groups, UINT32_MAX));
     if (afd_cuda_ffn_has_tiles(device, op->layer))
         afd_cuda_ffn_tiles(device, op, &b, most);
     else
         compute(device, op, &b, most);
+    status = afd_cuda_replay(cuda, op->layer, most.rows, AFD_OK);
+    if (status) return status;
     return afd_gpu_copy(cuda->gpu, here->found, said->found,
                         sizeof *here->found + (b.units + groups) * sizeof *here->found->count);
 }

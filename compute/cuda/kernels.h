@@ -73,6 +73,13 @@ struct afd_own {
     float sum;
 };
 
+/* A graph is launched again as it was when its kernels' arguments have the same bytes: none of them is
+ * padding. */
+#ifndef __CUDACC__
+#pragma GCC diagnostic push
+#pragma GCC diagnostic error "-Wpadded"
+#endif
+
 /* A matrix in the GPU's memory; row r starts at data + r * row_bytes, on 16 bytes. rows 0: not held. */
 struct afd_gpu_matrix {
     const void *data;
@@ -120,6 +127,7 @@ struct afd_args_rmsnorm {
     float *to;
     uint32_t pitch, step, to_pitch, to_step, vectors, n;
     float eps;
+    uint32_t reserved;
 };
 enum { AFD_RMSNORM_PHASES = 4 };
 
@@ -143,6 +151,7 @@ struct afd_args_rope {
     float *x;
     uint32_t pitch, step, vectors, dim;
     int interleaved;
+    uint32_t reserved;
 };
 
 /* Where a slot's rows stand in the KV cache, and a layer's pool. */
@@ -155,6 +164,7 @@ struct afd_gpu_kv {
     uint32_t block_tokens, kv_heads, key_dim;
     enum afd_dtype dtype;
     int latent;
+    uint32_t reserved;
 };
 
 /* K and V of each row and head, [rows] x pitch, head h at h * key_dim. A block a row. */
@@ -162,6 +172,7 @@ struct afd_args_kv_put {
     struct afd_gpu_kv kv;
     const float *k, *v;
     uint32_t pitch;
+    uint32_t reserved;
 };
 
 /* o [row][head] over absolute blocks of 64 tokens, merged ascending. A block of threads a row and head.
@@ -217,6 +228,7 @@ struct afd_gpu_to {
     uint64_t shards;
     void *records;
     int every_row;
+    uint32_t reserved;
 };
 
 /* How many rows are active in each shard, and go to each destination. One block; a thread a shard and a
@@ -226,6 +238,7 @@ struct afd_args_route_count {
     const uint64_t *active;
     uint32_t *active_out, *rows_out; /* pinned */
     uint32_t rows, to_count, shards;
+    uint32_t reserved;
 };
 
 /* The records of row and destination block mod to_count. Phases: rows before, their sum, write. */
@@ -253,6 +266,7 @@ struct afd_args_records {
 struct afd_gpu_head {
     float *partials; /* NULL: outputs go where the groups say */
     uint32_t rows, parts, groups;
+    uint32_t reserved;
 };
 struct afd_gpu_part {
     const void *records;
@@ -260,6 +274,7 @@ struct afd_gpu_part {
     uint32_t row_begin;
     uint32_t op_part; /* its index in the op, where parts may be empty */
     uint32_t is_counted_elsewhere;
+    uint32_t reserved;
 };
 struct afd_gpu_group {
     void *out; /* F2A rows */
@@ -315,6 +330,7 @@ struct afd_args_ffn_counts {
 struct afd_args_ffn_begins {
     struct afd_gpu_batch batch;
     uint32_t tile_items;
+    uint32_t reserved;
 };
 /* Items and outputs to their places. Blocks as ffn_counts. Phases: runs of rows; what is before; places. */
 struct afd_args_ffn_places {
@@ -328,6 +344,7 @@ struct afd_args_ffn_input {
     struct afd_wire_layout wire;
     float *x;
     uint32_t pitch;
+    uint32_t reserved;
 };
 
 /* gate [item] = SiLU(gate) * up, clamped where the unit is. A block an item. */
@@ -355,6 +372,7 @@ struct afd_args_pack {
     void *to;
     uint32_t hidden, stride;
     enum afd_dtype dtype;
+    uint32_t reserved;
 };
 
 /* A choice that changes no logit (no bias, no penalty, no minimum of tokens), and what came of it. */
@@ -378,5 +396,9 @@ struct afd_args_sample {
     struct afd_gpu_chosen *out;
     uint32_t pitch, vocab;
 };
+
+#ifndef __CUDACC__
+#pragma GCC diagnostic pop
+#endif
 
 #endif

@@ -68,6 +68,11 @@ struct afd_rows_own {
     struct afd_async async;
 };
 
+#ifndef __CUDACC__ /* as in kernels.h */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic error "-Wpadded"
+#endif
+
 /* Gate and up, and SwiGLU; or down. A block a tile, the tiles of outputs of one tile of items side by side.
  */
 struct afd_args_ffn_tile {
@@ -97,6 +102,7 @@ struct afd_args_ffn_rows {
     float *x_scale; /* [hidden / 128][x_scale_pitch] */
     uint32_t x_bytes, x_scale_pitch;
     int to_fp8;
+    uint32_t reserved;
 };
 
 /* Output j = the sum of its items' rows, in order, bf16 to float32 to what the wire takes. A block an output.
@@ -107,6 +113,11 @@ struct afd_args_ffn_collect {
     const void *y;
     uint32_t y_bytes, hidden;
     enum afd_dtype dtype;
+    uint32_t reserved;
 };
+
+#ifndef __CUDACC__
+#pragma GCC diagnostic pop
+#endif
 
 #endif
