@@ -157,6 +157,10 @@ int cli_model_make(const struct cli_command *self, int argc, char **argv)
     if (renormalise) tiny.renormalise = 1;
     if (tied) tiny.tied_head = 1;
     tiny.no_weights = no_weights;
+    if (format && no_weights) {
+        cli_fail("model make: --no-weights has no file of a --format");
+        return CLI_USAGE;
+    }
     if (format && !strcmp(format, "gguf")) return make_gguf(&tiny, dir);
     if (format && strcmp(format, "safetensors")) {
         cli_fail("model make: --format is \"%s\"; expected safetensors or gguf", format);
