@@ -29,7 +29,7 @@ static const struct rank_cluster *cluster;
 static struct afd_ffn_node *node;
 static afd_ns now;
 static uint64_t on_device, loading; /* sets of shards */
-static uint32_t loads, drops, was_up, left_out;
+static uint32_t loads, drops, was_up, left_out, drains;
 
 static afd_ns fuzz_now(void)
 {
@@ -111,7 +111,7 @@ void rank_open(void)
                                          .scheduler = "127.0.0.1:1"};
     now = AFD_SECONDS(100);
     on_device = loading = 0;
-    loads = drops = was_up = left_out = 0;
+    loads = drops = was_up = left_out = drains = 0;
     if (afd_ffn_node_open(&config, &node, &error)) {
         fprintf(stderr, "%s\n", error.text);
         abort();
@@ -153,6 +153,7 @@ void rank_check(void)
 {
     assert(__builtin_popcountll(node->held) <= ROOM && node->held < 1 << SHARDS);
     if (node->device) assert(node->held == on_device);
+    drains |= node->is_draining;
     was_up |= node->group_state == FFN_GROUP_UP && node->open_pairs;
     left_out |= was_up && node->is_left_out && node->group_state != FFN_GROUP_UP;
 }
@@ -165,7 +166,7 @@ void rank_sent(const Afd__Envelope *m)
 
 int rank_is_served(void)
 {
-    return was_up && left_out && loads && drops && node->is_draining;
+    return was_up && left_out && loads && drops && drains;
 }
 
 /* ---- a rank that joins, forms its group, serves, loads and drops, is left out, and leaves */
