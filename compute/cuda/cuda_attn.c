@@ -276,7 +276,7 @@ enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *o
                                        .to_count = op->route.to_count};
     for (uint32_t d = 0; d < op->route.to_count; d++) {
         const struct afd_route_to *to = &op->route.to[d];
-        count.to[d] = (struct afd_gpu_to){to->shards, to->records, to->every_row};
+        count.to[d] = (struct afd_gpu_to){to->shards, to->records, to->every_row, 0};
         records.to[d] = count.to[d];
     }
     afd_gpu_launch(cuda->gpu, AFD_KERNEL_route_count, 1, 1, &count);
