@@ -58,6 +58,20 @@ static void place_slot(const struct afd_device *device, struct afd_cuda_slot *s,
     s->lists = take(l, afd_cuda_flash_words(&cuda->flash), sizeof *s->lists);
 }
 
+static void place_proj(const struct afd_device *device, struct layout *l)
+{
+    struct afd_cuda *cuda = device->state;
+    struct afd_cuda_proj *p = &cuda->proj;
+    struct afd_cuda_proj_size size;
+    afd_cuda_proj_size(&device->config, &cuda->sizes, &size);
+    p->rows = size.rows;
+    p->e4m3 = take(l, size.rows, size.elements);
+    p->bf16 = take(l, size.rows, 2ull * size.elements);
+    p->scale = take(l, (uint64_t)size.rows * (size.elements / AFD_FP8_GROUP + 1), sizeof *p->scale);
+    p->parts = take(l, size.part_floats, sizeof *p->parts);
+    p->scores = take(l, size.score_floats, sizeof *p->scores);
+}
+
 static void place_attention(const struct afd_device *device, struct layout *l)
 {
     struct afd_cuda *cuda = device->state;
@@ -73,10 +87,10 @@ static void place_attention(const struct afd_device *device, struct layout *l)
     cuda->v = take(l, rows * z->kv_pitch, f);
     for (int i = 0; i < 2; i++) cuda->latent[i] = take(l, rows * z->latent_pitch, f);
     cuda->gates = take(l, rows * z->heads_pitch, f);
-    cuda->scores = take(l, rows * 2 * afd_pitch(z->experts), f);
     cuda->logits = take(l, (uint64_t)c->max_logit_rows * z->vocab_pitch, f);
     cuda->routed = take(l, rows, sizeof *cuda->routed);
     cuda->turns = take(l, rows, sizeof *cuda->turns);
+    place_proj(device, l);
     cuda->flash.partial = take(l, cuda->flash.channels, f);
     cuda->flash.stats = take(l, 2 * cuda->flash.sums, f);
 }
@@ -261,7 +275,7 @@ static enum afd_status cuda_open(struct afd_device *device, struct afd_error *er
     if (status) return status;
     snprintf(cuda->name, sizeof cuda->name, "cuda: %s", afd_gpu_name(cuda->gpu));
     device->instructions = cuda->name;
-    device->numerics = device->config.numerics == AFD_NUMERICS_NATIVE ? "cuda-native/1" : "cuda/1";
+    device->numerics = device->config.numerics == AFD_NUMERICS_NATIVE ? "cuda-native/2" : "cuda/1";
     return AFD_OK;
 }
 

@@ -50,6 +50,7 @@ static enum afd_status make_stream(struct afd_gpu *g, struct afd_error *error_ou
     if (!error) error = afd_cuda_flash_prepare((uint32_t)g->shared_bytes);
     if (!error) error = cudaHostAlloc((void **)&g->flag, sizeof *g->flag, cudaHostAllocMapped);
     if (!error) error = afd_cuda_prepare_ffn();
+    if (!error) error = afd_cuda_prepare_proj();
     if (error) return afd_fail(error_out, AFD_ERR_DEVICE, "%s: %s", g->name, cudaGetErrorString(error));
     atomic_init(g->flag, 0);
     return AFD_OK;
@@ -158,7 +159,7 @@ enum afd_status afd_gpu_launch(struct afd_gpu *g, enum afd_kernel kernel, uint32
 {
     static const char *const names[] = {
 #define X(name, ...) #name,
-        AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X)
+        AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X) AFD_PROJ_KERNEL_NAMES(X)
 #undef X
     };
     if (!blocks || !phases) return AFD_OK;

@@ -77,6 +77,16 @@ AFD_DEVICE void afd_copy16(void *to, const void *from)
 #endif
 }
 
+/* The lowest set bit's number; there is one. */
+AFD_DEVICE uint32_t afd_lowest_bit(uint64_t set)
+{
+#ifdef __CUDACC__
+    return (uint32_t)__ffsll((long long)set) - 1;
+#else
+    return (uint32_t)__builtin_ctzll(set);
+#endif
+}
+
 #ifndef __CUDACC__
 /* Copies that have begun and not arrived; the emulation poisons their targets until they are waited for. */
 struct afd_async {

@@ -8,6 +8,7 @@
 #include "compute/cuda/bodies.h"
 #include "compute/cuda/bodies_ffn.h"
 #include "compute/cuda/bodies_flash.h"
+#include "compute/cuda/bodies_route.h"
 #include "compute/cuda/gpu.h"
 
 enum { ALIGN = 4096, MAX_THREADS = 256, MAX_COPIES = 2048 };
@@ -125,6 +126,7 @@ AFD_KERNELS(X)
         free(shared);                                                                                        \
     }
 AFD_FFN_KERNELS(X)
+AFD_PROJ_KERNELS(X)
 #undef X
 
 enum afd_status afd_gpu_launch(struct afd_gpu *gpu, enum afd_kernel kernel, uint32_t blocks, uint32_t phases,
@@ -133,7 +135,7 @@ enum afd_status afd_gpu_launch(struct afd_gpu *gpu, enum afd_kernel kernel, uint
     (void)gpu;
     static void (*const run[])(uint32_t, uint32_t, const void *) = {
 #define X(name, ...) run_##name,
-        AFD_KERNELS(X) AFD_FFN_KERNELS(X)
+        AFD_KERNELS(X) AFD_FFN_KERNELS(X) AFD_PROJ_KERNELS(X)
 #undef X
     };
     run[kernel](blocks, phases, args);
