@@ -112,7 +112,8 @@ AFD_DEVICE void afd_norm_source(const struct afd_args_norm_rows *a, uint32_t blo
     for (uint32_t i = 0; i < AFD_LANE_CHANNELS; i++) {
         if (channel + i >= a->n) continue;
         if (a->add.count) x[i] = x[i] + afd_sum_at(&a->add, add, channel + i);
-        if (a->gates.count) x[i] = x[i] * afd_sigmoid(afd_sum_at(&a->gates, gates, (channel + i) / a->gate_dim));
+        if (a->gates.count)
+            x[i] = x[i] * afd_sigmoid(afd_sum_at(&a->gates, gates, (channel + i) / a->gate_dim));
     }
 }
 
@@ -162,8 +163,8 @@ AFD_DEVICE void afd_norm_channels(const struct afd_args_norm_rows *a, uint32_t b
         if (channel + i < a->n) x[i] = (x[i] * inv) * a->weight[channel + i];
 }
 
-AFD_DEVICE void afd_norm_out(const struct afd_args_norm_rows *a, struct afd_warp_place p, const float *squares,
-                             const uint32_t *before)
+AFD_DEVICE void afd_norm_out(const struct afd_args_norm_rows *a, struct afd_warp_place p,
+                             const float *squares, const uint32_t *before)
 {
     for (uint32_t begin = p.warp * AFD_WARP_CHANNELS; begin < a->n;
          begin += AFD_ROWS_WARPS * AFD_WARP_CHANNELS) {

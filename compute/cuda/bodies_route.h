@@ -56,7 +56,8 @@ AFD_DEVICE void afd_warp_largest(const float *x, uint32_t n, const uint32_t *tak
     }
 }
 
-/* The `top` largest of x [n], in `best` where it is not NULL; bit i of a lane's `taken`: index lane + 32 i. */
+/* The `top` largest of x [n], in `best` where it is not NULL; bit i of a lane's `taken`: index lane + 32 i.
+ */
 AFD_DEVICE void afd_warp_choose(const float *x, uint32_t n, uint32_t top, uint32_t *best,
                                 uint32_t taken[AFD_WARP_SLOTS])
 {
@@ -96,8 +97,7 @@ AFD_DEVICE void afd_choice_scores(const struct afd_args_route_row *a, uint32_t r
         AFD_EACH_SLOT(s) max[s] = other[s] > max[s] ? other[s] : max[s];
     }
     AFD_EACH_LANE(lane, s)
-    for (uint32_t e = lane; e < n; e += 32)
-        at.probability[e] = afd_exp((at.probability[e] - max[s]) / 1.0f);
+    for (uint32_t e = lane; e < n; e += 32) at.probability[e] = afd_exp((at.probability[e] - max[s]) / 1.0f);
 }
 
 /* Phase 1: terms by 16 lanes a block of 128, folded 8-4-2-1 (ref: softmax_terms). The upper lanes do what the
@@ -176,8 +176,8 @@ AFD_DEVICE void afd_choice_keep(const struct afd_ffn_desc *ffn, struct afd_choic
 }
 
 /* Phase 6: a lane has one of the chosen, and finds its place by id. */
-AFD_DEVICE void afd_choice_order(const struct afd_args_route_row *a, struct afd_routed *routed, uint32_t count,
-                                 struct afd_choice_at at)
+AFD_DEVICE void afd_choice_order(const struct afd_args_route_row *a, struct afd_routed *routed,
+                                 uint32_t count, struct afd_choice_at at)
 {
     AFD_EACH_LANE(lane, s)
     {

@@ -177,8 +177,8 @@ AFD_INLINE void afd_gpu_read4(const float *from, float *to)
 #endif
 }
 
-/* shared: 32 rows of x and 32 of the matrix. Thread t makes outputs t mod 16 and + 16 of rows t / 16 and + 16,
- * each by the one chain over the block's K. */
+/* shared: 32 rows of x and 32 of the matrix. Thread t makes outputs t mod 16 and + 16 of rows t / 16 and +
+ * 16, each by the one chain over the block's K. */
 AFD_INLINE void afd_body_scores(const struct afd_args_scores *a, struct afd_place at, float *shared,
                                 struct afd_own *own)
 {
@@ -208,7 +208,8 @@ AFD_INLINE void afd_body_scores(const struct afd_args_scores *a, struct afd_plac
             afd_gpu_read4(w + (o + i * HALF) * PITCH + k, ws[i]);
         }
         for (uint32_t i = 0; i < 4; i++)
-            for (uint32_t j = 0; j < 4; j++) sum[j / 2][j % 2] = fmaf(xs[j / 2][i], ws[j % 2][i], sum[j / 2][j % 2]);
+            for (uint32_t j = 0; j < 4; j++)
+                sum[j / 2][j % 2] = fmaf(xs[j / 2][i], ws[j % 2][i], sum[j / 2][j % 2]);
     }
     for (uint32_t i = 0; i < 4; i++) {
         uint32_t row = row0 + r + i / 2 * HALF, out = out0 + o + i % 2 * HALF;

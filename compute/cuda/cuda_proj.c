@@ -160,8 +160,7 @@ static void run_products(struct afd_cuda *cuda, struct product *products, uint32
     for (uint32_t i = 0; i < count; i++) {
         if (rows_of(cuda, products[i].matrix) != ROWS_F32) continue;
         afd_cuda_product(cuda, products[i].matrix, x, x_pitch, products[i].y, products[i].pitch, rows, 0);
-        products[i].sum =
-            (struct afd_gpu_sum){.x = products[i].y, .pitch = products[i].pitch, .count = 1};
+        products[i].sum = (struct afd_gpu_sum){.x = products[i].y, .pitch = products[i].pitch, .count = 1};
     }
 }
 
@@ -187,8 +186,7 @@ static void project(struct afd_device *device, const struct afd_op *op, struct a
     struct product first[AFD_PRODUCTS], up = {w->use + AFD_W_Q_UP, z->attn_pitch, cuda->q, {0}};
     first[count++] =
         a->q_rank ? (struct product){w->use + AFD_W_Q_DOWN, z->q_rank_pitch, cuda->low, {0}} : up;
-    first[count++] =
-        (struct product){w->use + (latent ? AFD_W_KV_DOWN : AFD_W_K), z->kv_pitch, cuda->k, {0}};
+    first[count++] = (struct product){w->use + (latent ? AFD_W_KV_DOWN : AFD_W_K), z->kv_pitch, cuda->k, {0}};
     if (!latent) first[count++] = (struct product){w->use + AFD_W_V, z->kv_pitch, cuda->v, {0}};
     if (a->head_gate)
         first[count++] = (struct product){w->use + AFD_W_HEAD_GATE, z->heads_pitch, cuda->gates, {0}};
@@ -210,7 +208,9 @@ static void project(struct afd_device *device, const struct afd_op *op, struct a
     AFD_CUDA_RUN(cuda, heads, (rows * vectors + AFD_ROWS_WARPS - 1) / AFD_ROWS_WARPS, 1, .kv = *kv,
                  .q = up.sum, .k = first[1].sum, .v = latent ? (struct afd_gpu_sum){0} : first[2].sum,
                  .q_out = cuda->q, .q_norm = a->head_norm ? w->q_head_norm : NULL,
-                 .k_norm = latent ? w->kv_norm : a->head_norm ? w->k_head_norm : NULL,
+                 .k_norm = latent         ? w->kv_norm
+                           : a->head_norm ? w->k_head_norm
+                                          : NULL,
                  .table = cuda->slots[op->slot].rope[w->rope], .rows = rows, .q_pitch = z->attn_pitch,
                  .heads = a->heads, .head_dim = a->head_dim, .q_rope = latent ? a->head_dim - a->rope.dim : 0,
                  .k_normed = latent ? a->kv_rank : a->head_dim, .k_rope = latent ? a->kv_rank : 0,
@@ -254,7 +254,8 @@ enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd
     project(device, op, &input, &kv, &heads.gates);
     afd_cuda_attend_heads(device, op, &kv);
     struct product o = {w->use + AFD_W_O, pitch, cuda->norm, {0}};
-    if (kinds_of(cuda, &o, 1) != ROWS_F32 || a->head_gate) norm_rows(cuda, &heads, kinds_of(cuda, &o, 1), rows);
+    if (kinds_of(cuda, &o, 1) != ROWS_F32 || a->head_gate)
+        norm_rows(cuda, &heads, kinds_of(cuda, &o, 1), rows);
     cuda->proj.used = 0;
     run_products(cuda, &o, 1, cuda->o, cuda->sizes.attn_pitch, rows);
     norm_rows(cuda,
@@ -293,9 +294,8 @@ static void choose(struct afd_device *device, const struct afd_op *op)
                          .row_tiles = row_tiles, .out_tiles = out_tiles);
         AFD_CUDA_RUN(cuda, route_row, rows, AFD_ROUTE_PHASES, .ffn = ffn,
                      .scores = {cuda->proj.scores, stride, score_pitch, blocks}, .bias = w->router_bias,
-                     .tokens = s->tokens + row, .positions = s->positions + row,
-                     .routed = cuda->routed + row, .turns = cuda->turns + row, .active = s->active + row,
-                     .ep = device->config.share.ep);
+                     .tokens = s->tokens + row, .positions = s->positions + row, .routed = cuda->routed + row,
+                     .turns = cuda->turns + row, .active = s->active + row, .ep = device->config.share.ep);
     }
 }
 

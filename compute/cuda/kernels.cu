@@ -36,8 +36,8 @@ cudaError_t afd_cuda_launch(enum afd_kernel kernel, uint32_t blocks, uint32_t ph
         AFD_KERNELS(X)
 #undef X
     default: /* those of kernels_ffn.h, then of kernels_proj.h */
-        return (kernel < AFD_KERNEL_product_e4m3 ? afd_cuda_launch_ffn
-                                                 : afd_cuda_launch_proj)(kernel, blocks, phases, args, stream);
+        return (kernel < AFD_KERNEL_product_e4m3 ? afd_cuda_launch_ffn : afd_cuda_launch_proj)(
+            kernel, blocks, phases, args, stream);
     }
     return cudaGetLastError();
 }

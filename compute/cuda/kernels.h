@@ -57,8 +57,7 @@ enum {
 
 /* Of kernels_ffn.h and kernels_proj.h, by warps. */
 #define AFD_FFN_KERNEL_NAMES(X) X(up_e4m3) X(up_bf16) X(down_e4m3) X(down_bf16) X(ffn_rows) X(ffn_collect)
-#define AFD_PROJ_KERNEL_NAMES(X)                                                                             \
-    X(product_e4m3) X(product_bf16) X(norm_rows) X(heads) X(route_row) X(records)
+#define AFD_PROJ_KERNEL_NAMES(X) X(product_e4m3) X(product_bf16) X(norm_rows) X(heads) X(route_row) X(records)
 
 enum afd_kernel {
 #define X(name, ...) AFD_KERNEL_##name,
@@ -201,9 +200,9 @@ struct afd_args_latent_query {
     uint32_t q_pitch, q_step, to_pitch, to_step, heads, nope, kv_rank, rope;
 };
 
-/* The terms of matrix x [row], block of 128 of K by block: parts [block][row] at parts + block * stride + row *
- * pitch, which are the scores, added ascending. Tiles of 32 rows and 32 outputs; blocks: blocks of K * tiles of
- * rows * tiles of outputs. Phases: load, add. */
+/* The terms of matrix x [row], block of 128 of K by block: parts [block][row] at parts + block * stride + row
+ * * pitch, which are the scores, added ascending. Tiles of 32 rows and 32 outputs; blocks: blocks of K *
+ * tiles of rows * tiles of outputs. Phases: load, add. */
 struct afd_args_scores {
     const struct afd_gpu_matrix *matrix;
     const float *x;

@@ -72,9 +72,9 @@ struct afd_args_norm_rows {
     const float *from;
     float *sum; /* x, before the norm; may be `from` */
     const float *weight;
-    float *out;    /* float32 */
-    void *e4m3;    /* groups of 128 */
-    float *scale;  /* [n / 128][scale_pitch] */
+    float *out;   /* float32 */
+    void *e4m3;   /* groups of 128 */
+    float *scale; /* [n / 128][scale_pitch] */
     void *bf16;
     struct afd_gpu_sum add, gates; /* gates: of gate_dim channels each */
     uint32_t from_pitch, sum_pitch, out_pitch, e4m3_bytes, scale_pitch, bf16_bytes, gate_dim, n, stride;
@@ -89,9 +89,9 @@ enum { AFD_NORM_PHASES = 3 };
 struct afd_args_heads {
     struct afd_gpu_kv kv;
     struct afd_gpu_sum q, k, v;
-    float *q_out;                  /* may be q's */
-    const float *q_norm, *k_norm;  /* or NULL */
-    const float *table;            /* cosines and sines, [row][rope_dim] */
+    float *q_out;                 /* may be q's */
+    const float *q_norm, *k_norm; /* or NULL */
+    const float *table;           /* cosines and sines, [row][rope_dim] */
     uint32_t rows, q_pitch, heads, head_dim, q_rope, k_normed, k_rope, rope_dim;
     int interleaved;
     float eps;

@@ -359,7 +359,6 @@ static void rows_are_summed_normed_and_quantized(void **state)
 
 enum { ROUTE_ROWS = 6, SCORE_PARTS = 3 };
 
-/* Scores of few values, so that many are equal. */
 static void choice_of(const struct afd_ffn_desc *ffn, const float *scores, const float *bias,
                       struct afd_routed *out)
 {
@@ -373,6 +372,7 @@ static void choice_of(const struct afd_ffn_desc *ffn, const float *scores, const
     afd_route_choose(p, bias, ffn, scratch, out);
 }
 
+/* Scores are of few values, so that many are equal. */
 static void check_choice(const struct afd_ffn_desc *ffn, uint32_t ep, uint32_t values)
 {
     static float parts[SCORE_PARTS][ROUTE_ROWS][AFD_MAX_EXPERTS], bias[AFD_MAX_EXPERTS];
@@ -419,11 +419,20 @@ static void experts_are_chosen_as_defined(void **state)
     (void)state;
     const struct afd_ffn_desc all[] = {
         {.experts = 48, .top_k = 3, .router = AFD_ROUTER_SOFTMAX, .renormalise = 1},
-        {.experts = 256, .top_k = 8, .router = AFD_ROUTER_SIGMOID, .selection_bias = 1, .groups = 8,
-         .group_top_k = 4, .renormalise = 1},
+        {.experts = 256,
+         .top_k = 8,
+         .router = AFD_ROUTER_SIGMOID,
+         .selection_bias = 1,
+         .groups = 8,
+         .group_top_k = 4,
+         .renormalise = 1},
         {.experts = 160, .top_k = 6, .router = AFD_ROUTER_SOFTMAX, .groups = 8, .group_top_k = 3},
         {.experts = 1024, .top_k = 32, .router = AFD_ROUTER_SIGMOID, .selection_bias = 1},
-        {.experts = 1000, .top_k = 7, .router = AFD_ROUTER_SOFTMAX, .selection_bias = 1, .groups = 500,
+        {.experts = 1000,
+         .top_k = 7,
+         .router = AFD_ROUTER_SOFTMAX,
+         .selection_bias = 1,
+         .groups = 500,
          .group_top_k = 3},
         {.experts = 40, .top_k = 9, .router = AFD_ROUTER_SIGMOID, .groups = 40, .group_top_k = 5},
         {.experts = 1, .top_k = 1, .router = AFD_ROUTER_SOFTMAX},
