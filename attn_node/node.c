@@ -17,6 +17,7 @@
 #include "base/thread.h"
 #include "deploy/agreement.h"
 #include "deploy/loading.h"
+#include "deploy/loading_report.h"
 #include "deploy/nic.h"
 #include "model/kv.h"
 #include "proto/tracer.h"
@@ -42,6 +43,7 @@ enum {
 struct afd_attn_node {
     struct afd_attn_node_config config;
     struct afd_loading loading;
+    struct afd_loading_report *loading_report; /* while the device loads */
     char scheduler[AFD_ADDRESS_BYTES], address[AFD_ADDRESS_BYTES];
     struct afd_wire_layout wire;
     uint32_t slots, layers, shards, instances;
@@ -675,7 +677,27 @@ static void on_loading(uint64_t done, uint64_t total, void *user)
 {
     struct afd_attn_node *n = user;
     char line[AFD_LOADING_LINE_BYTES];
-    if (afd_loading_step(&n->loading, done, total, afd_now(), line)) afd_log_info("%s", line);
+    afd_ns now = afd_now();
+    if (afd_loading_step(&n->loading, done, total, now, line)) {
+        afd_log_info("%s", line);
+        afd_loading_report_tell(n->loading_report, done, total, now - n->loading.begin);
+    }
+    event_base_loop(n->config.base, EVLOOP_ONCE | EVLOOP_NONBLOCK); /* signals, and the report's connection */
+}
+
+static enum afd_status load(struct afd_attn_node *n, const struct afd_device_config *config,
+                            struct afd_error *error)
+{
+    struct afd_loading_report_config report = {
+        .base = n->config.base, .scheduler = n->scheduler, .role = AFD_ROLE_ATTN, .rank = n->config.rank};
+    memcpy(report.secret, n->config.secret, sizeof report.secret);
+    n->loading = afd_loading_begin(afd_now());
+    n->loading_report = afd_loading_report_create(&report);
+    if (!n->loading_report) return afd_fail(error, AFD_ERR_MEMORY, "out of memory");
+    enum afd_status status = afd_device_create(config, &n->device, error);
+    afd_loading_report_destroy(n->loading_report);
+    n->loading_report = NULL;
+    return status;
 }
 
 static enum afd_status create_device(struct afd_attn_node *n, struct afd_error *error)
@@ -714,9 +736,8 @@ static enum afd_status create_device(struct afd_attn_node *n, struct afd_error *
                                        .max_logit_rows = n->wire.shape.max_rows};
     config.core_count =
         afd_rank_cores(t, AFD_ROLE_ATTN, n->config.rank, AFD_MAX_DEVICE_THREADS, config.cores);
-    n->loading = afd_loading_begin(afd_now());
     for (uint32_t g = 1; g < pools.count; g++) config.kv_window_blocks[g - 1] = pools.group[g].blocks;
-    status = afd_device_create(&config, &n->device, error);
+    status = load(n, &config, error);
     if (status) return status;
     struct afd_batch_config batch = {.slots = n->slots,
                                      .max_rows = n->wire.shape.max_rows,

@@ -2,7 +2,8 @@
  * transport, the scheduler and the clock report, and carries out what they return.
  *
  * The caller owns the event base, topology, model and checkpoint, which must outlive the node. One thread:
- * the one that runs it. create blocks while the device loads its weights; run returns when the rank is to
+ * the one that runs it. create blocks while the device loads its weights, and turns the base meanwhile; run
+ * returns when the rank is to
  * end. A lost peer reaches the steps that wait for it, a lost scheduler nothing until orphan_s, a failed
  * device the rank. */
 #ifndef AFD_ATTN_NODE_NODE_H

@@ -9,6 +9,7 @@
 #include <jansson.h>
 #include <stdio.h>
 
+#include "deploy/loading.h"
 #include "deploy/topology.h"
 
 enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
@@ -92,6 +93,8 @@ int cli_post_stream(const char *base, const char *path, json_t *body, cli_event_
 
 /* The rows and stage table of GET /afd/v1/cluster (status.c), also for `afd up` and the quick start. */
 void cli_print_cluster(const json_t *cluster, FILE *to);
+/* The same for one of its ranks, how far it is with its weights; 0: it does not load. */
+int cli_loading(const json_t *rank, char line[AFD_LOADING_LINE_BYTES]);
 
 /* ---- the commands */
 

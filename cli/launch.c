@@ -142,36 +142,18 @@ static void show_progress(const struct up *up, int ready, int *last)
     fflush(stdout);
 }
 
-/* The last thing that a rank wrote of its loading ("weights: 12.0 of 80.0 MiB (15%), ..."). 0: nothing. */
-static int loading_of(const struct up *up, const char *role, int rank, char out[AFD_LOADING_LINE_BYTES])
+/* Of the ranks that are not ready, one that loads, and how many others do. */
+static void show_loading(struct up *up)
 {
-    enum { TAIL_BYTES = 4096 };
-    char path[2 * AFD_PATH_BYTES], tail[TAIL_BYTES + 1], *line = NULL;
-    log_path(up, role, rank, path);
-    FILE *f = fopen(path, "r");
-    if (!f) return 0;
-    if (fseek(f, -TAIL_BYTES, SEEK_END)) rewind(f);
-    tail[fread(tail, 1, TAIL_BYTES, f)] = 0;
-    fclose(f);
-    for (char *at = tail; (at = strstr(at, "weights: ")); at++) line = at;
-    if (!line) return 0;
-    snprintf(out, AFD_LOADING_LINE_BYTES, "%.*s", (int)strcspn(line, "\n"), line);
-    return 1;
-}
-
-/* Of the ranks of this machine that are not ready, one that loads, and how many others do. */
-static void show_loading(const struct up *up)
-{
-    json_t *cluster = up->hosts ? NULL : ask_scheduler(up), *rank;
+    json_t *cluster = ask_scheduler(up), *rank;
     char line[AFD_LOADING_LINE_BYTES], first[AFD_LOADING_LINE_BYTES + 32] = "";
     size_t i;
     int loading = 0;
     json_array_foreach(json_object_get(cluster, "ranks"), i, rank)
     {
-        const char *state = json_string_value(json_object_get(rank, "state"));
         const char *role = json_string_value(json_object_get(rank, "role"));
         int number = (int)json_integer_value(json_object_get(rank, "rank"));
-        if (!role || (state && !strcmp(state, "ready")) || !loading_of(up, role, number, line)) continue;
+        if (!role || !cli_loading(rank, line)) continue;
         if (!loading++) snprintf(first, sizeof first, "%s/%d: %s", role, number, line);
     }
     json_decref(cluster);
@@ -196,14 +178,17 @@ static int wait_ready(struct up *up)
     enum {
         EVERY_MS = 100,
         REMOTE_TURNS = 30,
-        LOADING_TURNS = 1000 * AFD_LOADING_SECONDS / EVERY_MS
     }; /* hosts are asked now and then: each time takes a connection */
     int last = -2;
+    afd_ns shown = afd_now();
     for (uint32_t turn = 1;; turn++) {
         int all, ready = count_ready(up, &all);
         show_progress(up, ready, &last);
         if (all) return CLI_OK;
-        if (turn % LOADING_TURNS == 0) show_loading(up);
+        if (afd_now() - shown >= AFD_SECONDS(AFD_LOADING_SECONDS)) {
+            show_loading(up);
+            shown = afd_now();
+        }
         if (interrupted) return cli_fail("interrupted");
         int is_turn = !up->hosts || turn % REMOTE_TURNS == 0;
         json_t *ps = is_turn ? ask_supervisors(up) : NULL;

@@ -78,6 +78,15 @@ static void print_stages(const json_t *ranks, FILE *to)
     cli_table_print(table, to);
 }
 
+int cli_loading(const json_t *rank, char line[AFD_LOADING_LINE_BYTES])
+{
+    const json_t *loading = json_object_get(rank, "loading");
+    if (!json_is_object(loading)) return 0;
+    afd_loading_line((uint64_t)count_of(loading, "bytes"), (uint64_t)count_of(loading, "total_bytes"),
+                     (afd_ns)(1e9 * json_number_value(json_object_get(loading, "seconds"))), line);
+    return 1;
+}
+
 static void print_changes(const json_t *cluster, FILE *to)
 {
     const char *const keys[] = {"change", "own_change"};
@@ -88,9 +97,12 @@ static void print_changes(const json_t *cluster, FILE *to)
     json_array_foreach(json_object_get(cluster, "ranks"), k, r)
     {
         const char *state = text_of(r, "state"), *reason = text_of(r, "reason");
+        char loading[AFD_LOADING_LINE_BYTES];
         if (!strcmp(state, "ready")) continue;
-        fprintf(to, "%s/%lld: %s for %.0f s%s%s\n", text_of(r, "role"), count_of(r, "rank"), state,
-                json_number_value(json_object_get(r, "since_s")), *reason ? ": " : "", reason);
+        int loads = cli_loading(r, loading);
+        fprintf(to, "%s/%lld: %s for %.0f s%s%s%s%s\n", text_of(r, "role"), count_of(r, "rank"), state,
+                json_number_value(json_object_get(r, "since_s")), *reason ? ": " : "", reason,
+                loads ? "; " : "", loads ? loading : "");
     }
     for (int i = 0; i < 2; i++) {
         const json_t *change = json_object_get(cluster, keys[i]);

@@ -16,6 +16,8 @@ struct afd_loading {
 };
 
 struct afd_loading afd_loading_begin(afd_ns now);
+/* "weights: 12.0 of 80.0 MiB (15%), 40.1 MB/s, 2 s left": `done` of `total` bytes after `spent`. */
+void afd_loading_line(uint64_t done, uint64_t total, afd_ns spent, char line[AFD_LOADING_LINE_BYTES]);
 /* `done` of `total` bytes are loaded. 1 when there is something to say: `line` then has it. */
 int afd_loading_step(struct afd_loading *loading, uint64_t done, uint64_t total, afd_ns now,
                      char line[AFD_LOADING_LINE_BYTES]);

@@ -26,11 +26,29 @@ struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uin
     };
 }
 
+static void tell_loading(struct afd_ffn_node *node, uint64_t done, uint64_t total, afd_ns spent)
+{
+    Afd__Loading loading = AFD__LOADING__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    loading.role = AFD__ROLE__FFN;
+    loading.rank = node->config.rank;
+    loading.bytes = done;
+    loading.total_bytes = total;
+    loading.ns = spent;
+    e.body_case = AFD__ENVELOPE__BODY_LOADING;
+    e.loading = &loading;
+    afd_member_send(node->member, &e); /* not connected: the next one says more */
+}
+
 static void on_progress(uint64_t done, uint64_t total, void *user)
 {
     struct afd_ffn_node *node = user;
     char line[AFD_LOADING_LINE_BYTES];
-    if (afd_loading_step(&node->loading, done, total, afd_now(), line)) afd_log_info("%s", line);
+    afd_ns now = afd_now();
+    if (afd_loading_step(&node->loading, done, total, now, line)) {
+        afd_log_info("%s", line);
+        tell_loading(node, done, total, now - node->loading.begin);
+    }
     event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK); /* signals, and the scheduler's connection */
     if (node->is_draining) {
         afd_log_info("told to stop while loading, at %llu of %llu MiB", (unsigned long long)done >> 20,

@@ -133,5 +133,18 @@ enum afd_status afd_convert_tokenizer_keys(const char *in, const struct afd_mode
                                            struct afd_keys *keys, struct afd_error *error_out);
 enum afd_status afd_convert_tokenizer_json(const struct afd_gguf *gguf, struct afd_out *out,
                                            struct afd_error *error_out);
+int afd_gguf_token_type(const struct afd_gguf *gguf, uint64_t id); /* tokenizer_parts.h */
+
+/* What a tokenizer of characters, SentencePiece's, has of its own (convert_spaced.c): keys for merges and
+ * spaces; the types of bytes and of the unknown token change. `root` is the tokenizer.json of `t`; texts and
+ * types: [count]. */
+struct afd_tokenizer;
+enum afd_status afd_spaced_keys(const json_t *root, const struct afd_tokenizer *t, const char *const *texts,
+                                int32_t *types, uint32_t count, struct afd_keys *keys,
+                                struct afd_error *error_out);
+/* Parts of a tokenizer.json, the caller's; NULL: no memory. */
+json_t *afd_spaced_merges(const struct afd_gguf *gguf, const json_t *vocab);
+json_t *afd_spaced_normalizer(int adds_space);
+json_t *afd_spaced_decoder(int adds_space);
 
 #endif

@@ -1,5 +1,6 @@
-/* A byte-level tokenizer.json as the keys of a GGUF file, and back. What only one of them can say is refused:
- * GGUF knows a chain of expressions by a name, and no rules of how added tokens are found. */
+/* A tokenizer.json as the keys of a GGUF file, and back; what is SentencePiece's alone is in
+ * convert_spaced.c. What only one of them can say is refused: GGUF knows a chain of expressions by a name,
+ * and no rules of how added tokens are found. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +9,6 @@
 #include "model/tokenizer_parts.h"
 
 enum { FILE_LIMIT_BYTES = 128 << 20 };
-enum { TYPE_NORMAL = 1, TYPE_CONTROL = 3, TYPE_USER = 4, TYPE_UNUSED = 5 };
 
 /* GGUF's name stands for these as well (tokenizer_source.c). */
 static int ignores_merges(const char *pre)
@@ -47,13 +47,13 @@ static enum afd_status list_tokens(const json_t *root, uint32_t rows, struct voc
     v->texts = calloc(rows, sizeof *v->texts);
     v->types = calloc(rows, sizeof *v->types);
     if (!v->texts || !v->types) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the vocabulary");
-    for (uint32_t t = 0; t < rows; t++) v->types[t] = TYPE_UNUSED;
+    for (uint32_t t = 0; t < rows; t++) v->types[t] = AFD_GGUF_UNUSED;
     json_object_foreach(json_object_get(json_object_get(root, "model"), "vocab"), text, id)
     {
         if (json_integer_value(id) >= rows)
             return afd_fail(error_out, AFD_ERR_CONFIG, "token \"%.80s\": id %lld; the embedding has %u rows",
                             text, (long long)json_integer_value(id), rows);
-        put_token(v, text, json_integer_value(id), TYPE_NORMAL);
+        put_token(v, text, json_integer_value(id), AFD_GGUF_NORMAL);
     }
     json_array_foreach(json_object_get(root, "added_tokens"), i, entry)
     {
@@ -64,7 +64,7 @@ static enum afd_status list_tokens(const json_t *root, uint32_t rows, struct voc
                 return afd_fail(error_out, AFD_ERR_CONFIG, "added token \"%.80s\": %s; GGUF cannot say it",
                                 text, rules[r]);
         put_token(v, text, json_integer_value(json_object_get(entry, "id")),
-                  json_is_true(json_object_get(entry, "special")) ? TYPE_CONTROL : TYPE_USER);
+                  json_is_true(json_object_get(entry, "special")) ? AFD_GGUF_CONTROL : AFD_GGUF_USER);
     }
     return AFD_OK;
 }
@@ -87,7 +87,7 @@ static void put_merges(const json_t *merges, struct afd_keys *keys)
     }
 }
 
-static void put_lists(const struct vocabulary *v, const json_t *root, struct afd_keys *keys)
+static void put_lists(const struct vocabulary *v, struct afd_keys *keys)
 {
     char unused[32];
     afd_keys_array(keys, "tokenizer.ggml.tokens", AFD_GGUF_STRING, v->count);
@@ -98,7 +98,6 @@ static void put_lists(const struct vocabulary *v, const json_t *root, struct afd
     }
     afd_keys_array(keys, "tokenizer.ggml.token_type", AFD_GGUF_I32, v->count);
     afd_keys_element(keys, v->types, v->count * sizeof *v->types);
-    put_merges(json_object_get(json_object_get(root, "model"), "merges"), keys);
 }
 
 static void put_ends(const struct afd_tokenizer *t, const struct afd_model *model, struct afd_keys *keys)
@@ -118,9 +117,6 @@ static void put_ends(const struct afd_tokenizer *t, const struct afd_model *mode
 static enum afd_status name_splitting(const json_t *root, const struct afd_tokenizer *t, char pre[40],
                                       struct afd_error *error_out)
 {
-    if (t->pretokenizer.byte_level < 0)
-        return afd_fail(error_out, AFD_ERR_CONFIG,
-                        "a tokenizer of characters (SentencePiece): merges cannot be said as GGUF's scores");
     if (!afd_pretokenizer_name(json_object_get(root, "pre_tokenizer"), pre))
         return afd_fail(error_out, AFD_ERR_CONFIG, "pre_tokenizer: GGUF has no name for these expressions");
     int ignores = json_is_true(json_object_get(json_object_get(root, "model"), "ignore_merges"));
@@ -132,10 +128,22 @@ static enum afd_status name_splitting(const json_t *root, const struct afd_token
     return AFD_OK;
 }
 
+static enum afd_status put_byte_level(const json_t *root, const struct afd_tokenizer *t,
+                                      struct afd_keys *keys, struct afd_error *error_out)
+{
+    char pre[40];
+    enum afd_status status = name_splitting(root, t, pre, error_out);
+    if (status) return status;
+    afd_keys_text(keys, "tokenizer.ggml.model", "gpt2", 4);
+    afd_keys_text(keys, "tokenizer.ggml.pre", pre, strlen(pre));
+    put_merges(json_object_get(json_object_get(root, "model"), "merges"), keys);
+    return AFD_OK;
+}
+
 enum afd_status afd_convert_tokenizer_keys(const char *in, const struct afd_model *model,
                                            struct afd_keys *keys, struct afd_error *error_out)
 {
-    char path[PATH_MAX], pre[40];
+    char path[PATH_MAX];
     json_t *root = NULL;
     struct afd_tokenizer *t = NULL;
     struct vocabulary v = {0};
@@ -147,15 +155,16 @@ enum afd_status afd_convert_tokenizer_keys(const char *in, const struct afd_mode
     status = afd_tokenizer_load(in, &t, error_out);
     if (!status) status = afd_json_load(path, FILE_LIMIT_BYTES, &root, error_out);
     if (status) goto out;
-    status = name_splitting(root, t, pre, error_out);
-    if (!status) status = list_tokens(root, model->vocab, &v, error_out);
+    status = list_tokens(root, model->vocab, &v, error_out);
+    if (!status && t->pretokenizer.byte_level < 0)
+        status = afd_spaced_keys(root, t, v.texts, v.types, v.count, keys, error_out);
+    else if (!status)
+        status = put_byte_level(root, t, keys, error_out);
     if (status) {
         afd_error_prefix(error_out, "%s", path);
         goto out;
     }
-    afd_keys_text(keys, "tokenizer.ggml.model", "gpt2", 4);
-    afd_keys_text(keys, "tokenizer.ggml.pre", pre, strlen(pre));
-    put_lists(&v, root, keys);
+    put_lists(&v, keys);
     put_ends(t, model, keys);
     if (keys->status) status = afd_fail(error_out, keys->status, "no memory for the tokenizer");
 out:
@@ -168,11 +177,11 @@ out:
 
 /* ---- keys to tokenizer.json */
 
-static int type_at(const struct afd_gguf *gguf, uint64_t i)
+int afd_gguf_token_type(const struct afd_gguf *gguf, uint64_t id)
 {
-    double type = TYPE_NORMAL;
-    afd_gguf_number_at(gguf, "tokenizer.ggml.token_type", i, &type);
-    return (int)type;
+    double type = AFD_GGUF_NORMAL;
+    afd_gguf_number_at(gguf, "tokenizer.ggml.token_type", id, &type);
+    return type >= 0 && type <= AFD_GGUF_BYTE ? (int)type : AFD_GGUF_NORMAL;
 }
 
 static enum afd_status make_vocab(const struct afd_gguf *gguf, json_t *vocab, json_t *added,
@@ -181,7 +190,7 @@ static enum afd_status make_vocab(const struct afd_gguf *gguf, json_t *vocab, js
     uint64_t count = 0;
     const struct afd_gguf_string *tokens = afd_gguf_texts(gguf, "tokenizer.ggml.tokens", &count);
     for (uint64_t i = 0; i < count; i++) {
-        int type = type_at(gguf, i), is_added = type == TYPE_CONTROL || type == TYPE_USER;
+        int type = afd_gguf_token_type(gguf, i);
         json_t *text = json_stringn(tokens[i].text, tokens[i].bytes);
         if (!text || memchr(tokens[i].text, 0, tokens[i].bytes))
             return afd_fail(error_out, AFD_ERR_CONFIG, "tokenizer.ggml.tokens: token %llu is no text",
@@ -191,10 +200,10 @@ static enum afd_status make_vocab(const struct afd_gguf *gguf, json_t *vocab, js
             return afd_fail(error_out, AFD_ERR_CONFIG, "tokenizer.ggml.tokens: token %llu is there twice",
                             (unsigned long long)i);
         json_object_set_new(vocab, word, json_integer((json_int_t)i));
-        if (is_added)
+        if (afd_gguf_is_added(type))
             json_array_append_new(added, json_pack("{s:I, s:s, s:b, s:b, s:b, s:b, s:b}", "id", (json_int_t)i,
                                                    "content", word, "single_word", 0, "lstrip", 0, "rstrip",
-                                                   0, "normalized", 0, "special", type == TYPE_CONTROL));
+                                                   0, "normalized", 0, "special", type != AFD_GGUF_USER));
         json_decref(text);
     }
     return AFD_OK;
@@ -232,21 +241,54 @@ static json_t *post_processor(const char *bos, json_int_t id)
         "special_tokens", bos, "id", bos, "ids", id, "tokens", bos);
 }
 
-static enum afd_status write_tokenizer(const struct afd_gguf *gguf, const char *pre, json_t *vocab,
-                                       json_t *added, const char *bos, struct afd_out *out,
-                                       struct afd_error *error_out)
+/* What differs between the two kinds of tokenizer. */
+struct form {
+    json_t *normalizer, *pre_tokenizer, *decoder, *merges;
+    const char *unknown; /* NULL: none */
+    int byte_fallback, ignore_merges;
+};
+
+static struct form byte_level_form(const struct afd_gguf *gguf)
 {
-    json_t *normalizer = normalizes(pre) ? json_pack("{s:s}", "type", "NFC") : json_null();
-    json_t *model =
-        json_pack("{s:s, s:n, s:n, s:n, s:n, s:b, s:b, s:b, s:O, s:o}", "type", "BPE", "dropout", "unk_token",
-                  "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", 0, "byte_fallback", 0,
-                  "ignore_merges", ignores_merges(pre), "vocab", vocab, "merges", make_merges(gguf));
-    json_t *root = json_pack(
-        "{s:s, s:n, s:n, s:O, s:o, s:o, s:o, s:{s:s, s:b, s:b, s:b}, s:o}", "version", "1.0", "truncation",
-        "padding", "added_tokens", added, "normalizer", normalizer, "pre_tokenizer",
-        afd_pretokenizer_json(pre), "post_processor",
-        bos ? post_processor(bos, json_integer_value(json_object_get(vocab, bos))) : json_null(), "decoder",
-        "type", "ByteLevel", "add_prefix_space", 0, "trim_offsets", 0, "use_regex", 0, "model", model);
+    size_t bytes;
+    const char *pre = afd_gguf_text(gguf, "tokenizer.ggml.pre", &bytes);
+    if (!pre) pre = "gpt-2";
+    return (struct form){
+        .normalizer = normalizes(pre) ? json_pack("{s:s}", "type", "NFC") : json_null(),
+        .pre_tokenizer = afd_pretokenizer_json(pre),
+        .decoder = json_pack("{s:s, s:b, s:b, s:b}", "type", "ByteLevel", "add_prefix_space", 0,
+                             "trim_offsets", 0, "use_regex", 0),
+        .merges = make_merges(gguf),
+        .ignore_merges = ignores_merges(pre),
+    };
+}
+
+static struct form spaced_form(const struct afd_gguf *gguf, const struct afd_tokenizer *t,
+                               const json_t *vocab)
+{
+    return (struct form){
+        .normalizer = afd_spaced_normalizer(t->strips_space),
+        .pre_tokenizer = json_null(),
+        .decoder = afd_spaced_decoder(t->strips_space),
+        .merges = afd_spaced_merges(gguf, vocab),
+        .unknown = token_text(vocab, gguf, "tokenizer.ggml.unknown_token_id"),
+        .byte_fallback = 1,
+    };
+}
+
+static enum afd_status write_tokenizer(struct form form, json_t *vocab, json_t *added, const char *bos,
+                                       struct afd_out *out, struct afd_error *error_out)
+{
+    json_t *model = json_pack("{s:s, s:n, s:s?, s:n, s:n, s:b, s:b, s:b, s:O, s:o}", "type", "BPE", "dropout",
+                              "unk_token", form.unknown, "continuing_subword_prefix", "end_of_word_suffix",
+                              "fuse_unk", 0, "byte_fallback", form.byte_fallback, "ignore_merges",
+                              form.ignore_merges, "vocab", vocab, "merges", form.merges);
+    json_t *root =
+        json_pack("{s:s, s:n, s:n, s:O, s:o, s:o, s:o, s:o, s:o}", "version", "1.0", "truncation", "padding",
+                  "added_tokens", added, "normalizer", form.normalizer, "pre_tokenizer", form.pre_tokenizer,
+                  "post_processor",
+                  bos ? post_processor(bos, json_integer_value(json_object_get(vocab, bos))) : json_null(),
+                  "decoder", form.decoder, "model", model);
     if (!root) return afd_fail(error_out, AFD_ERR_CONFIG, "tokenizer.ggml: merges that are no text");
     enum afd_status status = afd_out_json(out, "tokenizer.json", root, error_out);
     json_decref(root);
@@ -273,28 +315,21 @@ static enum afd_status write_settings(const struct afd_gguf *gguf, const json_t 
 enum afd_status afd_convert_tokenizer_json(const struct afd_gguf *gguf, struct afd_out *out,
                                            struct afd_error *error_out)
 {
-    size_t bytes;
-    int adds_bos = 0;
-    const char *kind = afd_gguf_text(gguf, "tokenizer.ggml.model", &bytes),
-               *pre = afd_gguf_text(gguf, "tokenizer.ggml.pre", &bytes);
     struct afd_tokenizer *t = NULL;
-    if (!kind || strcmp(kind, "gpt2"))
-        return afd_fail(
-            error_out, AFD_ERR_CONFIG,
-            "tokenizer.ggml.model: \"%.40s\"; only gpt2 (byte-level) can be said as tokenizer.json",
-            kind ? kind : "(none)");
-    if (!pre) pre = "gpt-2";
     enum afd_status status =
         afd_tokenizer_from_gguf(gguf, &t, error_out); /* refuses what makes no tokenizer */
-    afd_tokenizer_destroy(t);
-    if (!status) status = afd_gguf_bool(gguf, "tokenizer.ggml.add_bos_token", 0, &adds_bos, error_out);
     if (status) return status;
     json_t *vocab = json_object(), *added = json_array();
     status = make_vocab(gguf, vocab, added, error_out);
-    const char *bos = adds_bos ? token_text(vocab, gguf, "tokenizer.ggml.bos_token_id") : NULL;
-    if (!status) status = write_tokenizer(gguf, pre, vocab, added, bos, out, error_out);
-    if (!status) status = write_settings(gguf, vocab, adds_bos, out, error_out);
+    if (!status) {
+        const char *bos = t->adds_bos ? token_text(vocab, gguf, "tokenizer.ggml.bos_token_id") : NULL;
+        int is_spaced = t->pretokenizer.byte_level < 0;
+        status = write_tokenizer(is_spaced ? spaced_form(gguf, t, vocab) : byte_level_form(gguf), vocab,
+                                 added, bos, out, error_out);
+    }
+    if (!status) status = write_settings(gguf, vocab, t->adds_bos, out, error_out);
     json_decref(vocab);
     json_decref(added);
+    afd_tokenizer_destroy(t);
     return status;
 }

@@ -363,7 +363,7 @@ static struct jinja_args rest(args a, size_t skip)
 {
     struct jinja_args out = *a;
     skip = skip < a->count ? skip : a->count;
-    out.values += skip;
+    if (skip) out.values += skip; /* there may be none at all */
     out.count -= skip;
     return out;
 }

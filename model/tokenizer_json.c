@@ -256,7 +256,9 @@ static enum afd_status load_merge(struct loader *l, const json_t *entry, uint32_
     if (a == UINT32_MAX || b == UINT32_MAX || whole == UINT32_MAX)
         return afd_fail(l->error, AFD_ERR_CONFIG,
                         "merges: entry %u: \"%.80s\" is not made of tokens of the vocab", rank, left);
-    afd_bpe_add_merge(&l->t->bpe, a, b, rank, whole);
+    /* SentencePiece's files spell control tokens too ("<" and "s>"): text must not become one. */
+    if (!(l->t->vocab.tokens[whole].flags & AFD_TOKEN_SPECIAL))
+        afd_bpe_add_merge(&l->t->bpe, a, b, rank, whole);
     return AFD_OK;
 }
 

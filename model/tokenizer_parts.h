@@ -11,6 +11,21 @@
 
 enum { AFD_TOKEN_LIMIT_BYTES = 4096 };
 
+/* tokenizer.ggml.token_type of a GGUF file. */
+enum {
+    AFD_GGUF_NORMAL = 1,
+    AFD_GGUF_UNKNOWN,
+    AFD_GGUF_CONTROL,
+    AFD_GGUF_USER,
+    AFD_GGUF_UNUSED,
+    AFD_GGUF_BYTE
+};
+/* Looked for in text as a whole: no part of merging. */
+static inline int afd_gguf_is_added(int type)
+{
+    return type == AFD_GGUF_UNKNOWN || type == AFD_GGUF_CONTROL || type == AFD_GGUF_USER;
+}
+
 struct afd_tokenizer {
     struct afd_vocab vocab;
     struct afd_bpe bpe;

@@ -7,7 +7,6 @@
 #include "model/tokenizer_parts.h"
 #include "model/utf8.h"
 
-enum { TYPE_NORMAL = 1, TYPE_UNKNOWN, TYPE_CONTROL, TYPE_USER, TYPE_UNUSED, TYPE_BYTE };
 enum { TEMPLATE_LIMIT_BYTES = 1 << 20 };
 
 struct builder {
@@ -20,7 +19,7 @@ struct builder {
 
 static int type_of(const struct builder *b, uint32_t id)
 {
-    return b->s->types ? b->s->types[id] : TYPE_NORMAL;
+    return b->s->types ? b->s->types[id] : AFD_GGUF_NORMAL;
 }
 
 static enum afd_status no_memory(const struct builder *b)
@@ -33,20 +32,19 @@ static enum afd_status put_tokens(struct builder *b, int is_spaced)
     struct afd_tokenizer *t = b->t;
     for (uint32_t id = 0; id < b->s->count; id++) {
         const struct afd_tokenizer_text *text = &b->s->tokens[id];
-        int type = type_of(b, id),
-            is_added = type == TYPE_CONTROL || type == TYPE_USER || type == TYPE_UNKNOWN;
+        int type = type_of(b, id);
         enum afd_status status;
         if (text->bytes >= AFD_TOKEN_LIMIT_BYTES)
             return afd_fail(b->error, AFD_ERR_CONFIG, "tokenizer.ggml.tokens: token %u has %zu bytes", id,
                             text->bytes);
-        if (is_added && text->bytes) {
-            unsigned flags = type == TYPE_USER ? 0 : AFD_ADDED_SPECIAL;
+        if (afd_gguf_is_added(type) && text->bytes) {
+            unsigned flags = type == AFD_GGUF_USER ? 0 : AFD_ADDED_SPECIAL;
             status = afd_tokenizer_add(t, id, text->data, text->bytes, flags, 0, b->error);
             if (status) return status;
             continue;
         }
         if (is_spaced) {
-            status = afd_tokenizer_put_spaced(t, id, text->data, text->bytes, type == TYPE_BYTE);
+            status = afd_tokenizer_put_spaced(t, id, text->data, text->bytes, type == AFD_GGUF_BYTE);
         } else {
             int64_t length = afd_byte_alphabet_decode(b->byte_of, text->data, text->bytes, b->buffer);
             status = length > 0 ? afd_vocab_set(&t->vocab, id, b->buffer, (size_t)length, 0)

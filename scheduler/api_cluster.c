@@ -15,6 +15,24 @@ static void print_shards(struct afd_text *t, uint64_t set)
     for (; set; set &= set - 1, comma = ",") afd_text_printf(t, "%s%d", comma, __builtin_ctzll(set));
 }
 
+/* Rate and time left are reckoned from the beginning of the loading. */
+static void print_loading(struct afd_text *t, const struct afd_service_loading *l)
+{
+    if (!l) {
+        afd_text_puts(t, ",\"loading\":null");
+        return;
+    }
+    double seconds = (double)l->spent * 1e-9, rate = l->spent ? (double)l->bytes / seconds : 0;
+    afd_text_printf(t,
+                    ",\"loading\":{\"bytes\":%" PRIu64 ",\"total_bytes\":%" PRIu64
+                    ",\"seconds\":%.3f,\"bytes_per_s\":%.0f,\"left_s\":",
+                    l->bytes, l->total_bytes, seconds, rate);
+    if (rate > 0)
+        afd_text_printf(t, "%.1f}", (double)(l->total_bytes - l->bytes) / rate);
+    else
+        afd_text_puts(t, "null}");
+}
+
 static void print_rank(struct afd_text *t, const struct afd_api *api, const struct afd_cluster *c,
                        uint32_t index)
 {
@@ -44,6 +62,7 @@ static void print_rank(struct afd_text *t, const struct afd_api *api, const stru
         afd_text_printf(t, "%s\"%s\":%.9g", s ? "," : "", afd_stage_name((enum afd_stage)s),
                         h->stages && s < h->stages->n_ns ? (double)h->stages->ns[s] * 1e-9 : 0.0);
     afd_text_printf(t, "},\"resident_bytes\":%" PRIu64, h->resident_bytes);
+    print_loading(t, afd_service_loading(api->service, index));
     afd_api_print_accounting(t, h, api->model->layer_count);
     afd_text_puts(t, "}");
     if (kept) afd__heartbeat__free_unpacked(kept, NULL);

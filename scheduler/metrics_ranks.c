@@ -155,6 +155,23 @@ static void print_stragglers(const struct metrics_page *p)
     }
 }
 
+static void print_loading(const struct metrics_page *p)
+{
+    static const char *const names[] = {"rank_loaded_bytes", "rank_loading_bytes"};
+    static const char *const helps[] = {"Weights that a rank has loaded which still loads.",
+                                        "Weights that a rank loads before it serves."};
+    char labels[LABELS_BYTES];
+    for (int n = 0; n < 2; n++) {
+        afd_exposition_head(p->out, "afd_", names[n], "gauge", helps[n]);
+        for (uint32_t i = 0; i < p->size; i++) {
+            const struct afd_service_loading *l = afd_service_loading(p->service, i);
+            if (!l) continue;
+            label_rank(p, i, "", labels);
+            afd_exposition_count(p->out, "afd_", names[n], labels, n ? l->total_bytes : l->bytes);
+        }
+    }
+}
+
 void metrics_print_ranks(const struct metrics_page *p)
 {
     char labels[LABELS_BYTES];
@@ -162,6 +179,7 @@ void metrics_print_ranks(const struct metrics_page *p)
     print_cells(p, 0);
     print_cells(p, 1);
     print_states(p);
+    print_loading(p);
     print_stragglers(p);
     for (int v = 0; v < VALUE_COUNT; v++) {
         afd_exposition_head(p->out, "afd_", values[v].name, values[v].type, values[v].help);

@@ -30,6 +30,7 @@ struct link {
     struct afd_channel *channel;
     uint64_t id;
     uint32_t member; /* UINT32_MAX until it registered */
+    uint32_t loads;  /* the member that it said to load, or UINT32_MAX */
 };
 
 struct heartbeat {
@@ -59,10 +60,18 @@ struct afd_service {
     struct link **of_member;       /* [cluster size] the connection that holds the place, or NULL */
     struct afd_channel **channels; /* [cluster size] theirs, while all are told something */
     struct heartbeat *heartbeats;
+    struct afd_service_loading *loading; /* [cluster size] total_bytes 0: it does not load */
     uint32_t link_count;
     uint64_t next_link;
     int is_serving, is_sealed;
 };
+
+/* What a link said of the loading of a rank counts until the rank is ready or the link ends. */
+static void end_loading(struct link *l)
+{
+    if (l->loads != UINT32_MAX) l->service->loading[l->loads].total_bytes = 0;
+    l->loads = UINT32_MAX;
+}
 
 static void link_free(struct link *l)
 {
@@ -76,6 +85,7 @@ static void link_free(struct link *l)
         s->of_member[l->member] = NULL;
         afd_tracing_lost(s->tracing, l->member);
     }
+    end_loading(l);
     s->link_count--;
     free(l);
 }
@@ -360,13 +370,16 @@ static uint64_t set_of(const uint32_t *shards, size_t count)
     return set;
 }
 
+static enum afd_role role_of(Afd__Role role)
+{
+    return role == AFD__ROLE__ATTN ? AFD_ROLE_ATTN : role == AFD__ROLE__FFN ? AFD_ROLE_FFN : AFD_ROLE_COUNT;
+}
+
 static void on_register(struct afd_service *s, struct link *l, const Afd__Register *m)
 {
     struct afd_cluster_registration r = {
         .connection = l->id,
-        .role = m->role == AFD__ROLE__ATTN  ? AFD_ROLE_ATTN
-                : m->role == AFD__ROLE__FFN ? AFD_ROLE_FFN
-                                            : AFD_ROLE_COUNT,
+        .role = role_of(m->role),
         .rank = m->rank,
         .incarnation = m->incarnation,
         .pid = m->pid,
@@ -388,6 +401,24 @@ static void on_register(struct afd_service *s, struct link *l, const Afd__Regist
     afd_log_info("%s/%u registered from %s, pid %u, with %zu sequences", afd_role_name(member->role),
                  member->rank, member->host, member->pid, m->n_held);
     if (member->role == AFD_ROLE_ATTN) take_held(s, l, m);
+}
+
+/* Of a rank that has registered, or of one that says which it is. 0: there is none such. */
+static int on_loading(struct afd_service *s, struct link *l, const Afd__Loading *m)
+{
+    uint32_t index = l->member, size = afd_cluster_size(s->cluster);
+    for (uint32_t i = 0; index == UINT32_MAX && i < size; i++) {
+        const struct afd_cluster_member *named = afd_cluster_at(s->cluster, i);
+        if (named->role == role_of(m->role) && named->rank == m->rank) index = i;
+    }
+    if (index == UINT32_MAX) return 0;
+    if (l->loads != index) end_loading(l);
+    l->loads = index;
+    s->loading[index] =
+        (struct afd_service_loading){.bytes = m->bytes < m->total_bytes ? m->bytes : m->total_bytes,
+                                     .total_bytes = m->total_bytes,
+                                     .spent = m->ns};
+    return 1;
 }
 
 static void on_heartbeat(struct afd_service *s, struct link *l, const Afd__Heartbeat *m)
@@ -495,6 +526,8 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void
     if (is_member && s->of_member[l->member] == l && afd_tracing_message(s->tracing, l->member, m)) return;
     if (m->body_case == AFD__ENVELOPE__BODY_REGISTER) {
         on_register(s, l, m->register_);
+    } else if (m->body_case == AFD__ENVELOPE__BODY_LOADING && on_loading(s, l, m->loading)) {
+        return;
     } else if (!is_member && afd_hosts_message(s->hosts, l->id, channel, m)) {
         work(s);
         return;
@@ -505,6 +538,7 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void
         end_link(s, &a);
         return;
     } else if (m->body_case == AFD__ENVELOPE__BODY_READY) {
+        end_loading(l);
         afd_cluster_ready(s->cluster, l->id, m->ready->epoch, set_of(m->ready->shards, m->ready->n_shards),
                           m->ready->settled, afd_now());
     } else if (m->body_case == AFD__ENVELOPE__BODY_HEARTBEAT) {
@@ -561,7 +595,7 @@ static void on_accept(struct evconnlistener *listener, evutil_socket_t fd, struc
     memcpy(config.secret, s->config.secret, sizeof config.secret);
     l->service = s;
     l->id = ++s->next_link;
-    l->member = UINT32_MAX;
+    l->member = l->loads = UINT32_MAX;
     l->channel = afd_channel_accept(&config, fd);
     if (!l->channel) {
         free(l);
@@ -663,11 +697,13 @@ struct afd_service *afd_service_create(const struct afd_service_config *config, 
     s->of_member = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->of_member);
     s->channels = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->channels);
     s->heartbeats = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->heartbeats);
+    s->loading = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->loading);
     s->serials = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->serials);
     s->is_slow = afd_arena_alloc(s->arena, afd_cluster_size(s->cluster), sizeof *s->is_slow);
     s->tick = event_new(config->base, -1, EV_PERSIST, on_tick, s);
     s->work = event_new(config->base, -1, 0, on_work, s);
-    if (!s->of_member || !s->channels || !s->heartbeats || !s->serials || !s->is_slow || !s->tick || !s->work)
+    if (!s->of_member || !s->channels || !s->heartbeats || !s->loading || !s->serials || !s->is_slow ||
+        !s->tick || !s->work)
         goto out;
     if (open_journal(s, error_out)) {
         afd_service_destroy(s);
@@ -852,6 +888,11 @@ Afd__Heartbeat *afd_service_heartbeat(const struct afd_service *s, uint32_t memb
 {
     const struct heartbeat *kept = &s->heartbeats[member];
     return kept->size ? afd__heartbeat__unpack(NULL, kept->size, kept->bytes) : NULL;
+}
+
+const struct afd_service_loading *afd_service_loading(const struct afd_service *s, uint32_t member)
+{
+    return s->loading[member].total_bytes ? &s->loading[member] : NULL;
 }
 
 struct afd_tracing *afd_service_tracing(struct afd_service *s)

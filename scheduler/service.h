@@ -90,6 +90,13 @@ const struct afd_requests *afd_service_requests(const struct afd_service *servic
 /* The last heartbeat of a member (index of afd_cluster_at), to be freed with afd__heartbeat__free_unpacked;
  * NULL when it has sent none. */
 Afd__Heartbeat *afd_service_heartbeat(const struct afd_service *service, uint32_t member);
+/* How far a member is with its weights, by its own words of some seconds ago; NULL: it does not load, or is
+ * done within seconds. */
+struct afd_service_loading {
+    uint64_t bytes, total_bytes; /* bytes: at most all of them */
+    afd_ns spent;
+};
+const struct afd_service_loading *afd_service_loading(const struct afd_service *service, uint32_t member);
 struct afd_tracing *afd_service_tracing(struct afd_service *service);
 /* What happened to the cluster lately. */
 const struct afd_event_log *afd_service_events(const struct afd_service *service);

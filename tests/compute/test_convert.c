@@ -416,16 +416,13 @@ static void act_order_follows_g_idx(void **state)
 
 /* ---- tokenizers */
 
-static void tokenizer_survives_gguf(void **state)
+/* The checkpoint's tokenizer encodes `text` as it did in the two it was converted from. */
+static void expect_tokenizer_survives(const char *dir, const char *text, int adds_bos)
 {
-    (void)state;
-    static const char text[] = "It's  12345 aabbzz\n\n日本語 <|EOT|> the cat<|endoftext|>";
-    char dir[64], paths[3][PATH_BYTES];
+    char paths[3][PATH_BYTES];
     struct afd_error error;
     uint32_t *ids[3];
     size_t count[3];
-    struct afd_tiny_model tiny = regular(AFD_TINY_QWEN3);
-    machine_write(&tiny, dir);
     snprintf(paths[0], PATH_BYTES, "%s", dir);
     path_of(dir, "m.gguf", paths[1]);
     path_of(dir, "back", paths[2]);
@@ -435,11 +432,11 @@ static void tokenizer_survives_gguf(void **state)
         struct afd_tokenizer *t;
         if (afd_tokenizer_load(paths[i], &t, &error)) fail_msg("%s", error.text);
         assert_int_equal(
-            afd_tokenizer_encode(t, text, sizeof text - 1, AFD_ENCODE_SPECIAL, 1000, &ids[i], &count[i]),
+            afd_tokenizer_encode(t, text, strlen(text), AFD_ENCODE_SPECIAL, 1000, &ids[i], &count[i]),
             AFD_OK);
         assert_int_equal(count[i], count[0]);
         assert_memory_equal(ids[i], ids[0], count[0] * sizeof **ids);
-        assert_int_equal(afd_tokenizer_adds_bos(t), 0);
+        assert_int_equal(afd_tokenizer_adds_bos(t), adds_bos);
         assert_int_equal(afd_tokenizer_bos(t), AFD_TINY_BOS);
         assert_true(afd_tokenizer_special(t, "<|EOT|>") == AFD_TINY_EOT);
         afd_tokenizer_destroy(t);
@@ -447,6 +444,74 @@ static void tokenizer_survives_gguf(void **state)
     for (int i = 0; i < 3; i++) free(ids[i]);
     remove_tree(paths[1]);
     remove_tree(paths[2]);
+}
+
+static void tokenizer_survives_gguf(void **state)
+{
+    (void)state;
+    char dir[64];
+    struct afd_tiny_model tiny = regular(AFD_TINY_QWEN3);
+    machine_write(&tiny, dir);
+    expect_tokenizer_survives(dir, "It's  12345 aabbzz\n\n日本語 <|EOT|> the cat<|endoftext|>", 0);
+    machine_remove(dir);
+}
+
+/* A tokenizer.json of SentencePiece's form: bytes, three control tokens of the tiny model's ids, and pieces.
+ */
+static void write_spaced(const char *dir, const char *merges, const char *prepend)
+{
+    static const char *const special[] = {"<|endoftext|>", "<|BOT|>", "<|EOT|>"};
+    static const char *const pieces[] = {"<unk>",   "\u2581", "a",   "b",   "ab",
+                                         "\u2581a", "ba",     "aba", "aaa", "aa"};
+    char path[PATH_BYTES];
+    path_of(dir, "tokenizer.json", path);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fprintf(f, "{\"added_tokens\":[{\"id\":259,\"content\":\"<unk>\",\"special\":true}");
+    for (int i = 0; i < 3; i++)
+        fprintf(f, ",{\"id\":%d,\"content\":\"%s\",\"special\":true}", 256 + i, special[i]);
+    fprintf(f,
+            "],\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[%s{\"type\":\"Replace\",\"pattern\":"
+            "{\"String\":\" \"},\"content\":\"\u2581\"}]},\"pre_tokenizer\":null,\"post_processor\":null,"
+            "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":"
+            "\"\u2581\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"}%s]},",
+            prepend, *prepend ? ",{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}" : "");
+    fprintf(f,
+            "\"model\":{\"type\":\"BPE\",\"unk_token\":\"<unk>\",\"byte_fallback\":true,\"fuse_unk\":true,"
+            "\"merges\":[%s],\"vocab\":{\"<0x00>\":0",
+            merges);
+    for (int b = 1; b < 256; b++) fprintf(f, ",\"<0x%02X>\":%d", b, b);
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) fprintf(f, ",\"%s\":%zu", pieces[i], 259 + i);
+    fprintf(f, "}}}");
+    assert_int_equal(fclose(f), 0);
+    path_of(dir, "tokenizer_config.json", path);
+    f = fopen(path, "w");
+    assert_non_null(f);
+    fprintf(f, "{\"bos_token\":\"<|endoftext|>\",\"eos_token\":\"<|EOT|>\",\"add_bos_token\":true}");
+    assert_int_equal(fclose(f), 0);
+}
+
+/* In the order of scores: what makes the same token together. */
+#define BEST "\"a b\",\"\u2581 a\",\"b a\""
+#define NEXT "\"a ba\",\"ab a\""
+#define LAST "\"a a\",\"a aa\",\"aa a\""
+static const char prepends[] = "{\"type\":\"Prepend\",\"prepend\":\"\u2581\"},";
+
+/* Guards: scores that merge in another order than the merges did, and types and spaces that are lost. */
+static void spaced_tokenizer_survives_gguf(void **state)
+{
+    (void)state;
+    char dir[64];
+    struct afd_tiny_model tiny = regular(AFD_TINY_LLAMA);
+    static const char text[] = "abab aba  aaab baaab\n日本語<|EOT|>ab a b<|endoftext|>";
+    tiny.vocab = 269;
+    machine_write(&tiny, dir);
+    write_spaced(dir, BEST "," NEXT "," LAST, prepends);
+    expect_tokenizer_survives(dir, text, 1);
+    write_spaced(dir, LAST "," NEXT "," BEST, "");
+    expect_tokenizer_survives(dir, text, 1);
+    write_spaced(dir, "\"a aa\",\"a a\",\"aa a\"," BEST "," NEXT, prepends); /* runs that take turns */
+    expect_tokenizer_survives(dir, text, 1);
     machine_remove(dir);
 }
 
@@ -479,6 +544,24 @@ static void refuses_with_words(void **state)
     expect_refusal(dir, out, 0, "seven", "safetensors has f32");
     expect_refusal(dir, dir, 0, NULL, "is there already");
     machine_remove(moe);
+    machine_remove(dir);
+}
+
+/* Guards: a tokenizer whose merges no scores say, written as if some did. */
+static void refuses_merges_that_are_no_scores(void **state)
+{
+    (void)state;
+    char dir[64], out[PATH_BYTES];
+    struct afd_tiny_model tiny = regular(AFD_TINY_LLAMA);
+    tiny.vocab = 269;
+    machine_write(&tiny, dir);
+    path_of(dir, "m.gguf", out);
+    write_spaced(dir, BEST "," NEXT ",\"a a\",\"a aa\"", prepends);
+    expect_refusal(dir, out, 1, NULL, "1 make \"aaa\", and 2 pairs of tokens would");
+    write_spaced(dir, "\"a ba\"," BEST ",\"ab a\"," LAST, prepends);
+    expect_refusal(dir, out, 1, NULL, "those of \"aba\" and of \"ab\" take turns");
+    write_spaced(dir, BEST "," NEXT "," LAST, "{\"type\":\"NFC\"},");
+    expect_refusal(dir, out, 1, NULL, "GGUF can say U+2581 for each space");
     machine_remove(dir);
 }
 
@@ -549,7 +632,9 @@ int main(void)
         cmocka_unit_test(int4_is_packed_as_published),
         cmocka_unit_test(act_order_follows_g_idx),
         cmocka_unit_test(tokenizer_survives_gguf),
+        cmocka_unit_test(spaced_tokenizer_survives_gguf),
         cmocka_unit_test(refuses_with_words),
+        cmocka_unit_test(refuses_merges_that_are_no_scores),
         cmocka_unit_test(full_disk_leaves_nothing),
         cmocka_unit_test(killed_leaves_nothing_that_loads),
     };

@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <jansson.h>
+#include <limits.h>
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,7 +60,7 @@ void __wrap_free(void *memory)
     __real_free(memory);
 }
 
-static char dir[] = "/tmp/afd-fuzz-XXXXXX", path[64];
+static char dir[PATH_MAX], path[PATH_MAX + 32];
 static int was_taken;
 static double worst; /* bytes a byte of the file, beyond the fixed ones */
 static size_t largest;
@@ -74,7 +75,9 @@ static void clean(void)
 
 static void make_dir(void)
 {
+    const char *root = getenv("TMPDIR");
     if (*path) return;
+    snprintf(dir, sizeof dir, "%s/afd-fuzz-XXXXXX", root ? root : "/tmp");
     if (!mkdtemp(dir)) abort();
     snprintf(path, sizeof path, "%s/%s", dir, afd_fuzz_form.name);
     json_set_alloc_funcs(__wrap_malloc, __wrap_free);
@@ -86,6 +89,11 @@ static void write_file(const uint8_t *data, size_t bytes)
 {
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f)) abort();
+}
+
+void afd_fuzz_touch(const void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++) (void)((const volatile unsigned char *)data)[i];
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)

@@ -22,4 +22,7 @@ void *afd_fuzz_open(const char *dir, const char *path, struct afd_error *error_o
 /* Uses what was read, without the account's bound, and frees it. */
 void afd_fuzz_use(void *opened, const char *dir);
 
+/* Reads every byte: the sanitizer sees one that is not there, the system one behind a mapping. */
+void afd_fuzz_touch(const void *data, size_t bytes);
+
 #endif

@@ -1,9 +1,8 @@
 /* fuzz.h: what a fuzzer gives: a function that eats bytes from outside, and one good input to mutate.
  *
  * CTest links each with replay.c, which feeds it mutations of the good input, the same ones every time;
- * `fuzz_a2f
- * --count 1000000 --seed 7` feeds more, and file names feed those. For a search that follows the code's
- * branches, compile one without replay.c by clang with -fsanitize=fuzzer,address,undefined. */
+ * `fuzz_a2f --count 1000000 --seed 7` feeds more, and file names feed those. search.sh builds those of files
+ * with search.c and clang's libFuzzer instead: a search that follows the code's branches. */
 #ifndef AFD_TESTS_FUZZ_FUZZ_H
 #define AFD_TESTS_FUZZ_FUZZ_H
 

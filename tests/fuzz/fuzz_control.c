@@ -95,7 +95,7 @@ static struct link *open_link(struct afd_channel *channel)
     l->service = service;
     l->channel = channel;
     l->id = ++service->next_link;
-    l->member = UINT32_MAX;
+    l->member = l->loads = UINT32_MAX;
     l->next = service->links;
     service->links = l;
     service->link_count++;
@@ -408,6 +408,21 @@ static uint8_t *add_host(uint8_t *to, uint8_t connection)
     return add(to, SAY, connection, AFD__ENVELOPE__BODY_HOST_REPORT, &report);
 }
 
+/* A rank that loads before it joins; then it is another one, and then none. */
+static uint8_t *add_loading(uint8_t *to, uint8_t connection)
+{
+    static const uint32_t ranks[] = {1, 0, 99};
+    for (int i = 0; i < 3; i++) {
+        Afd__Loading m = AFD__LOADING__INIT;
+        m.rank = ranks[i];
+        m.bytes = 7;
+        m.total_bytes = 9;
+        m.ns = 11;
+        to = add(to, SAY, connection, AFD__ENVELOPE__BODY_LOADING, &m);
+    }
+    return to;
+}
+
 /* A trace that one rank takes part in, and of each type that nobody sends to a scheduler a message. */
 static uint8_t *add_rest(uint8_t *to, uint8_t connection)
 {
@@ -447,6 +462,7 @@ uint8_t *afd_fuzz_good_input(size_t *bytes_out)
         at = add_rank(at, i, i < 2 ? AFD__ROLE__ATTN : AFD__ROLE__FFN, i % 2, 10 + i);
     /* a supervisor that would be a rank, and is refused: the next order is not for it */
     at = add_rank(add_host(at, 5), 5, AFD__ROLE__FFN, 99, 1);
+    at = add_loading(at, 6);
     at = add(at, SCALE, 3 | 2 << 2, 0, NULL);
     for (uint8_t i = 0; i < 4; i++) at = add(at, ASK, i + 4, 0, NULL);
     at = add_heartbeats(at);

@@ -174,6 +174,22 @@ static void test_added_tokens_by_flag(void **state)
     afd_tokenizer_destroy(t);
 }
 
+/* Guards: merges that spell a control token, as files made of SentencePiece models have them ("<", "s>"). */
+static void test_merges_make_no_control_token(void **state)
+{
+    (void)state;
+    struct afd_error error;
+    struct afd_tokenizer *t;
+    assert_int_equal(load_changed("\"added_tokens\": [",
+                                  "\"added_tokens\": [{\"id\": 260, \"content\": \"ab\", \"special\": true},",
+                                  &t, &error),
+                     AFD_OK);
+    expect_ids(t, "1ab2", AFD_ENCODE_SPECIAL, IDS('1', 260, '2'));
+    expect_ids(t, "1ab2", 0, IDS('1', 'a', 'b', '2'));
+    expect_ids(t, "1ab2", AFD_ENCODE_TEXT, IDS('1', 'a', 'b', '2'));
+    afd_tokenizer_destroy(t);
+}
+
 static void test_leftmost_longest(void **state)
 {
     (void)state;
@@ -439,6 +455,7 @@ int main(void)
         cmocka_unit_test(test_shipped_model_cases),
         cmocka_unit_test(test_pieces),
         cmocka_unit_test(test_added_tokens_by_flag),
+        cmocka_unit_test(test_merges_make_no_control_token),
         cmocka_unit_test(test_leftmost_longest),
         cmocka_unit_test(test_round_trip_in_whole_characters),
         cmocka_unit_test(test_random_ids_give_valid_text),

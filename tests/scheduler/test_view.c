@@ -61,6 +61,106 @@ static void test_small_endpoints(void **state)
     json_decref(root);
 }
 
+/* ---- a rank that loads before it joins */
+
+static void on_loader_opened(struct afd_channel *channel, const char *peer_name, void *user)
+{
+    (void)channel, (void)peer_name;
+    *(int *)user = 1;
+}
+
+static void on_loader_closed(struct afd_channel *channel, enum afd_status status, const char *words,
+                             void *user)
+{
+    (void)status, (void)words;
+    afd_channel_close(channel);
+    *(int *)user = 2;
+}
+
+static json_t *loading_of(struct fixture *f, const char *role, json_int_t rank)
+{
+    json_t *r, *found = NULL, *root = get(f, "/afd/v1/cluster", 200);
+    size_t i;
+    json_array_foreach(json_object_get(root, "ranks"), i, r)
+    {
+        if (json_integer_value(json_object_get(r, "rank")) == rank &&
+            !strcmp(json_string_value(json_object_get(r, "role")), role))
+            found = json_incref(json_object_get(r, "loading"));
+    }
+    json_decref(root);
+    assert_non_null(found);
+    return found;
+}
+
+static struct afd_channel *open_loader(struct fixture *f, int *state)
+{
+    struct afd_error error;
+    struct afd_channel_config config = {.base = f->base,
+                                        .name = "attn/1",
+                                        .timeout_ms = 60000,
+                                        .callbacks = {on_loader_opened, NULL, on_loader_closed},
+                                        .user = state};
+    memcpy(config.secret, f->config.secret, sizeof config.secret);
+    struct afd_channel *channel = afd_channel_connect(&config, afd_scheduler_control(f->scheduler), &error);
+    assert_non_null(channel);
+    *state = 0;
+    while (!*state) fixture_pump(f);
+    assert_int_equal(*state, 1);
+    return channel;
+}
+
+static void say_loading(struct fixture *f, struct afd_channel *channel, uint32_t rank, uint64_t bytes)
+{
+    Afd__Loading m = AFD__LOADING__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    m.rank = rank;
+    m.bytes = bytes;
+    m.total_bytes = 4000;
+    m.ns = 2000000000;
+    e.body_case = AFD__ENVELOPE__BODY_LOADING;
+    e.loading = &m;
+    assert_int_equal(afd_channel_send(channel, &e), AFD_OK);
+    fixture_settle(f);
+}
+
+/* Guards: an operator who cannot see whether a rank loads or hangs; one that is shown to load after it died;
+ * a rank number from outside that is used as an index. */
+static void test_loading(void **state)
+{
+    struct fixture *f = *state;
+    int loader, status;
+    rank_kill(f, 1);
+    struct afd_channel *channel = open_loader(f, &loader);
+    say_loading(f, channel, 1, 1000);
+    json_t *loading = loading_of(f, "attn", 1);
+    while (json_is_null(loading)) { /* it is on its way */
+        fixture_pump(f);
+        json_decref(loading);
+        loading = loading_of(f, "attn", 1);
+    }
+    assert_int_equal(json_integer_value(json_object_get(loading, "bytes")), 1000);
+    assert_int_equal(json_integer_value(json_object_get(loading, "total_bytes")), 4000);
+    assert_float_equal(json_number_value(json_object_get(loading, "bytes_per_s")), 500, 1e-9);
+    assert_float_equal(json_number_value(json_object_get(loading, "left_s")), 6, 1e-9);
+    json_decref(loading);
+    loading = loading_of(f, "attn", 0);
+    assert_true(json_is_null(loading));
+    json_decref(loading);
+    char *page = ask_text(f, "GET", "/metrics", NULL, &status);
+    assert_non_null(strstr(page, "afd_rank_loaded_bytes{role=\"attn\",rank=\"1\"} 1000\n"));
+    assert_non_null(strstr(page, "afd_rank_loading_bytes{role=\"attn\",rank=\"1\"} 4000\n"));
+    free(page);
+    afd_channel_close(channel);
+    for (int is_over = 0; !is_over; json_decref(loading)) { /* its end is noticed */
+        fixture_pump(f);
+        loading = loading_of(f, "attn", 1);
+        is_over = json_is_null(loading);
+    }
+    channel = open_loader(f, &loader);
+    say_loading(f, channel, 99, 1000);
+    while (loader == 1) fixture_pump(f); /* refused */
+}
+
 /* Guards: a page that could run what a name brings in. */
 static void test_page_has_a_policy(void **state)
 {
@@ -138,6 +238,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_small_endpoints, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_loading, setup, teardown),
         cmocka_unit_test_setup_teardown(test_page_has_a_policy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_trace_of_silent_and_lying_ranks, setup, teardown),
         cmocka_unit_test_setup_teardown(test_client_leaves, setup, teardown),
