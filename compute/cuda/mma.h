@@ -24,11 +24,13 @@
 #ifdef __CUDACC__
 #define AFD_DEVICE static __device__ __forceinline__
 #define AFD_UNROLL _Pragma("unroll")
+#define AFD_ONE_BY_ONE _Pragma("unroll 1")
 #define AFD_EACH_LANE(lane, s) for (uint32_t lane = threadIdx.x % 32, s = 0; s < 1; s++)
 enum { AFD_WARP_SLOTS = 1 };
 #else
 #define AFD_DEVICE static inline
 #define AFD_UNROLL
+#define AFD_ONE_BY_ONE
 #define AFD_EACH_LANE(lane, s) for (uint32_t lane = 0, s = 0; s < AFD_WARP_SLOTS; lane = ++s)
 enum { AFD_WARP_SLOTS = 32 };
 #endif
