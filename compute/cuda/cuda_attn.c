@@ -1,6 +1,6 @@
-/* The attention side's stages: the same sequence of operations as compute/ref, over all rows of a step at
- * once: every row's K and V are stored before any row attends, and a row looks no further than its own
- * position. */
+/* The attention side's stages with numerics portable (native, and route: cuda_proj.c): the same sequence of
+ * operations as compute/ref, over all rows of a step at once: every row's K and V are stored before any row
+ * attends, and a row looks no further than its own position. */
 #include "compute/cuda/cuda.h"
 
 void afd_cuda_product(struct afd_cuda *cuda, uint32_t index, const float *x, uint32_t x_pitch, float *y,
