@@ -8,9 +8,9 @@
 #define AFD_ATTN_NODE_LINKS_H
 
 #include "attn_node/pipeline.h"
-#include "attn_node/reach.h"
 #include "attn_node/slab.h"
 #include "proto/afd.pb-c.h"
+#include "proto/reach.h"
 
 struct afd_links;
 

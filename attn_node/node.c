@@ -423,9 +423,19 @@ static void on_peers(struct afd_attn_node *n, const Afd__Peers *peers)
 static void set_heartbeat(struct afd_attn_node *n, uint32_t ms)
 {
     struct timeval t = {.tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000};
-    if (!ms) return;
     event_add(n->heartbeat, &t);
     afd_hostload_plan(&n->load, AFD_MS(ms), afd_now());
+}
+
+static void on_assign(struct afd_attn_node *n, const Afd__Assign *assign)
+{
+    struct afd_error error;
+    if (afd_assign_check(assign, &error)) {
+        afd_log_error("from the scheduler: %s; ignored", error.text);
+        return;
+    }
+    set_heartbeat(n, assign->heartbeat_ms);
+    afd_lease_assign(&n->lease, AFD_MS(assign->lease_ms));
 }
 
 static void on_message(const Afd__Envelope *message, void *user)
@@ -435,8 +445,7 @@ static void on_message(const Afd__Envelope *message, void *user)
     if (afd_tracer_message(n->tracer, n->member, message)) return;
     switch (message->body_case) {
     case AFD__ENVELOPE__BODY_ASSIGN:
-        set_heartbeat(n, message->assign->heartbeat_ms);
-        afd_lease_assign(&n->lease, AFD_MS(message->assign->lease_ms));
+        on_assign(n, message->assign);
         break;
     case AFD__ENVELOPE__BODY_ALIVE:
         afd_lease_alive(&n->lease, message->alive->serial);

@@ -6,9 +6,11 @@
 #   TOPOLOGIES="1A1F" BATCHES="8" ROUNDS=1 WINDOW_S=2 sh bench/predict.sh
 #
 # The model is random, dense and bf16 (bench/disagg.model). Each round measures the stages anew, before its clusters, so
-# that a slow change of the machine's speed meets both. What the stages do not tell comes from one sequence of 1A1F with
-# the model that ships, whose stages are short: of a layer of a micro-batch, the time in which neither device computes
-# (hop), the CPU time of both event loops (turn), and the scheduler's of a step.
+# that a slow change of the machine's speed meets both. What the stages do not tell comes from 1A1F with another model, of
+# as wide messages and a quarter of the weights: with one sequence, of a layer of a micro-batch, the time in which
+# neither device computes (hop); with 16, the CPU time of both event loops for it (turn); from both, the scheduler's of a
+# step and of a token. The sequences are sampled, so that they differ, as a row's token and position decide which
+# FFN shard a dense layer of it concerns.
 set -eu
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build/release}
@@ -25,6 +27,8 @@ trap 'status=$?; "$afd" down --state "$state" >/dev/null 2>&1 || true; rm -rf "$
 
 "$BUILD/bin/afd" model make "$work/model" --preset small --moe-layers "" --vocab 512 --max-context 256 --kv-heads 1 \
     $(cat bench/disagg.model)
+"$afd" model make "$work/quarter" --preset small --moe-layers "" --vocab 512 --max-context 256 --kv-heads 1 \
+    $(cat bench/disagg.model) --heads 8 --q-rank 256 --intermediate 384
 
 # topology FILE MODEL A F ROWS
 topology() {
@@ -44,14 +48,14 @@ up() {
     http=$(sed 's/.*"http": *"\([^"]*\)".*/\1/' "$state/scheduler.json" | head -n 1)
 }
 tokens() { curl -s "http://$http/metrics" | awk '/^afd_generation_tokens_total/ {print $2}'; }
-# ask SEQUENCES TOKENS NUMBER MODEL
+# ask SEQUENCES TOKENS NUMBER MODEL: the answer comes as one, so the client costs nothing meanwhile
 ask() {
     curl -s -o "$work/answer.$1.$3" "http://$http/v1/completions" -d '{"model": "'"$4"'", "prompt": [65, 66], "n": '"$1"',
-        "max_tokens": '"$2"', "temperature": 0, "ignore_eos": true}'
+        "max_tokens": '"$2"', "temperature": 1, "ignore_eos": true}'
 }
 stages() {
     for ep in 1 2; do
-        "$afd" bench stage --model "$work/model" --rows 1,2,4,8,11,22,43,64 --context 40 --steps "$STEPS" --ep $ep --held 1 \
+        "$afd" bench stage --model "$work/model" --rows 1,2,3,4,5,6,7,8,11,14,16,22,28,33,43,64 --context 40 --steps "$STEPS" --ep $ep --held 1 \
             --json >"$work/stage.$ep"
     done
 }
@@ -90,29 +94,38 @@ cpu() {
 }
 # All counters now, as lines "name value".
 look() {
+    sleep 0.3 # one more heartbeat brings the last counters
     curl -s "http://$http/metrics" | awk -F '"' '/^afd_stage_seconds_total/ {print $2 "." $6, substr($7, 3) * 1e9}
-        /^afd_pair_messages_total/ {print "messages", substr($5, 3)} /^afd_generation_tokens_total/ {print "tokens", substr($0, 29)}'
+        /^afd_pair_messages_total/ {print "messages", substr($5, 3)} /^afd_generation_tokens_total/ {print "tokens", substr($0, 29)}
+        /^afd_rank_steps_total/ {print $2 ".steps", substr($5, 3)}'
     cpu attn "$attn_pid"
     cpu ffn "$ffn_pid"
     cpu scheduler "$scheduler_pid"
 }
-# Microseconds "hop turn step".
+# Microseconds "hop turn step token".
 between_stages() {
-    topology "$work/nano.yaml" "$PWD/model/nano" 1 1 16
-    up "$work/nano.yaml"
+    topology "$work/quarter.yaml" "$work/quarter" 1 1 16
+    up "$work/quarter.yaml"
     scheduler_pid=$(sed 's/.*"pid": *\([0-9]*\).*/\1/' "$state/scheduler.json" | head -n 1)
     "$afd" status --state "$state" --json | awk -F '[:,]' '/"role"/ {role = $2} /"pid"/ {print role, $2 + 0}' >"$work/pids"
     attn_pid=$(awk '/attn/ {print $2}' "$work/pids") ffn_pid=$(awk '/ffn/ {print $2}' "$work/pids")
-    ask 1 20 0 nano
-    sleep 0.3 # one more heartbeat brings the last counters
+    ask 1 20 0 quarter
     look >"$work/before"
-    ask 1 200 0 nano
-    sleep 0.3
-    look >"$work/after"
-    awk 'FNR == 1 {looks++} {v[$1] += looks == 1 ? -$2 : $2} END {
-        hop = v["attn.wait"] + v["attn.send"] + v["attn.bubble"] - v["ffn.compute"]
-        printf "%.1f %.1f %.1f\n", hop / v["messages"] / 1e3, (v["attn.loop"] + v["ffn.loop"]) / v["messages"] / 1e3,
-            v["scheduler.all"] / v["tokens"] / 1e3 }' "$work/before" "$work/after"
+    ask 1 200 0 quarter
+    look >"$work/one"
+    ask 16 200 0 quarter
+    look >"$work/many"
+    awk 'FNR == 1 {looks++} {v[looks, $1] = $2}
+        function delta(name, from) {return v[from + 1, name] - v[from, name]}
+        END {
+            for (i = 1; i <= 2; i++) cost[i] = delta("scheduler.all", i) / delta("attn.steps", i)
+            for (i = 1; i <= 2; i++) rows[i] = delta("tokens", i) / delta("attn.steps", i)
+            token = (cost[2] - cost[1]) / (rows[2] - rows[1])
+            if (token < 0) token = 0
+            hop = delta("attn.wait", 1) + delta("attn.send", 1) + delta("attn.bubble", 1) - delta("ffn.compute", 1)
+            printf "%.1f %.1f %.1f %.2f\n", hop / delta("messages", 1) / 1e3, (delta("attn.loop", 2) + delta("ffn.loop", 2)) / delta("messages", 2) / 1e3,
+                (cost[1] - token * rows[1]) / 1e3, token / 1e3 }' \
+        "$work/before" "$work/one" "$work/many"
     "$afd" down --state "$state" >/dev/null
 }
 
@@ -120,12 +133,12 @@ between_stages() {
 round() {
     stages
     set -- $(between_stages)
-    echo "hop $1 us, turn $2 us, step $3 us" >&2
+    echo "hop $1 us, turn $2 us, step $3 us, token $4 us" >&2
     for t in $TOPOLOGIES; do
         a=${t%A*} f=${t#*A} f=${f%F}
         topology "$work/topology.yaml" "$work/model" "$a" "$f" $(((64 + a * SLOTS - 1) / (a * SLOTS)))
         "$afd" plan --calibrate "$work/stage.1,$work/stage.2" --topology "$work/topology.yaml" \
-            --batch "$(echo $BATCHES | tr ' ' ,)" --hop-us "$1" --turn-us "$2" --step-us "$3" --json |
+            --batch "$(echo $BATCHES | tr ' ' ,)" --hop-us "$1" --turn-us "$2" --step-us "$3" --token-us "$4" --json |
             awk -F '[:,]' '/"batch"/ {b = $2 + 0} /"ffn_rows"/ {r = $2 + 0} /"tokens_per_s"/ {print b, $2 + 0, r}' >"$work/forecast"
         up "$work/topology.yaml"
         for batch in $BATCHES; do

@@ -86,8 +86,12 @@ static void measure(struct run *e, double *ceilings)
             afd_ns begin = afd_now();
             step(e, e->o.batch[b], e->o.context + i, &times);
             s->seconds[i] = (double)(afd_now() - begin) * 1e-9;
-            s->attn_ms[i] = (double)(times.attn + times.head) * 1e-6;
-            s->ffn_ms[i] = (double)times.ffn * 1e-6;
+            s->attn_ms[i] = (double)times.head * 1e-6;
+            s->ffn_ms[i] = 0;
+            for (uint32_t l = 0; l < e->model->layer_count; l++) {
+                s->attn_ms[i] += (double)times.attn[l] * 1e-6;
+                s->ffn_ms[i] += (double)times.ffn[l] * 1e-6;
+            }
             double after = bench_ceiling_sample(e->ceiling);
             ceilings[i * e->o.sizes + b] = (before + after) / 2;
             s->share[i] = flop / s->seconds[i] / ((before + after) / 2);

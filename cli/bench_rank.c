@@ -24,7 +24,14 @@
 enum { ANSWER_SAME, ANSWER_NOTICE, ANSWER_SIZED, ANSWER_STAMPED, ANSWER_SHIFT = 14 };
 #define BASE_TURN_NS AFD_MS(1)
 
-enum { EVENTS = 16, PASSES_PER_LOOK = 16, CONNECT_TIMEOUT_MS = 20000, STAMP_BYTES = 64, QUARTERS = 4 };
+enum {
+    EVENTS = 16,
+    PASSES_PER_LOOK = 16,
+    LOOK_BYTES = 256 << 10, /* moving so much takes as long as those passes */
+    CONNECT_TIMEOUT_MS = 20000,
+    STAMP_BYTES = 64,
+    QUARTERS = 4,
+};
 
 struct message {
     uint32_t bytes;
@@ -61,9 +68,10 @@ struct rank {
     uint64_t source_bytes;
     int sleeps, has_request, is_expired;
     uint32_t passes, sized_bytes;
-    afd_ns now;       /* attention rank: when it had its last answer */
-    afd_ns turned_at; /* the base */
-    afd_ns busy_at;   /* the last event; was_busy: since */
+    uint64_t moved_bytes; /* put and heard of since the last look at the clock */
+    afd_ns now;           /* attention rank: when it had its last answer */
+    afd_ns turned_at;     /* the base */
+    afd_ns busy_at;       /* the last event; was_busy: since */
     int was_busy;
     afd_ns spin; /* so long after an event a rank polls before it sleeps */
     struct measurement *measurement;
@@ -95,6 +103,7 @@ static void put_waiting(struct rank *r, struct link *l)
         if (status == AFD_AGAIN) return;
         /* else it was sent, or the pair is lost, which its event will say */
         assert(status != AFD_ERR_REQUEST);
+        r->moved_bytes += m->bytes;
         l->waiting_first = (l->waiting_first + 1) % BT_WINDOW;
         l->waiting_count--;
         r->waiting_count--;
@@ -225,6 +234,7 @@ static void take(struct rank *r, const struct afd_transport_event *e)
         r->open_count++;
         return;
     case AFD_EVENT_NOTICE:
+        r->moved_bytes += e->bytes;
         if (l && r->role == AFD_ROLE_FFN)
             answer(r, l, e);
         else if (l)
@@ -236,8 +246,8 @@ static void take(struct rank *r, const struct afd_transport_event *e)
     }
 }
 
-/* One look at the transport; where nothing is there, and has not been for a while, sleeps if it may. Most
- * passes do not ask for the time: they are too short for it. */
+/* One look at the transport; where nothing is there, and has not been for a while, sleeps if it may. Passes
+ * that move little do not ask for the time: they are too short for it. */
 static void turn(struct rank *r, int sleeps)
 {
     struct afd_transport_event events[EVENTS];
@@ -246,8 +256,9 @@ static void turn(struct rank *r, int sleeps)
     for (uint32_t i = 0; r->waiting_count && i < r->link_count; i++) put_waiting(r, &r->links[i]);
     if (count) r->was_busy = 1;
     int sleeps_now = sleeps && !count && !r->spin;
-    if (++r->passes % PASSES_PER_LOOK && !sleeps_now) return;
+    if (++r->passes % PASSES_PER_LOOK && r->moved_bytes < LOOK_BYTES && !sleeps_now) return;
     afd_ns now = afd_now();
+    r->moved_bytes = 0;
     if (r->was_busy) r->busy_at = now;
     r->was_busy = 0;
     int may_sleep =

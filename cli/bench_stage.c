@@ -54,39 +54,73 @@ static void *keep_busy(void *user)
     return NULL;
 }
 
-/* Medians of `steps` steps, seconds: of the stages into column `which`, of whole steps. */
+/* What steps have told so far of a size. `differences` and `times`: of stages from one step to the next with
+ * the same work, which tell how much a stage varies. */
+struct seen {
+    double attn[MAX_STEPS], ffn[MAX_STEPS], head[MAX_STEPS], whole[MAX_STEPS];
+    uint32_t steps, ffn_steps; /* a step in which no row concerned the FFN device tells nothing of it */
+    uint64_t layers, rows, working_layers, ffn_rows;
+    double differences, times;
+};
+
+static void vary(struct seen *seen, afd_ns before, afd_ns now)
+{
+    seen->differences += fabs((double)now - (double)before);
+    seen->times += (double)now;
+}
+
+static void note_step(struct seen *seen, const struct stage_run *r, uint32_t rows, afd_ns whole,
+                      const struct afd_engine_times *t, const struct afd_engine_times *before)
+{
+    uint32_t layers = afd_engine_model(r->engines[0])->layer_count, working = 0;
+    afd_ns attn = 0, ffn = 0;
+    for (uint32_t l = 0; l < layers; l++) {
+        attn += t->attn[l];
+        seen->ffn_rows += t->ffn_rows[l];
+        if (t->ffn_rows[l]) ffn += t->ffn[l], working++;
+        if (!seen->steps) continue;
+        vary(seen, before->attn[l], t->attn[l]);
+        if (t->ffn_rows[l] && t->ffn_rows[l] == before->ffn_rows[l]) vary(seen, before->ffn[l], t->ffn[l]);
+    }
+    seen->attn[seen->steps] = (double)attn / layers * 1e-9;
+    seen->head[seen->steps++] = (double)t->head * 1e-9;
+    if (working) {
+        seen->whole[seen->ffn_steps] = (double)whole * 1e-9;
+        seen->ffn[seen->ffn_steps++] = (double)ffn / working * 1e-9;
+    }
+    seen->layers += layers;
+    seen->rows += (uint64_t)rows * layers;
+    seen->working_layers += working;
+}
+
+/* Medians, seconds: of the stages into column `which`, of whole steps. */
 static enum afd_status time_steps(struct stage_run *r, uint32_t rows, int which,
                                   struct afd_stage_sample *sample, double *step_out)
 {
-    double attn[MAX_STEPS], ffn[MAX_STEPS], head[MAX_STEPS], whole[MAX_STEPS], changes = 0, all = 0;
-    double layers = afd_engine_model(r->engines[0])->layer_count;
-    uint32_t steps = (uint32_t)r->q->steps;
-    afd_ns of_layers[2][AFD_MAX_LAYERS], before[AFD_MAX_LAYERS];
-    for (uint32_t i = 0; i < steps; i++) {
-        struct afd_engine_times t = {.attn_layers = of_layers[0], .ffn_layers = of_layers[1]};
+    struct seen *seen = calloc(1, sizeof *seen);
+    struct afd_engine_times t[2];
+    enum afd_status status = seen ? AFD_OK : AFD_ERR_MEMORY;
+    uint32_t wanted = (uint32_t)r->q->steps;
+    while (!status && seen->steps < MAX_STEPS && (seen->steps < wanted || seen->ffn_steps < wanted)) {
+        uint32_t i = seen->steps;
         afd_ns began = afd_now();
-        enum afd_status status = afd_engine_step(r->engines[0], rows, (uint32_t)r->q->context, &t);
-        if (status) return status;
-        attn[i] = (double)t.attn / layers * 1e-9;
-        ffn[i] = (double)t.ffn / layers * 1e-9;
-        head[i] = (double)t.head * 1e-9;
-        whole[i] = (double)(afd_now() - began) * 1e-9;
-        for (uint32_t l = 0; l < (uint32_t)layers; l++) {
-            afd_ns now = of_layers[0][l] + of_layers[1][l];
-            if (i) changes += fabs((double)now - (double)before[l]);
-            if (i) all += (double)now;
-            before[l] = now;
-        }
+        if ((status = afd_engine_step(r->engines[0], rows, (uint32_t)r->q->context, &t[i % 2]))) break;
+        note_step(seen, r, rows, afd_now() - began, &t[i % 2], &t[(i + 1) % 2]);
     }
-    /* Two draws of a normal distribution are 2 / sqrt(pi) deviations apart; the two stages vary by
-     * themselves. */
-    if (!which && all > 0) sample->spread = changes / all * sqrt(M_PI) / 2 * M_SQRT2;
-    *step_out = bench_median(whole, steps);
-    if (which < 0) return AFD_OK;
-    sample->attn[which] = bench_median(attn, steps);
-    sample->ffn[which] = bench_median(ffn, steps);
-    sample->head[which] = bench_median(head, steps);
-    return AFD_OK;
+    if (!status && !seen->ffn_steps) status = AFD_ERR_REQUEST;
+    if (!status) *step_out = bench_median(seen->whole, seen->ffn_steps);
+    if (!status && which >= 0) {
+        sample->attn[which] = bench_median(seen->attn, seen->steps);
+        sample->ffn[which] = bench_median(seen->ffn, seen->ffn_steps);
+        sample->head[which] = bench_median(seen->head, seen->steps);
+        /* Two draws of a normal distribution are 2 / sqrt(pi) deviations apart. As they vary beside others.
+         */
+        if (seen->times > 0) sample->spread = seen->differences / seen->times * sqrt(M_PI) / 2;
+        sample->ffn_rows = (double)seen->ffn_rows / (double)seen->working_layers;
+        sample->ffn_share = (double)seen->ffn_rows / (double)seen->rows;
+    }
+    free(seen);
+    return status;
 }
 
 /* The same while the engines behind the first, `others` of them, do it too. */
@@ -206,14 +240,14 @@ static json_t *stage_json(const struct stage_run *r, const struct afd_shape *sha
                           const struct afd_stage_sample *s)
 {
     struct stage_work w = work_of(r, shape, s->rows);
-    return json_pack("{s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}",
-                     "rows", (int)s->rows, "context", (int)r->q->context, "attn_us", s->attn[0] * 1e6,
-                     "ffn_us", s->ffn[0] * 1e6, "head_us", s->head[0] * 1e6, "attn_us_beside",
-                     s->attn[1] * 1e6, "ffn_us_beside", s->ffn[1] * 1e6, "head_us_beside", s->head[1] * 1e6,
-                     "attn_flop", w.attn_flop, "attn_bytes", w.attn_bytes, "ffn_flop", w.ffn_flop,
-                     "ffn_bytes", w.ffn_bytes, "attn_ceiling_ratio", w.attn_flop / s->attn[0] / r->ceiling,
-                     "ffn_ceiling_ratio", w.ffn_flop / s->ffn[0] / r->ceiling, "crowded_ratio", s->crowded,
-                     "spread_ratio", s->spread);
+    return json_pack(
+        "{s:i, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "rows",
+        (int)s->rows, "context", (int)r->q->context, "attn_us", s->attn[0] * 1e6, "ffn_us", s->ffn[0] * 1e6,
+        "head_us", s->head[0] * 1e6, "attn_us_beside", s->attn[1] * 1e6, "ffn_us_beside", s->ffn[1] * 1e6,
+        "head_us_beside", s->head[1] * 1e6, "attn_flop", w.attn_flop, "attn_bytes", w.attn_bytes, "ffn_flop",
+        w.ffn_flop, "ffn_bytes", w.ffn_bytes, "attn_ceiling_ratio", w.attn_flop / s->attn[0] / r->ceiling,
+        "ffn_ceiling_ratio", w.ffn_flop / s->ffn[0] / r->ceiling, "crowded_ratio", s->crowded, "spread_ratio",
+        s->spread, "ffn_rows", s->ffn_rows, "ffn_share", s->ffn_share);
 }
 
 static void print(const struct stage_run *r, const struct afd_shape *shape)

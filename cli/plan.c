@@ -8,7 +8,7 @@
 struct request {
     const char *model, *contexts, *hardware, *convention, *pair, *ratio, *kv, *dispatch, *svg, *batch,
         *calibrate, *topology;
-    double tpot_ms, hop_us, turn_us, step_us;
+    double tpot_ms, hop_us, turn_us, step_us, token_us;
     uint64_t stages;
     int peak, json;
 };
@@ -122,9 +122,11 @@ static int forecast(const struct request *q)
         .tables = q->calibrate, .topology = q->topology, .hop_us = q->hop_us, .json = q->json};
     f.turn_us = q->turn_us;
     f.step_us = q->step_us;
+    f.token_us = q->token_us;
     if (!q->topology) return cli_fail("plan: --calibrate: expected --topology"), CLI_USAGE;
-    if (!(q->hop_us < 1e6 && q->turn_us < 1e6 && q->step_us < 1e6))
-        return cli_fail("plan: --hop-us, --turn-us, --step-us: expected microseconds below a second"),
+    if (!(q->hop_us < 1e6 && q->turn_us < 1e6 && q->step_us < 1e6 && q->token_us < 1e6))
+        return cli_fail(
+                   "plan: --hop-us, --turn-us, --step-us, --token-us: expected microseconds below a second"),
                CLI_USAGE;
     if (read_numbers("--batch", q->batch ? q->batch : "1,8,64", f.batches, &f.batch_count)) return CLI_USAGE;
     return plan_forecast(&f);
@@ -140,6 +142,7 @@ int cli_plan(const struct cli_command *self, int argc, char **argv)
                         .hop_us = 127,
                         .turn_us = 60,
                         .step_us = 60,
+                        .token_us = 10,
                         .stages = 3};
     const struct cli_option options[] = {
         {"--model", 'm', CLI_TEXT, &q.model,
@@ -165,6 +168,7 @@ int cli_plan(const struct cli_command *self, int argc, char **argv)
         {"--hop-us", 0, CLI_REAL, &q.hop_us, ".. A2F and F2A together (default 127, docs/SPEED.md)"},
         {"--turn-us", 0, CLI_REAL, &q.turn_us, ".. CPU time of the event loops for them (default 60)"},
         {"--step-us", 0, CLI_REAL, &q.step_us, ".. CPU time of the scheduler for a step (default 60)"},
+        {"--token-us", 0, CLI_REAL, &q.token_us, ".. and for each token of it (default 10)"},
         {"--json", 0, CLI_FLAG, &q.json, "one JSON object"},
         {0}};
     int help, count = cli_parse(self, argc, argv, options, NULL, 0, &help);

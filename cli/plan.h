@@ -33,7 +33,7 @@ int plan_draw(const struct plan_report *report, const char *path);
 struct plan_forecast_request {
     const char *tables, *topology; /* files with commas; a file */
     uint32_t batches[PLAN_CONTEXTS], batch_count;
-    double hop_us, turn_us, step_us;
+    double hop_us, turn_us, step_us, token_us;
     int json;
 };
 int plan_forecast(const struct plan_forecast_request *request);

@@ -43,6 +43,7 @@ static int read_topology(const struct afd_topology *t, const char *files, struct
     in->slots = t->pipeline.microbatches;
     in->cores = cores < 1 ? 1 : (uint32_t)cores;
     in->max_rows = afd_topology_batch_rows(t);
+    in->is_routed = t->pipeline.dispatch == AFD_DISPATCH_ROUTED;
     in->gather_auto = t->pipeline.gather_auto;
     in->gather_window = t->pipeline.gather_us * 1000ull;
     return find_table(files, t->ffn.ep, t->ffn.ep / f, table);
@@ -74,8 +75,10 @@ int plan_forecast(const struct plan_forecast_request *q)
                                           ">TPOT ms", ">A busy", ">F busy"};
     struct afd_topology *topology = NULL;
     struct afd_stage_table table;
-    struct afd_forecast_input in = {
-        .hop_s = q->hop_us * 1e-6, .turn_s = q->turn_us * 1e-6, .step_s = q->step_us * 1e-6};
+    struct afd_forecast_input in = {.hop_s = q->hop_us * 1e-6,
+                                    .turn_s = q->turn_us * 1e-6,
+                                    .step_s = q->step_us * 1e-6,
+                                    .token_s = q->token_us * 1e-6};
     struct afd_forecast out;
     struct afd_error error;
     if (afd_topology_load(q->topology, &topology, &error)) return cli_fail("plan: %s", error.text);
@@ -93,10 +96,10 @@ int plan_forecast(const struct plan_forecast_request *q)
             print_row(t, &in, &out);
     }
     if (!status && q->json)
-        cli_print_json(json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:O}", "cluster", topology->cluster,
-                                 "attention_ranks", (int)in.a, "ffn_instances", (int)in.f, "cores",
-                                 (int)in.cores, "hop_us", q->hop_us, "turn_us", q->turn_us, "step_us",
-                                 q->step_us, "forecasts", rows));
+        cli_print_json(json_pack("{s:s, s:i, s:i, s:i, s:f, s:f, s:f, s:f, s:O}", "cluster",
+                                 topology->cluster, "attention_ranks", (int)in.a, "ffn_instances", (int)in.f,
+                                 "cores", (int)in.cores, "hop_us", q->hop_us, "turn_us", q->turn_us,
+                                 "step_us", q->step_us, "token_us", q->token_us, "forecasts", rows));
     if (t) cli_table_print(t, stdout);
     if (!status && !q->json)
         printf(

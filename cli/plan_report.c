@@ -59,6 +59,9 @@ static json_t *sizing_json(const struct plan_report *r, const struct afd_sizing 
     set(o, "attention_layer_us", s->attn_s / layers * 1e6);
     set(o, "ffn_layer_us", s->ffn_s / layers * 1e6);
     set(o, "network_layer_us", s->net_s / layers * 1e6);
+    set(o, "ffn_experts_layer_us", s->experts_s / layers * 1e6);
+    set(o, "ffn_gather_layer_us", s->gather_s / layers * 1e6);
+    set(o, "ffn_scatter_layer_us", s->scatter_s / layers * 1e6);
     set(o, "tpot_ms", s->tpot_s * 1e3);
     set(o, "tokens_per_s", s->tokens_per_s);
     set(o, "tokens_per_s_per_gpu", s->tokens_per_s_gpu);
@@ -233,10 +236,18 @@ static void print_sizing(const struct plan_report *r, FILE *to)
     if (r->is_asked) print_sizing_row(t, "asked for", &r->asked);
     cli_table_print(t, to);
     const struct afd_sizing *s = r->is_asked ? &r->asked : &r->ratio;
-    if (r->found || r->is_asked)
+    if (r->found || r->is_asked) {
+        double layer_us = 1e6 / r->shape->model->layer_count;
         fprintf(to, "a layer of %uA%uF, each attention GPU: broadcast %.2f MB, routed %.2f MB\n", s->a, s->f,
                 afd_sizing_wire_bytes(&r->input, s->f, s->rows, 0) * 1e-6,
                 afd_sizing_wire_bytes(&r->input, s->f, s->rows, 1) * 1e-6);
+        fprintf(
+            to,
+            "its FFN: %.0f us of products, then %.0f us until the sums are scattered inside the server; %.0f "
+            "us of gathering rows %s\n",
+            s->experts_s * layer_us, s->scatter_s * layer_us, s->gather_s * layer_us,
+            e->is_gather_hidden ? "beside them" : "before");
+    }
     fprintf(to, "%s\n", r->verdict.words);
 }
 

@@ -1,4 +1,5 @@
 /* control.c: what the scheduler tells an FFN rank, and what it is told. */
+#include <stdio.h>
 #include <unistd.h>
 
 #include "base/crypto.h"
@@ -42,18 +43,33 @@ void ffn_tell_leave(struct afd_ffn_node *node, const char *why)
 
 /* ---- the heartbeat */
 
-/* A collective waits for a member that is connected and silent: say so while the lease runs. */
-static void report_stalls(struct afd_ffn_node *node, afd_ns now)
+/* A collective waits for a member whose pair is open and which sends nothing. One that hangs has lost its
+ * lease by then; else the link between the two has lost what it was given. */
+static void end_stalled_group(struct afd_ffn_node *node, afd_ns now)
 {
     for (uint32_t i = 0; i < AFD_FFN_DEPTH; i++) {
         const struct ffn_run *run = &node->runs[i];
+        char words[128];
         if (run->step != RUN_GATHERING && run->step != RUN_REDUCING) continue;
         if (now - run->step_began < AFD_MS(node->lease_ms)) continue;
-        afd_log_warn("batch %llu of layer %u waits %llu ms for the other members' %s",
-                     (unsigned long long)run->batch->number, run->batch->layer,
-                     (unsigned long long)(now - run->step_began) / 1000000,
-                     run->step == RUN_GATHERING ? "rows" : "sums");
+        uint32_t member = afd_group_awaits(node->group, run->batch->number);
+        snprintf(words, sizeof words, "batch %llu of layer %u has waited %llu ms for its %s",
+                 (unsigned long long)run->batch->number, run->batch->layer,
+                 (unsigned long long)(now - run->step_began) / 1000000,
+                 run->step == RUN_GATHERING ? "rows" : "sums");
+        afd_members_stalled(&node->members, member, now);
+        ffn_fail_group(node, member, words);
+        return;
     }
+}
+
+static size_t set_unreachable(const struct afd_ffn_node *node, afd_ns now, uint32_t ranks_out[AFD_MAX_TP])
+{
+    size_t count = 0;
+    uint64_t lost = afd_members_lost(&node->members, AFD_MS(node->lease_ms), now);
+    for (; lost; lost &= lost - 1)
+        ranks_out[count++] = node->instance * node->tp + (uint32_t)__builtin_ctzll(lost);
+    return count;
 }
 
 static size_t set_waits(struct afd_ffn_node *node)
@@ -76,12 +92,13 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
     (void)fd, (void)what;
     afd_ns now = afd_now();
     afd_hostload_tick(&node->load, now);
-    report_stalls(node, now);
+    end_stalled_group(node, now);
     int is_spare = node->is_ready && !node->core;
     if (!afd_member_is_connected(node->member) || (!node->core && !is_spare)) return;
     ffn_account(node, now);
     afd_stages_enter(&node->stages, node->stages.now, now); /* up to this moment */
     Afd__ExpertRows rows[AFD_MAX_LAYERS], *row_pointers[AFD_MAX_LAYERS];
+    uint32_t unreachable[AFD_MAX_TP];
     Afd__Heartbeat heartbeat = AFD__HEARTBEAT__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
     for (uint32_t l = 0; node->expert_rows && l < node->model->layer_count; l++) {
@@ -99,6 +116,8 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
     heartbeat.late_ns = node->load.late;
     heartbeat.run_delay_ns = afd_hostload_run_delay();
     heartbeat.work_rows = node->work_rows;
+    heartbeat.n_unreachable = set_unreachable(node, now, unreachable);
+    heartbeat.unreachable = unreachable;
     heartbeat.epoch = node->epoch;
     heartbeat.steps = node->batches_done;
     heartbeat.rows = node->rows_done;
@@ -118,22 +137,38 @@ static void beat_every(struct afd_ffn_node *node, uint32_t ms)
 
 /* ---- what the scheduler tells */
 
+/* While shards move a rank may be told more than it has room for; not before it has any. */
+static enum afd_status check_assign(const struct afd_ffn_node *node, const Afd__Assign *assign,
+                                    uint64_t *shards_out, struct afd_error *error)
+{
+    uint32_t ep = node->topology->ffn.ep, count;
+    *shards_out = 0;
+    for (size_t i = 0; i < assign->n_shards; i++) {
+        if (assign->shards[i] >= ep)
+            return afd_fail(error, AFD_ERR_PROTOCOL, "epoch %llu assigns shard %u of %u",
+                            (unsigned long long)assign->epoch, assign->shards[i], ep);
+        *shards_out |= 1ull << assign->shards[i];
+    }
+    count = (uint32_t)__builtin_popcountll(*shards_out);
+    if (!node->device && count > node->room)
+        return afd_fail(error, AFD_ERR_PROTOCOL, "epoch %llu assigns %u shards, and there is room for %u",
+                        (unsigned long long)assign->epoch, count, node->room);
+    return afd_assign_check(assign, error);
+}
+
 static void on_assign(struct afd_ffn_node *node, const Afd__Assign *assign)
 {
-    uint64_t shards = 0;
-    for (size_t i = 0; i < assign->n_shards; i++) {
-        if (assign->shards[i] >= node->topology->ffn.ep) {
-            afd_log_error("the scheduler assigns shard %u of %u", assign->shards[i], node->topology->ffn.ep);
-            ffn_exit(node, 1);
-            return;
-        }
-        shards |= 1ull << assign->shards[i];
+    struct afd_error error;
+    uint64_t shards;
+    if (check_assign(node, assign, &shards, &error)) {
+        afd_log_error("from the scheduler: %s; ignored", error.text);
+        return;
     }
     node->epoch = assign->epoch;
     if (shards != node->wanted) node->unloadable = 0;
     node->wanted = shards;
-    node->heartbeat_ms = assign->heartbeat_ms ? assign->heartbeat_ms : node->topology->scheduler.heartbeat_ms;
-    node->lease_ms = assign->lease_ms ? assign->lease_ms : node->topology->scheduler.lease_ms;
+    node->heartbeat_ms = assign->heartbeat_ms;
+    node->lease_ms = assign->lease_ms;
     beat_every(node, node->heartbeat_ms);
     if (node->is_ready) ffn_tell_ready(node); /* it was connected before */
     if (node->is_assigned) return;            /* what has changed ffn_adjust sees */

@@ -79,12 +79,14 @@ static void close_peers(struct afd_ffn_node *node)
 
 /* The batches in flight are lost for every member alike: nobody is answered, the attention ranks send again.
  */
-static void fail_group(struct afd_ffn_node *node, uint32_t member, const char *words)
+void ffn_fail_group(struct afd_ffn_node *node, uint32_t member, const char *words)
 {
     if (node->group_state == FFN_GROUP_DOWN) return;
     int was_up = node->group_state == FFN_GROUP_UP;
     node->group_state = FFN_GROUP_DOWN;
-    if (was_up)
+    if (was_up && member == node->self)
+        afd_log_info("the group ends: %s; its attention ranks go elsewhere", words);
+    else if (was_up)
         afd_log_info("the group ends without member %u: %s; its attention ranks go elsewhere", member, words);
     for (uint32_t i = 0; i < node->source_count; i++) drop_source(node, &node->sources[i]);
     ffn_abandon_runs(node);
@@ -114,6 +116,22 @@ static void form_group(struct afd_ffn_node *node)
     node->group_state = FFN_GROUP_FORMING;
 }
 
+/* An instance without shards forms no group; but one that was left out tries whether it could. */
+static int is_to_have_pair(const struct afd_ffn_node *node, const struct ffn_peer *peer)
+{
+    return node->group_state == FFN_GROUP_FORMING && peer->is_listed && (node->held || node->is_left_out);
+}
+
+/* Who connects tells whom it does not reach. */
+static void watch_peers(struct afd_ffn_node *node, afd_ns now)
+{
+    for (uint32_t m = 0; m < node->self; m++)
+        if (is_to_have_pair(node, &node->peers[m]) && !node->peers[m].is_open)
+            afd_members_wait(&node->members, m, now);
+        else
+            afd_members_found(&node->members, m);
+}
+
 /* The higher index connects to the lower. */
 static void connect_peers(struct afd_ffn_node *node, afd_ns now)
 {
@@ -121,7 +139,7 @@ static void connect_peers(struct afd_ffn_node *node, afd_ns now)
         struct ffn_peer *peer = &node->peers[m];
         struct afd_region regions[AFD_MAX_REGIONS];
         struct afd_error error;
-        if (peer->pair || !peer->is_listed || !node->held || now < peer->retry_at) continue;
+        if (peer->pair || !is_to_have_pair(node, peer) || now < peer->retry_at) continue;
         struct afd_identity who = {AFD_ROLE_FFN, node->instance * node->tp + m, peer->incarnation};
         uint32_t count = afd_group_regions(node->group, m, regions, AFD_MAX_REGIONS);
         peer->pair = afd_pair_connect(node->transport, peer->address, &who, ++peer->generation, node->epoch,
@@ -141,7 +159,7 @@ static void on_peer_request(struct afd_ffn_node *node, struct afd_pair *pair)
         return;
     }
     struct ffn_peer *peer = &node->peers[member];
-    if (peer->pair) fail_group(node, member, "it began again");
+    if (peer->pair) ffn_fail_group(node, member, "it began again");
     if (node->group_state != FFN_GROUP_FORMING || !peer->is_listed || peer->incarnation != who->incarnation) {
         afd_pair_refuse(pair, 1, "this member is not there yet");
         return;
@@ -157,6 +175,7 @@ static void on_peer_open(struct afd_ffn_node *node, struct ffn_peer *peer)
     uint32_t member = (uint32_t)(peer - node->peers);
     peer->is_open = 1;
     peer->backoff_ms = FIRST_BACKOFF_MS;
+    afd_members_found(&node->members, member);
     afd_group_set_pair(node->group, member, peer->pair);
 }
 
@@ -172,13 +191,15 @@ static void on_peer_lost(struct afd_ffn_node *node, struct ffn_peer *peer,
                          const struct afd_transport_event *event, afd_ns now)
 {
     int was_open = peer->is_open;
+    uint32_t member = (uint32_t)(peer - node->peers);
     back_off(peer, now);
     if (was_open) {
         char words[256];
         snprintf(words, sizeof words, "%s", event->words ? event->words : "");
-        fail_group(node, (uint32_t)(peer - node->peers), words);
+        ffn_fail_group(node, member, words);
         return;
     }
+    if (event->status == AFD_AGAIN && member < node->self) afd_members_refused(&node->members, member, now);
     afd_pair_close(peer->pair);
     peer->pair = NULL;
 }
@@ -190,7 +211,10 @@ uint32_t ffn_group_progress(struct afd_ffn_node *node, afd_ns now)
     struct afd_error error;
     if (node->tp == 1 || !node->device) return 0;
     if (node->group_state == FFN_GROUP_DOWN) form_group(node);
-    if (node->group_state == FFN_GROUP_FORMING) connect_peers(node, now);
+    if (node->group_state != FFN_GROUP_UP) {
+        watch_peers(node, now);
+        connect_peers(node, now);
+    }
     if (!node->group) return 0;
     uint32_t count = afd_group_poll(node->group, events, 16), done = count;
     for (uint32_t i = 0; i < count && node->group; i++) {
@@ -202,10 +226,11 @@ uint32_t ffn_group_progress(struct afd_ffn_node *node, afd_ns now)
         case AFD_GROUP_MESSAGE:
             if (afd_ffn_group_receive(node->core, events[i].member, events[i].message,
                                       events[i].message_bytes, now, &error))
-                fail_group(node, events[i].member, error.text);
+                ffn_fail_group(node, events[i].member, error.text);
             break;
         case AFD_GROUP_FAILED:
-            fail_group(node, events[i].member, "the group failed");
+            if (events[i].member == node->self) afd_members_stalled(&node->members, node->self, now);
+            ffn_fail_group(node, events[i].member, "the group failed");
             break;
         }
     }
@@ -227,10 +252,9 @@ uint32_t ffn_group_progress(struct afd_ffn_node *node, afd_ns now)
 afd_ns ffn_links_deadline(const struct afd_ffn_node *node)
 {
     afd_ns at = AFD_NEVER;
-    if (node->group_state != FFN_GROUP_FORMING) return at;
     for (uint32_t m = 0; m < node->self; m++) {
         const struct ffn_peer *peer = &node->peers[m];
-        if (!peer->pair && peer->is_listed && peer->retry_at < at) at = peer->retry_at;
+        if (!peer->pair && is_to_have_pair(node, peer) && peer->retry_at < at) at = peer->retry_at;
     }
     return at;
 }
@@ -282,12 +306,26 @@ static void list_member(struct afd_ffn_node *node, const Afd__Member *m)
     } else if (m->rank / node->tp == node->instance && m->rank % node->tp != node->self) {
         struct ffn_peer *peer = &node->peers[m->rank % node->tp];
         if (peer->incarnation != m->incarnation) {
-            if (peer->pair) fail_group(node, m->rank % node->tp, "another process has its rank");
+            if (peer->pair) ffn_fail_group(node, m->rank % node->tp, "another process has its rank");
+            afd_members_found(&node->members, m->rank % node->tp);
             *peer = (struct ffn_peer){.incarnation = m->incarnation, .backoff_ms = FIRST_BACKOFF_MS};
         }
         peer->is_listed = 1;
         snprintf(peer->address, sizeof peer->address, "%s", m->data_address);
     }
+}
+
+/* An instance that is left out is fenced as a whole, whatever each of its members knows: it ends its group
+ * and forms anew. */
+static void leave_out(struct afd_ffn_node *node, const Afd__Peers *peers)
+{
+    int was_left_out = node->is_left_out;
+    node->is_left_out = 0;
+    for (size_t i = 0; i < peers->n_members; i++)
+        if (peers->members[i]->role == AFD__ROLE__FFN && peers->members[i]->rank == node->config.rank)
+            node->is_left_out = peers->members[i]->left_out;
+    if (node->tp > 1 && node->is_left_out && !was_left_out && node->group_state == FFN_GROUP_UP)
+        ffn_fail_group(node, node->self, "the scheduler leaves this instance out");
 }
 
 void ffn_on_peers(struct afd_ffn_node *node, const Afd__Peers *peers)
@@ -301,6 +339,7 @@ void ffn_on_peers(struct afd_ffn_node *node, const Afd__Peers *peers)
         if (!node->sources[i].is_listed) drop_source(node, &node->sources[i]);
     for (uint32_t m = 0; m < node->tp; m++)
         if (!node->peers[m].is_listed && node->peers[m].pair)
-            fail_group(node, m, "the scheduler lists it no more");
+            ffn_fail_group(node, m, "the scheduler lists it no more");
+    leave_out(node, peers);
     ffn_check_drained(node);
 }

@@ -11,7 +11,10 @@
 #include "deploy/nic.h"
 #include "ffn_node/shell.h"
 
-enum { SIGNAL_EVENTS = 2, EVENTS = 32, PASSES_PER_LOOK = 16 };
+enum { SIGNAL_EVENTS = 2, EVENTS = 32 };
+
+/* When the event base gets its turn although there is work: by time, because a pass may copy megabytes. */
+#define BASE_TURN_NS ((afd_ns)200000)
 
 /* ---- the end */
 
@@ -238,34 +241,42 @@ static int is_answer_near(const struct afd_ffn_node *node)
     return node->device_ops || (node->core && afd_ffn_group_expected(node->core));
 }
 
+/* The first shards that were assigned; those that follow are ffn_adjust's. */
+static void load_assigned(struct afd_ffn_node *node)
+{
+    struct afd_error error;
+    if (!node->is_assigned || node->device) return;
+    enum afd_status status = ffn_load(node, &error);
+    if (status) {
+        afd_log_error("%s", error.text);
+        ffn_exit(node, afd_exit_status(status));
+    } else if (node->tp == 1 && !node->is_ready) {
+        ffn_set_ready(node);
+    } else if (node->is_ready) {
+        ffn_tell_ready(node);
+    }
+}
+
 static void loop(struct afd_ffn_node *node)
 {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     afd_ns spin = (afd_ns)afd_topology_spin_us(node->topology, cores > 0 ? (uint32_t)cores : 1) * 1000;
-    uint32_t passes = 0;
+    afd_ns turned_at = 0;
     afd_thread_answers();
     while (!node->is_exiting) {
-        struct afd_error error;
-        if (node->is_assigned && !node->device) {
-            enum afd_status status = ffn_load(node, &error);
-            if (status) {
-                afd_log_error("%s", error.text);
-                ffn_exit(node, afd_exit_status(status));
-                return;
-            }
-            if (node->tp == 1 && !node->is_ready)
-                ffn_set_ready(node);
-            else if (node->is_ready)
-                ffn_tell_ready(node);
-        }
+        load_assigned(node);
+        if (node->is_exiting) return;
         afd_ns now = afd_now();
         if (progress(node, now))
             node->active_at = now;
         else if (!spin || now - node->active_at >= spin || !is_answer_near(node)) {
             sleep_until_event(node);
+            turned_at = afd_now();
             continue;
         }
-        if (++passes % PASSES_PER_LOOK == 0) event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
+        if (now - turned_at < BASE_TURN_NS) continue;
+        event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
+        turned_at = now;
     }
 }
 

@@ -382,6 +382,7 @@ static void finish_run(struct afd_ffn_node *node, struct ffn_run *run, afd_ns no
         put_in_outbox(node, source, m->slot);
         if (afd_trace_is_on(node->trace)) ffn_spans_part(node, run, source, m->slot, b->parts[i].arrived);
     }
+    afd_members_worked(&node->members);
     node->batches_done++;
     node->rows_done += b->member_rows[node->self];
     run->step = RUN_IDLE;

@@ -27,6 +27,7 @@
 #include "deploy/health.h"
 #include "deploy/loading.h"
 #include "ffn_node/group.h"
+#include "ffn_node/members.h"
 #include "ffn_node/node.h"
 #include "proto/member.h"
 #include "proto/stage_cells.h"
@@ -153,6 +154,8 @@ struct afd_ffn_node {
     struct afd_group_config group_config;
     void *nccl; /* transport.group: nccl */
     enum ffn_group_state group_state;
+    struct afd_members members; /* whom of them the heartbeat is to tell */
+    int is_left_out;            /* this instance, by the last Peers */
 
     struct ffn_run runs[AFD_FFN_DEPTH]; /* batch number mod AFD_FFN_DEPTH */
     uint32_t device_ops;                /* submitted ops whose event has not come */
@@ -194,6 +197,7 @@ uint32_t ffn_adjust(struct afd_ffn_node *node, afd_ns now);
 /* links.c */
 void ffn_on_transport(struct afd_ffn_node *node, const struct afd_transport_event *event, afd_ns now);
 void ffn_on_peers(struct afd_ffn_node *node, const Afd__Peers *peers);
+void ffn_fail_group(struct afd_ffn_node *node, uint32_t member, const char *words);
 void ffn_poison(struct afd_ffn_node *node, struct ffn_source *source, const char *words);
 uint32_t ffn_group_progress(struct afd_ffn_node *node, afd_ns now);
 afd_ns ffn_links_deadline(const struct afd_ffn_node *node);

@@ -21,10 +21,11 @@ static void count_attention(const struct afd_shape *shape, const struct afd_coun
     const struct afd_attn_desc *a = &shape->model->layers[layer].attn;
     double tokens = a->window && context > a->window ? a->window : context;
     if (shape->is_linear[layer]) {
-        /* the state is updated by k v^T and read by q: two operations each an element */
+        /* Read and written. An element decays (1), takes k v^T (2) and is read by q (2); tables 2 and 3 of
+         * the report have 10 for the 5. */
         double state = (double)a->heads * a->head_dim * a->head_dim;
-        w->kv_bytes = STATE_BYTES * state;
-        w->attention_flops = 4 * state;
+        w->kv_bytes = 2 * STATE_BYTES * state;
+        w->attention_flops = (terms->convention == AFD_CONVENTION_REPORT ? 10 : 5) * state;
     } else {
         double flops = afd_attn_score_flops(a);
         if (a->kind == AFD_ATTN_LATENT && terms->convention == AFD_CONVENTION_REPORT)

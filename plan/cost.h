@@ -26,7 +26,7 @@ struct afd_count_terms {
 
 /* Of one decoded token, all layers. */
 struct afd_token_work {
-    double kv_bytes;        /* read from the cache or the state */
+    double kv_bytes;        /* read from the cache; read from and written to a state */
     double attention_flops; /* scores and values */
     double linear_flops;    /* projections before and after */
     double ffn_flops;

@@ -3,6 +3,8 @@
 #include <poll.h>
 #include <stdlib.h>
 
+#include "base/rng.h"
+
 enum { BLOCK_TOKENS = 64 };
 
 struct afd_engine {
@@ -17,6 +19,7 @@ struct afd_engine {
     struct afd_choice *choices;
     struct afd_chosen *chosen;
     struct afd_sampling sampling;
+    uint64_t steps;
 };
 
 static uint64_t low_bits(uint32_t count)
@@ -101,7 +104,6 @@ static enum afd_status make_tables(struct afd_engine *e, struct afd_error *error
     e->sampling = (struct afd_sampling){.top_p = 1, .repetition_penalty = 1};
     for (uint32_t i = 0; i < blocks * n; i++) e->blocks[i] = i;
     for (uint32_t i = 0; i < n; i++) {
-        e->tokens[i] = i % e->model->vocab;
         e->rows[i] = i;
         e->segments[i] = (struct afd_segment){
             .first_row = i, .rows = 1, .blocks = e->blocks + (size_t)i * blocks, .block_count = blocks};
@@ -169,15 +171,27 @@ static struct afd_ffn_part part_of(const struct afd_engine *e, uint32_t batch)
 
 static enum afd_status begin(struct afd_engine *e, uint32_t batch, uint32_t position)
 {
-    for (uint32_t i = 0; i < batch; i++) e->segments[i].first_position = position;
+    for (uint32_t i = 0; i < batch; i++) {
+        e->tokens[i] = (uint32_t)(afd_random(0, e->steps, i) % e->model->vocab);
+        e->segments[i].first_position = position;
+    }
+    e->steps++;
     struct afd_step s = {.rows = batch, .segment_count = batch, .tokens = e->tokens, .segments = e->segments};
     enum afd_status status = afd_device_step(e->attn, 0, &s);
     if (status) return status;
     return execute(e->attn, &(struct afd_op){.kind = AFD_OP_EMBED, .quiet = 1}, NULL);
 }
 
-static enum afd_status layer(struct afd_engine *e, uint32_t batch, uint32_t l, afd_ns *attn_ns,
-                             afd_ns *ffn_ns)
+/* Rows that the FFN device has work for, as route left them. */
+static uint32_t ffn_rows_of(const struct afd_engine *e, uint32_t batch)
+{
+    const struct afd_route_result *routed = afd_device_route_result(e->attn, 0);
+    uint32_t rows = 0;
+    for (uint32_t s = 0; s < e->config.held; s++) rows += routed->active[s];
+    return rows < batch ? rows : batch;
+}
+
+static enum afd_status layer(struct afd_engine *e, uint32_t batch, uint32_t l, struct afd_engine_times *t)
 {
     struct afd_partials partials = partials_of(e);
     struct afd_route_to to = {.shards = low_bits(e->config.ep), .every_row = 1, .records = e->records};
@@ -188,10 +202,11 @@ static enum afd_status layer(struct afd_engine *e, uint32_t batch, uint32_t l, a
                           &(struct afd_op){.kind = AFD_OP_ATTN, .quiet = 1, .layer = l, .attn = {&partials}},
                           NULL)) ||
         (status = execute(e->attn, &(struct afd_op){.kind = AFD_OP_ROUTE, .layer = l, .route = {&to, 1}},
-                          attn_ns)))
+                          &t->attn[l])))
         return status;
+    t->ffn_rows[l] = ffn_rows_of(e, batch);
     return execute(e->ffn, &(struct afd_op){.kind = AFD_OP_FFN, .layer = l, .ffn = {&part, 1, NULL, &bad}},
-                   ffn_ns);
+                   &t->ffn[l]);
 }
 
 enum afd_status afd_engine_step(struct afd_engine *e, uint32_t batch, uint32_t position,
@@ -199,24 +214,13 @@ enum afd_status afd_engine_step(struct afd_engine *e, uint32_t batch, uint32_t p
 {
     struct afd_partials partials = partials_of(e);
     enum afd_status status = begin(e, batch, position);
-    t->attn = t->ffn = t->head = 0;
-    for (uint32_t l = 0; !status && l < e->model->layer_count; l++) {
-        afd_ns attn_ns = 0, ffn_ns = 0;
-        status = layer(e, batch, l, &attn_ns, &ffn_ns);
-        t->attn += attn_ns;
-        t->ffn += ffn_ns;
-        if (t->attn_layers) t->attn_layers[l] = attn_ns;
-        if (t->ffn_layers) t->ffn_layers[l] = ffn_ns;
-    }
+    for (uint32_t l = 0; !status && l < e->model->layer_count; l++) status = layer(e, batch, l, t);
     if (status ||
         (status = execute(
              e->attn,
              &(struct afd_op){.kind = AFD_OP_LOGITS, .quiet = 1, .logits = {&partials, e->rows, batch}},
-             NULL)) ||
-        (status = execute(e->attn,
-                          &(struct afd_op){.kind = AFD_OP_SAMPLE, .sample = {e->choices, e->chosen, batch}},
-                          &t->head)))
+             NULL)))
         return status;
-    for (uint32_t i = 0; i < batch; i++) e->tokens[i] = e->chosen[i].token;
-    return AFD_OK;
+    return execute(e->attn, &(struct afd_op){.kind = AFD_OP_SAMPLE, .sample = {e->choices, e->chosen, batch}},
+                   &t->head);
 }

@@ -19,13 +19,14 @@ struct afd_engine_config {
     uint32_t threads;      /* of each device */
     uint32_t core;         /* thread i of both devices runs on core + i; AFD_ENGINE_ANY_CORE: anywhere */
     uint32_t ep, held;     /* shards that the FFN is cut into, and how many of them the FFN device holds: the
-                              answers of     the others are zeros */
+                              answers of the others are zeros */
 };
 
-/* Nanoseconds of one step; per layer where the caller gives room for it. */
+/* Nanoseconds of one step. */
 struct afd_engine_times {
-    afd_ns attn, ffn, head;           /* head: logits and sampling */
-    afd_ns *attn_layers, *ffn_layers; /* NULL or [layer_count] */
+    afd_ns head; /* logits and sampling */
+    afd_ns attn[AFD_MAX_LAYERS], ffn[AFD_MAX_LAYERS];
+    uint32_t ffn_rows[AFD_MAX_LAYERS]; /* rows that the shards which the FFN device holds had work for */
 };
 
 enum afd_status afd_engine_open(const struct afd_engine_config *config, struct afd_engine **out,
@@ -33,7 +34,8 @@ enum afd_status afd_engine_open(const struct afd_engine_config *config, struct a
 void afd_engine_close(struct afd_engine *engine); /* NULL is allowed */
 const struct afd_model *afd_engine_model(const struct afd_engine *engine);
 
-/* One token for each of the first `batch` sequences, at `position`. */
+/* One token for each of the first `batch` sequences, at `position`; the tokens are random, for which shard a
+ * row concerns depends on them. */
 enum afd_status afd_engine_step(struct afd_engine *engine, uint32_t batch, uint32_t position,
                                 struct afd_engine_times *times_out);
 #endif

@@ -1,7 +1,6 @@
 #include "plan/forecast.h"
 
 #include <assert.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,69 +10,15 @@
 
 #define MIN_FACTOR 0.5 /* of an op's usual time, however far its size's times lie apart */
 
+/* How far a thread that computes gets ahead of one that waits for the same core: a slice of Linux' scheduler
+ * (EEVDF), 0.7 ms x (1 + log2 of the cores), on two of them. */
+#define SLICE_S 1.4e-3
+
+/* At a tick, 250 a second, a core that is free takes over one that waits for another core. */
+#define TICK_S 4e-3
+
 /* While it warms up, the gather core learns what a batch costs and when a slot comes back. */
 enum { WARM_STEPS = 16, STEPS = 48, SLOTS = AFD_FORECAST_RANKS * AFD_MAX_SLOTS };
-
-/* ---- the table */
-
-static int read_pair(const json_t *o, const char *name, double out[2])
-{
-    static const char *const suffixes[] = {"us", "us_beside"};
-    for (int i = 0; i < 2; i++) {
-        char key[48];
-        snprintf(key, sizeof key, "%s_%s", name, suffixes[i]);
-        double us = json_number_value(json_object_get(o, key));
-        if (!(us > 0 && us < 1e9)) return 0;
-        out[i] = us * 1e-6;
-    }
-    return 1;
-}
-
-static enum afd_status read_table(const json_t *root, struct afd_stage_table *t, struct afd_error *error)
-{
-    const json_t *stages = json_object_get(root, "stages"), *o;
-    json_int_t ep = json_integer_value(json_object_get(root, "ep")),
-               held = json_integer_value(json_object_get(root, "held")),
-               layers = json_integer_value(json_object_get(root, "layers"));
-    size_t i, count = json_array_size(stages);
-    if (!count || count > AFD_FORECAST_SAMPLES || held < 1 || ep < held || ep > AFD_MAX_SHARDS ||
-        layers < 1 || layers > AFD_MAX_LAYERS)
-        return afd_fail(error, AFD_ERR_CONFIG,
-                        "expected what `afd bench stage --json` prints, of at most %d sizes",
-                        AFD_FORECAST_SAMPLES);
-    *t = (struct afd_stage_table){.ep = (uint32_t)ep, .held = (uint32_t)held, .layers = (uint32_t)layers};
-    json_array_foreach(stages, i, o)
-    {
-        struct afd_stage_sample *s = &t->samples[t->count++];
-        json_int_t rows = json_integer_value(json_object_get(o, "rows"));
-        if (rows < 1 || rows > AFD_MAX_ROWS || (i && (uint32_t)rows <= s[-1].rows))
-            return afd_fail(error, AFD_ERR_CONFIG, "stages[%zu].rows: expected 1 to %d, ascending", i,
-                            AFD_MAX_ROWS);
-        s->rows = (uint32_t)rows;
-        if (!read_pair(o, "attn", s->attn) || !read_pair(o, "ffn", s->ffn) || !read_pair(o, "head", s->head))
-            return afd_fail(error, AFD_ERR_CONFIG, "stages[%zu]: expected microseconds of attn, ffn and head",
-                            i);
-        s->crowded = json_number_value(json_object_get(o, "crowded_ratio"));
-        s->spread = json_number_value(json_object_get(o, "spread_ratio"));
-        if (!(s->crowded >= 1 && s->crowded < 1e3))
-            return afd_fail(error, AFD_ERR_CONFIG, "stages[%zu].crowded_ratio: expected a number from 1", i);
-        if (!(s->spread >= 0 && s->spread < 1e3))
-            return afd_fail(error, AFD_ERR_CONFIG, "stages[%zu].spread_ratio: expected a number from 0", i);
-    }
-    return AFD_OK;
-}
-
-enum afd_status afd_stage_table_load(const char *path, struct afd_stage_table *out, struct afd_error *error)
-{
-    json_error_t json_error;
-    json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &json_error);
-    enum afd_status status =
-        root ? read_table(root, out, error)
-             : afd_fail(error, AFD_ERR_CONFIG, "line %d: %s", json_error.line, json_error.text);
-    if (status) afd_error_prefix(error, "%s", path);
-    json_decref(root);
-    return status;
-}
 
 enum stage { ATTN, FFN, HEAD };
 
@@ -82,15 +27,22 @@ static const double *times_of(const struct afd_stage_sample *s, enum stage stage
     return stage == ATTN ? s->attn : stage == FFN ? s->ffn : s->head;
 }
 
+/* The rows of a sample that a stage's time is a function of. */
+static double rows_of(const struct afd_stage_sample *s, enum stage stage)
+{
+    return stage == FFN ? s->ffn_rows : s->rows;
+}
+
 /* On the line between the two sizes around it, or of the last two beyond them; returns the nearer one. */
 static const struct afd_stage_sample *look_up(const struct afd_stage_table *t, enum stage stage, double rows,
                                               double out[2])
 {
     uint32_t i = 1;
-    while (i + 1 < t->count && t->samples[i].rows < rows) i++;
+    while (i + 1 < t->count && rows_of(&t->samples[i], stage) < rows) i++;
     const struct afd_stage_sample *high = &t->samples[t->count > 1 ? i : 0],
                                   *low = &t->samples[t->count > 1 ? i - 1 : 0];
-    double share = high == low ? 0 : (rows - low->rows) / ((double)high->rows - low->rows);
+    double width = rows_of(high, stage) - rows_of(low, stage);
+    double share = width > 0 ? (rows - rows_of(low, stage)) / width : 0;
     for (int k = 0; k < 2; k++) {
         double a = times_of(low, stage)[k], b = times_of(high, stage)[k];
         out[k] = fmax(a + (b - a) * share, 0.25 * a);
@@ -105,6 +57,8 @@ struct slot {
     uint32_t answers; /* still to come */
     int is_queued;    /* at its attention device */
     double ready_s;
+    /* Rows by FFN instance: of this step those whose turn is there, of this layer those that concern it. */
+    uint32_t home[AFD_FORECAST_RANKS], active[AFD_FORECAST_RANKS];
 };
 
 struct message {
@@ -115,11 +69,15 @@ struct message {
 /* A batch that the gather core formed. */
 struct run {
     uint64_t number;
-    uint32_t rows, count, slots[SLOTS];
+    uint32_t active, count, slots[SLOTS];
 };
 
 struct device {
-    int is_busy;
+    int is_busy, is_on;   /* on: its thread has a core */
+    int has_begun;        /* it had one since it is busy */
+    uint32_t core;        /* that its thread runs on, waits for, or ran on last */
+    double ran_s;         /* its virtual time beside the others of its core: who ran least goes first */
+    double lag_s;         /* when it went to sleep: how much less than its part it had; below 0: more */
     double left, done_to; /* seconds alone; the share that another busy core leaves */
     double crowded;       /* as in the table */
     double busy_s, began_s;
@@ -135,12 +93,12 @@ struct model {
     const struct afd_forecast_input *in;
     struct afd_arena *arena; /* the gather cores' */
     uint32_t slots;
-    double now;
-    double chores; /* CPU seconds of event loops and scheduler that are yet to be spent */
+    double now, tick_s; /* tick: the next one */
+    double chores;      /* CPU seconds of event loops and scheduler that are yet to be spent */
     struct slot slot[SLOTS];
     struct device device[2 * AFD_FORECAST_RANKS]; /* attention's first */
     struct afd_gather_part parts[SLOTS];
-    uint64_t ops, batches, batch_rows;
+    uint64_t ops, draws, queued, batches, batch_rows;
 };
 
 static afd_ns ns_of(double s)
@@ -153,19 +111,93 @@ static int is_ffn(const struct model *m, const struct device *d)
     return d >= m->device + m->in->a;
 }
 
+/* 1 with this probability. */
+static int draw(struct model *m, double probability)
+{
+    return (double)(afd_random(1, m->draws++, 0) >> 11) * 0x1p-53 < probability;
+}
+
+/* The device that has the core. */
+static struct device *on_core(struct model *m, uint32_t core)
+{
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++)
+        if (m->device[i].is_on && m->device[i].core == core) return &m->device[i];
+    return NULL;
+}
+
+/* Who waits for the core and ran least. */
+static struct device *next_of(const struct model *m, uint32_t core)
+{
+    const struct device *least = NULL;
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++) {
+        const struct device *d = &m->device[i];
+        if (d->is_busy && !d->is_on && d->core == core && (!least || d->ran_s < least->ran_s)) least = d;
+    }
+    return (struct device *)least;
+}
+
+/* What the threads that run on a core or wait for it ran, on average; 0: there is none. */
+static int average_of(const struct model *m, uint32_t core, const struct device *but, double *ran_out)
+{
+    uint32_t count = 0;
+    *ran_out = 0;
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++) {
+        const struct device *d = &m->device[i];
+        if (d == but || !d->is_busy || d->core != core) continue;
+        *ran_out += d->ran_s;
+        count++;
+    }
+    if (count) *ran_out /= count;
+    return count > 0;
+}
+
+static void give(struct model *m, struct device *d)
+{
+    d->is_on = 1;
+    if (!d->has_begun) d->began_s = m->now;
+    d->has_begun = 1;
+}
+
+/* One that slept after more than its part of the core waits there until the others have caught up, though
+ * another core be free: the kernel has not let it go yet (delayed dequeue). All others go to a free core if
+ * there is one, keep what they were owed, and go before who ran more. */
+static void wake(struct model *m, struct device *d)
+{
+    double average;
+    int is_alone = !average_of(m, d->core, d, &average);
+    if (!is_alone && d->lag_s < 0 && average < d->ran_s) return;
+    for (uint32_t c = 0; !is_alone && c < m->in->cores; c++)
+        if (!average_of(m, c, d, &average)) d->core = c, is_alone = 1;
+    if (!is_alone && average_of(m, d->core, d, &average)) d->ran_s = average - fmax(d->lag_s, 0);
+    struct device *there = on_core(m, d->core);
+    if (there && there->ran_s <= d->ran_s) return;
+    if (there) there->is_on = 0;
+    give(m, d);
+}
+
+static void fall_asleep(const struct model *m, struct device *d)
+{
+    double average;
+    d->is_on = 0;
+    d->lag_s = average_of(m, d->core, d, &average) ? (average - d->ran_s) / 2 : 0;
+    d->lag_s = fmin(d->lag_s, SLICE_S);
+}
+
 static void start(struct model *m, struct device *d, enum stage stage, double rows)
 {
     double times[2];
     const struct afd_stage_sample *near = look_up(m->in->table, stage, rows, times);
     /* No two ops take the same time: without that, ranks would keep in step for ever, and their messages meet
      * in one batch. Even between the bounds that give it the spread. */
-    double draw = (double)(afd_random(0, m->ops++, 0) >> 11) * 0x1p-53 - 0.5;
-    double factor = fmax(1 + draw * sqrt(12) * near->spread, MIN_FACTOR);
+    double unit = (double)(afd_random(0, m->ops++, 0) >> 11) * 0x1p-53 - 0.5;
+    double factor = fmax(1 + unit * sqrt(12) * near->spread, MIN_FACTOR);
     d->crowded = near->crowded;
     d->is_busy = 1;
+    d->has_begun = d->is_on;
     d->began_s = m->now;
     d->left = times[0] * factor;
     d->done_to = fmin(times[0] / times[1], 1);
+    if (!d->is_on) wake(m, d);
 }
 
 /* An attention device takes the slot that was ready first. */
@@ -202,8 +234,9 @@ static void take_messages(struct model *m, struct device *d)
             d->inbox[kept++] = d->inbox[i];
             continue;
         }
+        uint32_t here = s->active[d - m->device - m->in->a];
         struct afd_gather_message message = {.shards = 1,
-                                             .rows = s->rows,
+                                             .rows = here && !m->in->is_routed ? s->rows : here,
                                              .source = (uint16_t)s->rank,
                                              .slot = place_of(m, s),
                                              .layer = (uint16_t)s->layer,
@@ -224,12 +257,31 @@ static void start_ffn(struct model *m, struct device *d)
         struct run *r = &d->run[d->runs++];
         m->batches++;
         m->batch_rows += batch.rows;
-        *r = (struct run){.number = batch.number, .rows = batch.rows, .count = batch.part_count};
-        for (uint32_t i = 0; i < batch.part_count; i++) r->slots[i] = m->parts[i].message.sequence;
+        *r = (struct run){.number = batch.number, .count = batch.part_count};
+        for (uint32_t i = 0; i < batch.part_count; i++) {
+            r->slots[i] = m->parts[i].message.sequence;
+            r->active += m->slot[r->slots[i]].active[d - m->device - m->in->a];
+        }
     }
-    if (d->runs && !d->is_busy) start(m, d, FFN, d->run[0].rows);
+    if (d->runs && !d->is_busy) start(m, d, FFN, d->run[0].active);
 }
 
+/* Which FFN instances the rows of a layer concern. A row has its turn at one, the same in all layers of a
+ * step; where more of them are at work for each row than one of all, the others are drawn by layer, as
+ * experts are. */
+static void draw_active(struct model *m, struct slot *s)
+{
+    uint32_t f = m->in->f;
+    if (!s->layer) memset(s->home, 0, sizeof s->home);
+    for (uint32_t r = 0; !s->layer && r < s->rows; r++) s->home[afd_random(2, m->draws++, 0) % f]++;
+    double besides = f > 1 ? (m->in->table->ffn_share - 1.0 / f) / (1 - 1.0 / f) : 0;
+    for (uint32_t i = 0; i < f; i++) {
+        s->active[i] = s->home[i];
+        for (uint32_t r = s->home[i]; r < s->rows; r++) s->active[i] += (uint32_t)draw(m, besides);
+    }
+}
+
+/* A message to each FFN instance; where no row concerns it, it is a notice that nobody waits for. */
 static void finish_attn(struct model *m, struct device *d)
 {
     struct slot *s = &m->slot[d->slot];
@@ -238,14 +290,16 @@ static void finish_attn(struct model *m, struct device *d)
         s->steps++;
         s->is_queued = 1;
         s->ready_s = m->now;
-        m->chores += m->in->step_s;
+        m->chores += m->in->step_s + s->rows * m->in->token_s;
         return;
     }
-    s->answers = m->in->f;
+    draw_active(m, s);
+    s->answers = 0;
     for (uint32_t i = 0; i < m->in->f; i++) {
         struct device *ffn = &m->device[m->in->a + i];
         ffn->inbox[ffn->under_way++] = (struct message){d->slot, m->now + m->in->hop_s / 2};
-        m->chores += m->in->turn_s / 2;
+        m->chores += s->active[i] ? m->in->turn_s / 2 : m->in->turn_s;
+        s->answers += s->active[i] > 0;
     }
 }
 
@@ -264,23 +318,58 @@ static void finish_ffn(struct model *m, struct device *d)
     memmove(d->run, d->run + 1, --d->runs * sizeof *d->run);
 }
 
-/* How fast a busy device works: 1 is as when it was measured alone. */
-static double rate_of(const struct model *m, const struct device *d, uint32_t busy)
+static void give_cores(struct model *m)
+{
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++)
+        if (m->device[i].is_on && !m->device[i].is_busy) fall_asleep(m, &m->device[i]);
+    for (uint32_t c = 0; c < m->in->cores; c++) {
+        struct device *next = next_of(m, c);
+        for (uint32_t i = 0; !next && !on_core(m, c) && i < m->in->a + m->in->f; i++) {
+            struct device *d = &m->device[i];
+            if (!d->is_busy || d->is_on || m->tick_s > m->now) continue;
+            next = d;
+            d->core = c;
+        }
+        if (next && !on_core(m, c)) give(m, next);
+    }
+    while (m->tick_s <= m->now) m->tick_s += TICK_S;
+}
+
+/* Of the devices that are busy. */
+struct load {
+    uint32_t on, waiting;
+};
+
+static struct load load_of(const struct model *m)
+{
+    struct load load = {0};
+    for (uint32_t i = 0; i < m->in->a + m->in->f; i++) {
+        load.on += (uint32_t)m->device[i].is_on;
+        load.waiting += (uint32_t)(m->device[i].is_busy && !m->device[i].is_on);
+    }
+    return load;
+}
+
+/* How fast a device that has a core works: 1 is as when it was measured alone. */
+static double rate_of(const struct model *m, const struct device *d, struct load load)
 {
     double all = m->in->cores, cores = all - (m->chores > 0);
-    if (busy > all) return cores / all * (all + 1) / busy / d->crowded;
-    double share = busy > cores ? cores / busy : 1;
-    return share * (busy > 1 && all > 1 ? d->done_to : 1);
+    if (load.waiting && load.on == m->in->cores) return cores / all * (all + 1) / all / d->crowded;
+    double share = load.on > cores ? cores / load.on : 1;
+    return share * (load.on > 1 && all > 1 ? d->done_to : 1);
 }
 
 /* Seconds until something ends, arrives, or is held back no longer. */
-static double time_to_next(const struct model *m, uint32_t busy)
+static double time_to_next(const struct model *m, struct load load)
 {
     double next = m->chores > 0 ? m->chores : INFINITY;
     for (uint32_t i = 0; i < m->in->a + m->in->f; i++) {
         const struct device *d = &m->device[i];
-        double rate = rate_of(m, d, busy);
-        if (d->is_busy && rate > 0) next = fmin(next, d->left / rate);
+        double rate = rate_of(m, d, load);
+        if (d->is_on && rate > 0) next = fmin(next, d->left / rate);
+        const struct device *waits = d->is_on ? next_of(m, d->core) : NULL;
+        if (waits) next = fmin(next, fmax(waits->ran_s + SLICE_S - d->ran_s, 0));
+        if (d->is_busy && !d->is_on && load.on < m->in->cores) next = fmin(next, m->tick_s - m->now);
         if (!is_ffn(m, d)) continue;
         for (uint32_t q = 0; q < d->under_way; q++) next = fmin(next, d->inbox[q].at_s - m->now);
         afd_ns deadline = afd_gather_deadline(d->gather);
@@ -292,23 +381,27 @@ static double time_to_next(const struct model *m, uint32_t busy)
     return fmax(next, 1e-9); /* the gather core's clock */
 }
 
-/* To the next moment at which something happens; busy devices make their share of progress. */
+/* To the next moment at which something happens; devices that have a core make progress. */
 static void advance(struct model *m)
 {
-    uint32_t devices = m->in->a + m->in->f, busy = 0;
-    for (uint32_t i = 0; i < devices; i++) busy += (uint32_t)m->device[i].is_busy;
-    double next = time_to_next(m, busy);
+    uint32_t devices = m->in->a + m->in->f;
+    struct load load = load_of(m);
+    double next = time_to_next(m, load);
     assert(isfinite(next));
     m->now += next;
     for (uint32_t i = 0; i < devices; i++) {
         struct device *d = &m->device[i];
         if (!d->is_busy) continue;
         d->busy_s += next;
-        d->left -= next * rate_of(m, d, busy);
+        if (!d->is_on) continue;
+        d->left -= next * rate_of(m, d, load);
+        d->ran_s += next;
     }
     m->chores = fmax(m->chores - next, 0);
     for (uint32_t i = 0; i < devices; i++) {
         struct device *d = &m->device[i];
+        const struct device *waits = d->is_on ? next_of(m, d->core) : NULL;
+        if (waits && d->ran_s >= waits->ran_s + SLICE_S) d->is_on = 0;
         if (!d->is_busy || d->left > 1e-12) continue;
         d->is_busy = 0;
         if (is_ffn(m, d))
@@ -327,6 +420,7 @@ static void start_all(struct model *m)
         else if (!d->is_busy)
             start_attn(m, d, i);
     }
+    give_cores(m);
 }
 
 /* Sequences are spread over the ranks, and a rank's over its slots. */

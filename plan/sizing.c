@@ -36,21 +36,24 @@ static double attn_layer_s(const struct afd_sizing_input *in, uint32_t l, double
            e->attn_layer_us * 1e-6;
 }
 
-/* One FFN layer of an instance whose cards share every expert (tp), `f` instances sharing out the experts
- * (ep): the rows are gathered, computed, and their sums scattered back over the server's links. */
-static double ffn_layer_s(const struct afd_sizing_input *in, uint32_t l, double rows, uint32_t f)
+/* Adds one FFN layer of an instance whose cards share every expert (tp), `f` instances sharing out the
+ * experts (ep): the rows are gathered, computed, and their sums scattered back over the server's links. */
+static void add_ffn_layer(const struct afd_sizing_input *in, uint32_t l, double rows, uint32_t f,
+                          struct afd_sizing *s)
 {
     const struct afd_model *m = in->shape->model;
     const struct afd_hardware *h = in->ffn;
-    double cards = (double)h->cards * f, read = afd_layer_ffn_elements(in->shape, l, rows, 1);
+    double cards = (double)h->cards * f, read = afd_layer_ffn_elements(in->shape, l, rows, 1), ring = 0;
     struct afd_token_work w = afd_layer_work(in->shape, &in->terms, l, in->context);
-    double compute = product_s(h, &in->efficiency, w.fp8_matrices, rows * w.ffn_flops / cards,
+    double experts = product_s(h, &in->efficiency, w.fp8_matrices, rows * w.ffn_flops / cards,
                                read / cards * matrix_bytes(in));
-    if (!(h->link_bytes_per_s > 0) || h->cards < 2) return compute;
-    double ring =
-        rows * m->hidden * (h->cards - 1.0) / h->cards / (h->link_bytes_per_s * in->efficiency.link);
-    double gather = ring * A2F_BYTES, scatter = ring * F2A_BYTES;
-    return in->efficiency.is_gather_hidden ? fmax(compute + scatter, gather) : compute + scatter + gather;
+    if (h->link_bytes_per_s > 0)
+        ring = rows * m->hidden * (h->cards - 1.0) / h->cards / (h->link_bytes_per_s * in->efficiency.link);
+    double gather = ring * A2F_BYTES, scatter = ring * F2A_BYTES, behind = experts + scatter;
+    s->experts_s += experts;
+    s->gather_s += gather;
+    s->scatter_s += scatter;
+    s->ffn_s += in->efficiency.is_gather_hidden ? fmax(behind, gather) : behind + gather;
 }
 
 /* Of `f` instances those that a row concerns: one that holds an expert of it; in dense layers its turn alone.
@@ -102,7 +105,7 @@ void afd_sizing_at(const struct afd_sizing_input *in, uint32_t a, uint32_t f, ui
     for (uint32_t l = 0; l < in->shape->model->layer_count; l++) {
         double there = way_s(in, l, a, f, rows, A2F_BYTES), back = way_s(in, l, a, f, rows, F2A_BYTES);
         s->attn_s += attn_layer_s(in, l, rows);
-        s->ffn_s += ffn_layer_s(in, l, cluster_rows, f);
+        add_ffn_layer(in, l, cluster_rows, f, s);
         s->net_s += in->stages == 3 ? there + back : fmax(there, back);
     }
     double longest = fmax(s->attn_s, fmax(s->ffn_s, s->net_s));

@@ -38,11 +38,12 @@ struct afd_sizing_input {
  * stages. */
 struct afd_sizing {
     uint32_t a, f, gpus;
-    uint32_t rows;        /* of a card and micro-batch */
-    double batch;         /* sequences of the cluster */
-    double attn_s, ffn_s; /* a micro-batch through all layers */
-    double net_s;         /* 3 stages: both ways; 4: the longer way */
-    double tpot_s;        /* stages times the longest of them */
+    uint32_t rows;                         /* of a card and micro-batch */
+    double batch;                          /* sequences of the cluster */
+    double attn_s, ffn_s;                  /* a micro-batch through all layers */
+    double experts_s, gather_s, scatter_s; /* of ffn_s: the products; rows and sums inside a server */
+    double net_s;                          /* 3 stages: both ways; 4: the longer way */
+    double tpot_s;                         /* stages times the longest of them */
     double tokens_per_s, tokens_per_s_gpu;
     double usd;                   /* of a million tokens; NaN without prices */
     double attn_bytes, ffn_bytes; /* memory of a card */

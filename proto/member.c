@@ -171,3 +171,15 @@ enum afd_status afd_member_send(struct afd_member *m, const Afd__Envelope *messa
     enum afd_status status = afd_channel_send(m->channel, message);
     return status == AFD_ERR_PEER ? AFD_AGAIN : status;
 }
+
+enum afd_status afd_assign_check(const Afd__Assign *a, struct afd_error *error_out)
+{
+    if (a->heartbeat_ms < AFD_MIN_HEARTBEAT_MS || a->heartbeat_ms > AFD_MAX_HEARTBEAT_MS ||
+        a->lease_ms < AFD_MIN_LEASE_MS || a->lease_ms > AFD_MAX_LEASE_MS)
+        return afd_fail(
+            error_out, AFD_ERR_PROTOCOL,
+            "epoch %llu: a heartbeat every %u ms and a lease of %u ms; expected %d to %d and %d to %d",
+            (unsigned long long)a->epoch, a->heartbeat_ms, a->lease_ms, AFD_MIN_HEARTBEAT_MS,
+            AFD_MAX_HEARTBEAT_MS, AFD_MIN_LEASE_MS, AFD_MAX_LEASE_MS);
+    return AFD_OK;
+}

@@ -30,6 +30,9 @@ struct afd_member_config {
 struct afd_member *afd_member_create(const struct afd_member_config *config, struct afd_error *error_out);
 void afd_member_destroy(struct afd_member *member); /* NULL is allowed */
 int afd_member_is_connected(const struct afd_member *member);
+/* The times of an Assign are such as a topology may have. AFD_ERR_PROTOCOL with words: it is not to be
+ * followed. */
+enum afd_status afd_assign_check(const Afd__Assign *assign, struct afd_error *error_out);
 enum afd_status afd_member_send(struct afd_member *member, const Afd__Envelope *message);
 
 #endif

@@ -178,7 +178,7 @@ void afd_cluster_dismiss(struct afd_cluster *c, struct afd_cluster_member *m, co
 static void become_ready(struct afd_cluster *c, struct afd_cluster_member *m)
 {
     struct afd_cluster_place *place = afd_place_of(c, m);
-    set_state(c, m, AFD_MEMBER_READY, "");
+    set_state(c, m, AFD_MEMBER_READY, m->is_cut ? "it was left out, and is back once it stays in reach" : "");
     m->gave_up = 0;
     /* An attention rank that is being prepared is given work once the change is committed. */
     if (m->role == AFD_ROLE_FFN || place->state == AFD_INSTANCE_ACTIVE) {
@@ -368,11 +368,27 @@ void afd_cluster_unreachable(struct afd_cluster *c, uint64_t connection, const u
                              size_t count)
 {
     struct afd_cluster_member *m = member_of(c, connection);
-    if (!m || m->role != AFD_ROLE_ATTN) return;
+    if (!m) return;
     memset(m->unreachable, 0, sizeof m->unreachable);
     for (size_t i = 0; i < count; i++)
-        if (ffn_ranks[i] < c->ranks[AFD_ROLE_FFN])
+        if (ffn_ranks[i] < c->ranks[AFD_ROLE_FFN] &&
+            (m->role == AFD_ROLE_ATTN ||
+             ffn_ranks[i] / c->each[AFD_ROLE_FFN] == m->rank / c->each[AFD_ROLE_FFN]))
             m->unreachable[ffn_ranks[i] / 64] |= (uint64_t)1 << ffn_ranks[i] % 64;
+}
+
+const struct afd_cluster_member *afd_instance_torn(const struct afd_cluster *c, uint32_t instance,
+                                                   uint32_t *other_out)
+{
+    uint32_t each = c->each[AFD_ROLE_FFN], first = instance * each;
+    for (uint32_t k = 0; k < each; k++)
+        for (uint32_t rank = first; rank < first + each; rank++) {
+            const struct afd_cluster_member *m = afd_member_of(c, AFD_ROLE_FFN, instance, k);
+            if (!(m->unreachable[rank / 64] >> rank % 64 & 1)) continue;
+            *other_out = rank;
+            return m;
+        }
+    return NULL;
 }
 
 int afd_member_misses(const struct afd_cluster *c, const struct afd_cluster_member *attn, uint32_t instance)

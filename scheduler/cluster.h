@@ -74,7 +74,7 @@ struct afd_cluster_member {
     int is_cut;        /* it cannot reach the others, or they cannot reach it: nothing is expected of it */
     uint32_t cuts;     /* how often that was so */
     afd_ns in_reach_since;                    /* is_cut: and would not need to be */
-    uint64_t unreachable[AFD_MAX_RANKS / 64]; /* attention: set of FFN ranks */
+    uint64_t unreachable[AFD_MAX_RANKS / 64]; /* set of FFN ranks; an FFN rank's: of its instance */
     char words[AFD_CLUSTER_WORDS_BYTES];      /* why it is in this state */
     uint32_t pid;
     char host[AFD_CLUSTER_HOST_BYTES], data_address[AFD_CLUSTER_HOST_BYTES];
@@ -156,7 +156,8 @@ void afd_cluster_register(struct afd_cluster *cluster, const struct afd_cluster_
 void afd_cluster_ready(struct afd_cluster *cluster, uint64_t connection, uint64_t epoch, uint64_t loaded,
                        int settled, afd_ns now);
 void afd_cluster_heartbeat(struct afd_cluster *cluster, uint64_t connection, afd_ns now);
-/* With a heartbeat of an attention rank: the FFN ranks that it cannot reach. */
+/* With a heartbeat: the FFN ranks that an attention rank cannot reach; of an FFN rank, those of its instance
+ * that it cannot work with (itself: it does not know which). */
 void afd_cluster_unreachable(struct afd_cluster *cluster, uint64_t connection, const uint32_t *ffn_ranks,
                              size_t count);
 void afd_cluster_draining(struct afd_cluster *cluster, uint64_t connection);

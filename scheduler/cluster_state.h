@@ -92,6 +92,10 @@ int afd_instance_is_connected(const struct afd_cluster *c, enum afd_role role, u
 int afd_instance_holds(const struct afd_cluster *c, uint32_t instance, uint64_t shards);
 /* The FFN instance's rail of an attention rank is out of its reach. */
 int afd_member_misses(const struct afd_cluster *c, const struct afd_cluster_member *attn, uint32_t instance);
+/* A member that cannot work with another one of its FFN instance, which can form no group then; NULL: none.
+ */
+const struct afd_cluster_member *afd_instance_torn(const struct afd_cluster *c, uint32_t instance,
+                                                   uint32_t *other_out);
 void afd_cluster_assign(struct afd_cluster *c, uint32_t instance, uint64_t shards);
 
 /* sides.c */

@@ -69,6 +69,17 @@ void afd_hosts_run(struct afd_hosts *h)
         if (h->hosts[i].connection) tell(h, &h->hosts[i]);
 }
 
+int afd_hosts_can_start(const struct afd_hosts *h, const char *host)
+{
+    int has_any = 0;
+    for (size_t i = 0; i < sizeof h->hosts / sizeof *h->hosts; i++) {
+        if (!h->hosts[i].connection) continue;
+        if (!strcmp(h->hosts[i].name, host)) return 1;
+        has_any = 1;
+    }
+    return !has_any;
+}
+
 static void take_processes(struct afd_hosts *h, Afd__RankProcess *const *ranks, size_t count)
 {
     for (size_t i = 0; i < count; i++) {

@@ -19,7 +19,10 @@ void afd_hosts_destroy(struct afd_hosts *hosts);                 /* NULL is allo
 int afd_hosts_message(struct afd_hosts *hosts, uint64_t connection, struct afd_channel *channel,
                       const Afd__Envelope *message);
 void afd_hosts_closed(struct afd_hosts *hosts,
-                      uint64_t connection);  /* ignored when it is not a supervisor's */
+                      uint64_t connection); /* ignored when it is not a supervisor's */
+/* A process can be started on the host: its supervisor is there, or no host has one, and others start them.
+ */
+int afd_hosts_can_start(const struct afd_hosts *hosts, const char *host);
 void afd_hosts_run(struct afd_hosts *hosts); /* tells each what is to run */
 
 #endif

@@ -266,8 +266,11 @@ static int is_prepared(const struct afd_cluster *c, char words[AFD_CLUSTER_WORDS
         uint64_t wanted =
             m->role == AFD_ROLE_FFN ? shards_of(c, &c->move.target, m->rank / c->each[m->role]) : 0;
         if (place->state != AFD_INSTANCE_PREPARING && !wanted) continue;
-        const char *what = !m->connection                               ? "is not there yet"
-                           : m->role == AFD_ROLE_ATTN                   ? "opens its pairs"
+        uint32_t other;
+        const char *what = !m->connection             ? "is not there yet"
+                           : m->role == AFD_ROLE_ATTN ? "opens its pairs"
+                           : afd_instance_torn(c, m->rank / c->each[m->role], &other)
+                               ? "cannot work with the others of its instance"
                            : m->state == AFD_MEMBER_READY && !m->is_cut ? "loads more shards"
                                                                         : "loads its weights";
         if (m->state == AFD_MEMBER_READY && !m->is_cut && !(wanted & ~(m->loaded & ~m->dropping))) continue;

@@ -832,9 +832,34 @@ static enum afd_status check_open(const struct afd_service *s, struct afd_error 
     return s->is_sealed ? afd_fail(error, AFD_AGAIN, "this scheduler ends: ask the next one") : AFD_OK;
 }
 
+/* What nobody could start is refused at once, not when the time for it is over. */
+static enum afd_status check_hosts(const struct afd_service *s, enum afd_role role, uint32_t wanted,
+                                   struct afd_error *error)
+{
+    const struct afd_topology *t = s->config.topology;
+    const struct afd_pool *pool = role == AFD_ROLE_ATTN ? &t->attn : &t->ffn;
+    uint32_t have = 0;
+    for (uint32_t i = 0; i < pool->max_instances; i++)
+        have += afd_cluster_instance(s->cluster, role, i) == AFD_INSTANCE_ACTIVE;
+    for (uint32_t i = 0; i < pool->max_instances && have < wanted; i++) {
+        if (afd_cluster_instance(s->cluster, role, i) != AFD_INSTANCE_ABSENT) continue;
+        const char *host = afd_rank_host(t, role, i * pool->ranks_per_instance);
+        if (!afd_hosts_can_start(s->hosts, host))
+            return afd_fail(
+                error, AFD_AGAIN,
+                "%s/%u would run on %s, and its supervisor is not there; by ssh `afd up` starts it, "
+                "a Slurm job does not get another node",
+                afd_role_name(role), i * pool->ranks_per_instance, host);
+        have++;
+    }
+    return AFD_OK;
+}
+
 enum afd_status afd_service_scale(struct afd_service *s, uint32_t attn, uint32_t ffn, struct afd_error *error)
 {
     enum afd_status status = check_open(s, error);
+    if (!status) status = check_hosts(s, AFD_ROLE_ATTN, attn, error);
+    if (!status) status = check_hosts(s, AFD_ROLE_FFN, ffn, error);
     if (!status) status = afd_cluster_scale(s->cluster, attn, ffn, afd_now(), error);
     event_active(s->work, 0, 0);
     return status;

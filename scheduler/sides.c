@@ -4,8 +4,9 @@
  * its slots would wait for ever. Then one side is chosen for all: FFN instances that attention ranks reach in
  * common, and those attention ranks; the more of both, the better. Who is not of it is left out. What is left
  * out is tried on (Peers say so), and taken back once it has been in reach for some leases, more each time
- * that it was taken back too early. The choice is made anew when somebody is stranded again, or when the side
- * that was chosen cannot serve any more and what is left out might. */
+ * that it was taken back too early. An FFN instance whose members cannot reach each other is no side's: it is
+ * left out as a whole for as long as they say so. The choice is made anew when somebody is stranded again, or
+ * when the side that was chosen cannot serve any more and what is left out might. */
 #include <stdio.h>
 #include <string.h>
 
@@ -39,10 +40,14 @@ int afd_member_serves(const struct afd_cluster *c, const struct afd_cluster_memb
     return is_to_serve(c, m) && m->state == AFD_MEMBER_READY && !m->is_cut;
 }
 
-/* Active FFN instances whose ranks have loaded, left out or not; `holds`: and hold these shards. */
+/* Active FFN instances whose ranks have loaded and reach each other, left out or not; `holds`: and hold these
+ * shards. */
 static int is_there(const struct afd_cluster *c, uint32_t instance, uint64_t holds)
 {
-    if (c->places[AFD_ROLE_FFN][instance].state != AFD_INSTANCE_ACTIVE) return 0;
+    uint32_t other;
+    if (c->places[AFD_ROLE_FFN][instance].state != AFD_INSTANCE_ACTIVE ||
+        afd_instance_torn(c, instance, &other))
+        return 0;
     for (uint32_t k = 0; k < c->each[AFD_ROLE_FFN]; k++) {
         const struct afd_cluster_member *m = afd_member_of(c, AFD_ROLE_FFN, instance, k);
         if (m->state != AFD_MEMBER_READY || holds & ~(m->loaded & ~m->dropping)) return 0;
@@ -257,8 +262,30 @@ static void look_for_returns(struct afd_cluster *c)
         if (back >> i / c->each[AFD_ROLE_FFN] & 1) take_back(c, afd_member_at(c, AFD_ROLE_FFN, i));
 }
 
+/* Before the cluster was complete there is nothing that others could do for it: its words tell. */
+static void look_for_torn(struct afd_cluster *c)
+{
+    char words[AFD_CLUSTER_WORDS_BYTES];
+    uint32_t other;
+    for (uint32_t i = 0; i < c->instances[AFD_ROLE_FFN]; i++) {
+        const struct afd_cluster_member *torn = afd_instance_torn(c, i, &other);
+        if (!torn || c->places[AFD_ROLE_FFN][i].state != AFD_INSTANCE_ACTIVE) continue;
+        if (torn->rank == other)
+            snprintf(words, sizeof words, "what the members of ffn/%u's instance send each other is lost",
+                     other);
+        else
+            snprintf(words, sizeof words, "ffn/%u cannot reach ffn/%u of its instance", torn->rank, other);
+        for (uint32_t k = 0; k < c->each[AFD_ROLE_FFN]; k++) {
+            struct afd_cluster_member *m = afd_member_of(c, AFD_ROLE_FFN, i, k);
+            if (c->was_complete) leave_out(c, m, words);
+            if (m->connection) snprintf(m->words, sizeof m->words, "%s", words);
+        }
+    }
+}
+
 void afd_sides_look(struct afd_cluster *c)
 {
+    look_for_torn(c);
     look_for_returns(c);
     look_for_stranded(c);
 }

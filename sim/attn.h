@@ -6,7 +6,7 @@
 #include "attn_node/lease.h"
 #include "attn_node/outbox.h"
 #include "attn_node/pipeline.h"
-#include "attn_node/reach.h"
+#include "proto/reach.h"
 #include "sim/world.h"
 
 /* Rows of one sequence in a step, with the blocks as the device was given them. */

@@ -9,6 +9,7 @@ enum { BATCHES = 8, PHASES = 2 }; /* more than a group may have in flight */
 
 struct sim_cell {
     uint64_t serial, batch, what, share, bytes;
+    uint64_t lost; /* members that what was sent did not reach */
     int is_done;
 };
 
@@ -70,9 +71,17 @@ static void look(struct sim_ffn *n, uint64_t batch, uint32_t phase, afd_ns ends)
     struct sim_cell *cells = row_of(n, batch, phase);
     if (cells[n->self].is_done || !takes_part(n, cells, n->self, batch)) return;
     for (uint32_t m = 0; m < n->tp; m++)
-        if (!takes_part(n, cells, m, batch)) return;
+        if (!takes_part(n, cells, m, batch) || cells[m].lost >> n->self & 1) return;
     cells[n->self].is_done = 1;
     sim_at(n->w, ends, n->node, on_done, NULL, phase | batch << 1);
+}
+
+uint32_t sim_collective_awaits(struct sim_ffn *n, uint64_t batch, uint32_t phase)
+{
+    const struct sim_cell *cells = row_of(n, batch, phase);
+    for (uint32_t m = 0; m < n->tp; m++)
+        if (m != n->self && (!takes_part(n, cells, m, batch) || cells[m].lost >> n->self & 1)) return m;
+    return n->self;
 }
 
 void sim_collective_join(struct sim_ffn *n, uint64_t batch, uint32_t phase, uint64_t what, uint64_t share,
@@ -81,6 +90,9 @@ void sim_collective_join(struct sim_ffn *n, uint64_t batch, uint32_t phase, uint
     struct sim_cell *cells = row_of(n, batch, phase);
     cells[n->self] = (struct sim_cell){
         .serial = n->group_serial, .batch = batch, .what = what, .share = share, .bytes = bytes};
+    for (uint32_t m = 0; m < n->tp; m++)
+        if (m != n->self && !sim_carries(n->w, n->peers[m].pair, sim_pair_end(n->peers[m].pair, n->node)))
+            cells[n->self].lost |= (uint64_t)1 << m;
     uint32_t joined = 0;
     uint64_t all = 0;
     for (uint32_t m = 0; m < n->tp; m++) {

@@ -9,7 +9,7 @@ static const afd_ns FOREVER = (afd_ns)1 << 60;
 static const char *const fault_names[AFD_SIM_FAULT_COUNT] = {
     "kill-attn", "kill-ffn", "kill-scheduler", "hang",    "slow",    "drop",      "delay",
     "duplicate", "busy",     "partition",      "flip",    "control", "disk-full", "disk-tear",
-    "drain",     "scale",    "shrink",         "restart", "broken",  "split"};
+    "drain",     "scale",    "shrink",         "restart", "broken",  "sever",     "split"};
 
 static const char *const path_names[AFD_SIM_PATH_COUNT] = {
     "resent",        "waited",       "fenced",       "poisoned",     "replaced",       "refused",
@@ -20,7 +20,7 @@ static const char *const path_names[AFD_SIM_PATH_COUNT] = {
     "busy-changing", "cut",          "taken-back",   "loaded-more",  "dropped",        "sent-away",
     "hedged",        "late-answer",  "avoided",      "in-time",      "given-up",       "parked",
     "went-on",       "unreachable",  "restored",     "resumed",      "forgotten",      "reattached",
-    "deserted",      "journal-gone", "served-on",    "unserved"};
+    "deserted",      "journal-gone", "torn",         "stalled",      "served-on",      "unserved"};
 
 static const char *const bug_names[AFD_SIM_BUG_COUNT] = {
     "none",        "skipped-expert", "double-token",   "freed-block",   "old-generation",
@@ -61,7 +61,7 @@ enum afd_status afd_sim_faults_read(const char *text, uint64_t *out, struct afd_
                 error, AFD_ERR_CONFIG,
                 "no fault \"%.*s\"; expected all, none or some of: kill-attn, "
                 "kill-ffn, kill-scheduler, hang, slow, drop, delay, duplicate, busy, partition, flip, "
-                "control, disk-full, disk-tear, drain, scale, shrink, restart, broken, split",
+                "control, disk-full, disk-tear, drain, scale, shrink, restart, broken, sever, split",
                 (int)bytes, at);
         *out |= which == AFD_SIM_FAULT_COUNT ? AFD_SIM_ALL_FAULTS : bit((uint32_t)which);
         at += bytes + (at[bytes] == ',');
@@ -69,10 +69,17 @@ enum afd_status afd_sim_faults_read(const char *text, uint64_t *out, struct afd_
     return AFD_OK;
 }
 
+uint64_t afd_sim_faults_possible(const struct afd_topology *t)
+{
+    return t->ffn.tp == 1 ? ~bit(AFD_SIM_SEVER) : UINT64_MAX;
+}
+
 uint64_t afd_sim_paths_possible(const struct afd_topology *t)
 {
     uint64_t paths = bit(AFD_SIM_SERVED_ON) - 1; /* the others need AFD_SIM_SPLIT */
-    if (t->ffn.tp == 1) paths &= ~(bit(AFD_SIM_GROUP_FAILED) | bit(AFD_SIM_GROUP_FORMED));
+    if (t->ffn.tp == 1)
+        paths &= ~(bit(AFD_SIM_GROUP_FAILED) | bit(AFD_SIM_GROUP_FORMED) | bit(AFD_SIM_TORN) |
+                   bit(AFD_SIM_STALLED));
     if (t->ffn.copies == 1) paths &= ~(bit(AFD_SIM_RESENT) | bit(AFD_SIM_HEDGED) | bit(AFD_SIM_LATE_ANSWER));
     if (t->ffn.copies >= t->ffn.max_instances) /* every instance has every shard */
         paths &= ~(bit(AFD_SIM_REPAIRED) | bit(AFD_SIM_BALANCED) | bit(AFD_SIM_LOADED_MORE) |
@@ -154,11 +161,30 @@ static int partition(struct sim_world *w)
     return 1;
 }
 
-/* Two groups for ever: who is on which side is what they are left with. */
+static int sever(struct sim_world *w)
+{
+    uint32_t tp = w->t->ffn.tp;
+    if (w->now < w->severed_until) return 0;
+    uint32_t first = (uint32_t)draw(w, w->ffn_count / tp) * tp, one = (uint32_t)draw(w, tp);
+    uint32_t other = (one + 1 + (uint32_t)draw(w, tp - 1)) % tp;
+    w->severed[0] = sim_rank(w, AFD_ROLE_FFN, first + one);
+    w->severed[1] = sim_rank(w, AFD_ROLE_FFN, first + other);
+    w->severed_until = w->now + some_time(w);
+    sim_trace(w, w->severed[0], "and ffn/%llu of its instance are cut off from each other for %llu us",
+              first + other, (w->severed_until - w->now) / 1000);
+    return 1;
+}
+
+/* Two groups for ever: who is on which side is what they are left with. Or two members of an instance. */
 static int split(struct sim_world *w)
 {
-    if (w->now < w->partition_until) return 0;
+    if (w->now < w->partition_until || w->is_split) return 0;
     uint64_t sides = 0;
+    if (w->t->ffn.tp > 1 && draw(w, 2)) {
+        w->is_split = sever(w);
+        if (w->is_split) w->severed_until = FOREVER;
+        return w->is_split;
+    }
     partition(w);
     w->is_split = 1;
     w->partition_until = FOREVER;
@@ -282,6 +308,8 @@ static int strike(struct sim_world *w, enum afd_sim_fault fault)
     }
     case AFD_SIM_PARTITION:
         return partition(w);
+    case AFD_SIM_SEVER:
+        return sever(w);
     case AFD_SIM_SPLIT:
         return split(w);
     case AFD_SIM_CONTROL:
@@ -312,8 +340,8 @@ static void on_fault(struct sim_world *w, struct sim_node *node, void *p, uint64
 {
     (void)node, (void)p, (void)a;
     if (w->faults_over) return;
-    uint32_t which = (uint32_t)draw(w, (uint64_t)__builtin_popcountll(w->config.faults));
-    uint64_t set = w->config.faults;
+    uint64_t set = w->config.faults & afd_sim_faults_possible(w->t);
+    uint32_t which = (uint32_t)draw(w, (uint64_t)__builtin_popcountll(set));
     while (which--) set &= set - 1;
     enum afd_sim_fault fault = (enum afd_sim_fault)__builtin_ctzll(set);
     if (strike(w, fault)) w->result->faults[fault]++;
@@ -332,7 +360,7 @@ static void on_operator(struct sim_world *w, struct sim_node *nobody, void *p, u
 
 void sim_faults_begin(struct sim_world *w)
 {
-    if (!w->config.faults) return;
+    if (!(w->config.faults & afd_sim_faults_possible(w->t))) return;
     sim_at(w, sim_interval(w, SIM_RANDOM_FAULTS, w->config.fault_every), NULL, on_fault, NULL, 0);
     on_operator(w, NULL, NULL, 0);
 }
@@ -340,7 +368,8 @@ void sim_faults_begin(struct sim_world *w)
 void sim_faults_end(struct sim_world *w)
 {
     w->delay_until = w->now;
-    if (!w->is_split) w->partition_until = w->now;
+    if (w->partition_until != FOREVER) w->partition_until = w->now;
+    if (w->severed_until != FOREVER) w->severed_until = w->now;
     w->drops = w->silent_drops = w->duplicates = w->flips = 0;
     w->disk.is_full = 0;
     for (uint32_t i = 0; i < w->node_count; i++) {
@@ -351,6 +380,11 @@ void sim_faults_end(struct sim_world *w)
     }
 }
 
+static int is_on(const struct sim_world *w, const struct sim_node *node, uint32_t side)
+{
+    return w->partition_until != FOREVER || node->side == side;
+}
+
 int sim_can_serve(const struct sim_world *w)
 {
     const struct sim_node *scheduler = &w->nodes[0], *attn = scheduler + 1, *ffn = attn + w->attn_count;
@@ -359,12 +393,13 @@ int sim_can_serve(const struct sim_world *w)
     if (!sim_sched_was_complete(scheduler)) return 0;
     for (uint32_t side = 0; side < 2; side++) {
         uint32_t ranks = 0, room = 0;
-        if (!w->partition_spares_scheduler && scheduler->side != side) continue;
-        for (uint32_t i = 0; i < w->attn_count; i++) ranks += attn[i].is_wanted && attn[i].side == side;
+        if (!w->partition_spares_scheduler && !is_on(w, scheduler, side)) continue;
+        for (uint32_t i = 0; i < w->attn_count; i++) ranks += attn[i].is_wanted && is_on(w, &attn[i], side);
         for (uint32_t i = 0; i < w->ffn_count; i += tp) {
             uint32_t here = 0;
-            for (uint32_t k = 0; k < tp; k++) here += ffn[i + k].is_wanted && ffn[i + k].side == side;
-            if (here == tp) room += w->t->ffn.max_shards;
+            for (uint32_t k = 0; k < tp; k++) here += ffn[i + k].is_wanted && is_on(w, &ffn[i + k], side);
+            int is_torn = w->severed_until == FOREVER && w->severed[0]->rank / tp == i / tp;
+            if (here == tp && !is_torn) room += w->t->ffn.max_shards;
         }
         if (ranks && room >= w->t->ffn.ep) return 1;
     }

@@ -278,6 +278,7 @@ static void join(struct sim_ffn *n, struct sim_run *run, uint32_t phase)
     if (!phase) read_parts(n, run);
     uint64_t bytes = phase ? active_rows(n, run) * 4 * n->w->model->hidden
                            : (uint64_t)b->member_rows[n->self] * n->w->wire.a2f_stride;
+    run->joined = n->w->now;
     sim_collective_join(n, b->number, phase, name_of(b), sim_share(n->self), bytes);
 }
 
@@ -333,6 +334,7 @@ static void finish_run(struct sim_ffn *n, struct sim_run *run)
     }
     drop_parts(n, run);
     run->step = SIM_RUN_IDLE;
+    afd_members_worked(&n->members);
     afd_ffn_group_done(n->core, b->number, run->compute_ns, n->w->now);
 }
 
@@ -494,13 +496,31 @@ void sim_ffn_set_ready(struct sim_ffn *n)
     send_ready(n);
 }
 
+static void end_stalled_group(struct sim_ffn *n)
+{
+    for (uint32_t i = 0; i < AFD_FFN_DEPTH; i++) {
+        const struct sim_run *run = &n->runs[i];
+        if (run->step != SIM_RUN_GATHERING && run->step != SIM_RUN_REDUCING) continue;
+        if (n->w->now - run->joined < AFD_MS(n->w->t->scheduler.lease_ms)) continue;
+        uint32_t member = sim_collective_awaits(n, run->batch->number, run->step == SIM_RUN_REDUCING);
+        sim_count(n->w, AFD_SIM_STALLED);
+        afd_members_stalled(&n->members, member, n->w->now);
+        sim_ffn_fail_group(n, member);
+        return;
+    }
+}
+
 static void on_heartbeat(struct sim_world *w, struct sim_node *node, void *p, uint64_t a)
 {
     struct sim_ffn *n = sim_ffn_of(node);
     (void)p, (void)a;
     sim_at(w, w->now + AFD_MS(w->t->scheduler.heartbeat_ms), node, on_heartbeat, NULL, 0);
-    if (sim_is_connected(node) && (n->core || n->is_ready))
-        sim_control_send(w, node, sim_control_make(w, SIM_HEARTBEAT));
+    end_stalled_group(n);
+    if (!sim_is_connected(node) || (!n->core && !n->is_ready)) return;
+    struct sim_control *m = sim_control_make(w, SIM_HEARTBEAT);
+    m->unreachable = afd_members_lost(&n->members, AFD_MS(w->t->scheduler.lease_ms), w->now);
+    if (m->unreachable) sim_count(w, AFD_SIM_TORN);
+    sim_control_send(w, node, m);
 }
 
 static void create_places(struct sim_ffn *n)

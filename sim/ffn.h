@@ -4,6 +4,7 @@
 #define AFD_SIM_FFN_H
 
 #include "ffn_node/group.h"
+#include "ffn_node/members.h"
 #include "sim/world.h"
 
 /* One (attention rank, slot). */
@@ -49,9 +50,9 @@ enum sim_run_step {
 struct sim_run {
     enum sim_run_step step;
     const struct afd_ffn_batch *batch;
-    uint64_t shares; /* of the members, added up: token.h */
-    afd_ns formed, compute_ns;
-    struct sim_rows **rows; /* [afd_gather_max_parts] own parts: what was read of the regions */
+    uint64_t shares;                   /* of the members, added up: token.h */
+    afd_ns formed, joined, compute_ns; /* joined: its last collective */
+    struct sim_rows **rows;            /* [afd_gather_max_parts] own parts: what was read of the regions */
 };
 
 struct sim_ffn {
@@ -66,6 +67,8 @@ struct sim_ffn {
     struct sim_source *sources;
     struct sim_peer peers[AFD_MAX_TP];
     enum sim_group_state group_state;
+    struct afd_members members;
+    int is_left_out;
     uint64_t group_serial; /* of the group that is up or forming */
     struct sim_run runs[AFD_FFN_DEPTH];
     uint32_t device_ops;
@@ -82,6 +85,7 @@ void sim_ffn_set_ready(struct sim_ffn *n);
 void sim_ffn_check_drained(struct sim_ffn *n);
 
 /* ffn_links.c */
+void sim_ffn_fail_group(struct sim_ffn *n, uint32_t member);
 void sim_ffn_poison(struct sim_ffn *n, struct sim_source *source, const char *words);
 void sim_ffn_on_peers(struct sim_ffn *n, const struct sim_peers *peers);
 void sim_ffn_request(struct sim_world *w, struct sim_node *node, struct sim_pair *pair);
@@ -94,6 +98,8 @@ void sim_ffn_group_progress(struct sim_ffn *n);
  * every member of one batch; `share` is added up. Its end comes as sim_ffn_collected. */
 void sim_collective_join(struct sim_ffn *n, uint64_t batch, uint32_t phase, uint64_t what, uint64_t share,
                          uint64_t bytes);
+/* A member whose part has not come. */
+uint32_t sim_collective_awaits(struct sim_ffn *n, uint64_t batch, uint32_t phase);
 
 static inline struct sim_ffn *sim_ffn_of(const struct sim_node *node)
 {

@@ -67,7 +67,7 @@ static void close_peer(struct sim_ffn *n, struct sim_peer *peer)
 }
 
 /* The batches in flight are lost for every member alike. */
-static void fail_group(struct sim_ffn *n, uint32_t member)
+void sim_ffn_fail_group(struct sim_ffn *n, uint32_t member)
 {
     if (n->group_state == SIM_GROUP_DOWN) return;
     if (n->group_state == SIM_GROUP_UP) {
@@ -100,12 +100,26 @@ static void form_group(struct sim_ffn *n)
     n->group_state = SIM_GROUP_FORMING;
 }
 
+static int is_to_have_pair(const struct sim_ffn *n, const struct sim_peer *peer)
+{
+    return n->group_state == SIM_GROUP_FORMING && peer->is_listed && (n->held || n->is_left_out);
+}
+
+static void watch_peers(struct sim_ffn *n)
+{
+    for (uint32_t m = 0; m < n->self; m++)
+        if (is_to_have_pair(n, &n->peers[m]) && !n->peers[m].is_open)
+            afd_members_wait(&n->members, m, n->w->now);
+        else
+            afd_members_found(&n->members, m);
+}
+
 /* The higher index connects to the lower. */
 static void connect_peers(struct sim_ffn *n)
 {
     for (uint32_t m = 0; m < n->self; m++) {
         struct sim_peer *peer = &n->peers[m];
-        if (peer->pair || !peer->is_listed || !n->held || n->w->now < peer->retry_at) continue;
+        if (peer->pair || !is_to_have_pair(n, peer) || n->w->now < peer->retry_at) continue;
         peer->pair = sim_connect(n->w, n->node, sim_rank(n->w, AFD_ROLE_FFN, n->instance * n->tp + m),
                                  peer->incarnation, ++peer->generation, n->epoch, NULL);
     }
@@ -120,7 +134,7 @@ static void peer_request(struct sim_ffn *n, struct sim_pair *pair)
         return;
     }
     struct sim_peer *peer = &n->peers[member];
-    if (peer->pair) fail_group(n, member);
+    if (peer->pair) sim_ffn_fail_group(n, member);
     if (n->group_state != SIM_GROUP_FORMING || !peer->is_listed || peer->incarnation != who->incarnation) {
         sim_refuse(n->w, pair);
         return;
@@ -133,6 +147,7 @@ static void peer_open(struct sim_ffn *n, struct sim_peer *peer)
 {
     peer->is_open = 1;
     peer->backoff_ms = FIRST_BACKOFF_MS;
+    afd_members_found(&n->members, (uint32_t)(peer - n->peers));
     for (uint32_t m = 0; m < n->tp; m++)
         if (m != n->self && !n->peers[m].is_open) return;
     n->group_state = SIM_GROUP_UP;
@@ -145,12 +160,15 @@ static void peer_open(struct sim_ffn *n, struct sim_peer *peer)
 
 static void peer_lost(struct sim_ffn *n, struct sim_peer *peer)
 {
-    int was_open = peer->is_open;
+    uint32_t member = (uint32_t)(peer - n->peers);
+    int was_refused = peer->pair->was_refused;
     back_off(n, peer);
-    if (was_open)
-        fail_group(n, (uint32_t)(peer - n->peers));
-    else
-        close_peer(n, peer);
+    if (peer->is_open) {
+        sim_ffn_fail_group(n, member);
+        return;
+    }
+    close_peer(n, peer);
+    if (was_refused && member < n->self) afd_members_refused(&n->members, member, n->w->now);
 }
 
 void sim_ffn_told(struct sim_ffn *n, struct sim_message *m)
@@ -162,7 +180,7 @@ void sim_ffn_told(struct sim_ffn *n, struct sim_message *m)
     if (n->group_state == SIM_GROUP_DOWN) return;
     enum afd_status status =
         afd_ffn_group_receive(n->core, member, m->tell, m->tell_bytes, n->w->now, &error);
-    if (status == AFD_ERR_REFUSED) fail_group(n, member);
+    if (status == AFD_ERR_REFUSED) sim_ffn_fail_group(n, member);
     if (!status || status == AFD_ERR_REFUSED) return;
     sim_fail(n->w, "ffn/%u does not understand member %u: %s", n->node->rank, member, error.text);
 }
@@ -173,7 +191,10 @@ void sim_ffn_group_progress(struct sim_ffn *n)
     const void *message;
     if (n->tp == 1 || !n->is_loaded) return;
     if (n->group_state == SIM_GROUP_DOWN) form_group(n);
-    if (n->group_state == SIM_GROUP_FORMING) connect_peers(n);
+    if (n->group_state != SIM_GROUP_UP) {
+        watch_peers(n);
+        connect_peers(n);
+    }
     while (n->group_state == SIM_GROUP_UP && (message = afd_ffn_group_message(n->core, &member, &bytes))) {
         struct sim_pair *pair = n->peers[member].pair;
         if (sim_tell(n->w, pair, sim_pair_end(pair, n->node), message, bytes)) break;
@@ -232,7 +253,8 @@ static void list_member(struct sim_ffn *n, const struct sim_node *m, uint64_t in
     } else if (m->rank / n->tp == n->instance && m->rank % n->tp != n->self) {
         struct sim_peer *peer = &n->peers[m->rank % n->tp];
         if (peer->incarnation != incarnation) {
-            if (peer->pair) fail_group(n, m->rank % n->tp);
+            if (peer->pair) sim_ffn_fail_group(n, m->rank % n->tp);
+            afd_members_found(&n->members, m->rank % n->tp);
             *peer = (struct sim_peer){.incarnation = incarnation, .backoff_ms = FIRST_BACKOFF_MS};
         }
         peer->is_listed = 1;
@@ -250,5 +272,9 @@ void sim_ffn_on_peers(struct sim_ffn *n, const struct sim_peers *peers)
     for (uint32_t i = 0; i < n->source_count; i++)
         if (!n->sources[i].is_listed) drop_source(n, &n->sources[i]);
     for (uint32_t m = 0; m < n->tp; m++)
-        if (!n->peers[m].is_listed && n->peers[m].pair) fail_group(n, m);
+        if (!n->peers[m].is_listed && n->peers[m].pair) sim_ffn_fail_group(n, m);
+    int was_left_out = n->is_left_out;
+    n->is_left_out = peers->members[n->node->index].is_left_out;
+    if (n->tp > 1 && n->is_left_out && !was_left_out && n->group_state == SIM_GROUP_UP)
+        sim_ffn_fail_group(n, n->self);
 }

@@ -12,8 +12,18 @@ enum {
 
 /* ---- who reaches whom, and when */
 
+/* The link between two members of an FFN instance. */
+static afd_ns severed(const struct sim_world *w, const struct sim_node *a, const struct sim_node *b)
+{
+    if (w->now >= w->severed_until) return 0;
+    int is_this = (a == w->severed[0] && b == w->severed[1]) || (a == w->severed[1] && b == w->severed[0]);
+    return is_this ? w->severed_until - w->now : 0;
+}
+
 afd_ns sim_blocked(const struct sim_world *w, const struct sim_node *a, const struct sim_node *b)
 {
+    afd_ns alone = severed(w, a, b);
+    if (alone) return alone;
     if (w->now >= w->partition_until || a->side == b->side) return 0;
     int is_control = a->kind == SIM_SCHEDULER || b->kind == SIM_SCHEDULER;
     return is_control && w->partition_spares_scheduler ? 0 : w->partition_until - w->now;
@@ -393,6 +403,26 @@ static void on_broken(struct sim_world *w, struct sim_node *node, void *p, uint6
     on_end(w, node, p, a);
 }
 
+static void break_pair(struct sim_world *w, struct sim_pair *pair, int end)
+{
+    if (!pair->is_broken[end]) sim_at(w, w->now + AFD_MS(RETRY_MS), pair->node[end], on_broken, pair, 0);
+    pair->is_broken[end] = 1; /* nothing passes what a queue pair tries again and again */
+}
+
+int sim_carries(struct sim_world *w, struct sim_pair *pair, int end)
+{
+    if (sim_blocked(w, pair->node[end], pair->node[!end]) > AFD_MS(RETRY_MS) || pair->is_broken[end]) {
+        sim_trace(w, pair->node[end], "what is sent over pair %llu for a collective is lost", pair->id);
+        break_pair(w, pair, end);
+        return 0;
+    }
+    if (!w->silent_drops) return 1;
+    w->silent_drops--;
+    w->result->faults[AFD_SIM_DROP]++;
+    sim_trace(w, pair->node[end], "the same, over pair %llu, and nobody notices", pair->id);
+    return 0;
+}
+
 static void flip(struct sim_world *w, struct sim_message *m)
 {
     /* Any bit of the first 46 bytes; the rows themselves are the NIC's checksum's to guard. */
@@ -424,8 +454,7 @@ static void launch(struct sim_world *w, struct sim_message *m)
     }
     if (is_lost) {
         sim_trace(w, from, "a message over pair %llu is lost", pair->id);
-        if (!pair->is_broken[!m->to]) sim_at(w, w->now + AFD_MS(RETRY_MS), from, on_broken, pair, 0);
-        pair->is_broken[!m->to] = 1; /* nothing passes what a queue pair tries again and again */
+        break_pair(w, pair, !m->to);
         sim_message_free(w, m);
         return;
     }

@@ -312,7 +312,9 @@ static void on_heartbeat(struct sim_sched *s, struct sim_conn *conn, const struc
     afd_cluster_heartbeat(s->cluster, conn->id, s->w->now);
     uint32_t ranks[64], count = 0, tp = s->w->t->ffn.tp;
     for (uint64_t left = m->unreachable; left; left &= left - 1)
-        ranks[count++] = (uint32_t)__builtin_ctzll(left) * tp + conn->node->rank % tp;
+        ranks[count++] = conn->node->kind == SIM_FFN
+                             ? conn->node->rank / tp * tp + (uint32_t)__builtin_ctzll(left)
+                             : (uint32_t)__builtin_ctzll(left) * tp + conn->node->rank % tp;
     afd_cluster_unreachable(s->cluster, conn->id, ranks, count);
     if (!m->serial || !afd_cluster_of(s->cluster, conn->id)) return;
     struct sim_control *alive = sim_control_make(s->w, SIM_ALIVE);

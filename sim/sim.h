@@ -35,7 +35,8 @@ enum afd_sim_fault {
     AFD_SIM_SHRINK,    /* .. for a rank to leave the cluster */
     AFD_SIM_RESTART,   /* .. for new processes, one after the other */
     AFD_SIM_BROKEN,    /* a rank that does not run cannot be started for a while */
-    AFD_SIM_SPLIT,     /* as partition, once, and it never heals: not one of "all" */
+    AFD_SIM_SEVER,     /* two members of an FFN instance lose each other */
+    AFD_SIM_SPLIT,     /* as partition or sever, once, and it never heals: not one of "all" */
     AFD_SIM_FAULT_COUNT
 };
 
@@ -90,6 +91,8 @@ enum afd_sim_path {
     AFD_SIM_REATTACHED,     /* a client came back for the rest of its stream */
     AFD_SIM_DESERTED,       /* .. or did not */
     AFD_SIM_JOURNAL_GONE,   /* a segment that nothing needed any more */
+    AFD_SIM_TORN,           /* a member told which other one it cannot work with */
+    AFD_SIM_STALLED,        /* a group ended, for a collective did not within a lease */
     AFD_SIM_SERVED_ON,      /* split for ever, one side served all that was asked */
     AFD_SIM_UNSERVED,       /* .. or neither could: a request got 503 */
     AFD_SIM_PATH_COUNT
@@ -169,7 +172,8 @@ const char *afd_sim_bug_name(enum afd_sim_bug bug);
 /* "none", or names separated by commas; "all" is one. */
 enum afd_status afd_sim_faults_read(const char *text, uint64_t *faults_out, struct afd_error *error_out);
 
-/* Paths that a cluster of this kind can take at all: without tp groups none fails. */
+/* Faults that a cluster of this kind can have, and paths that it can take: without tp groups none fails. */
+uint64_t afd_sim_faults_possible(const struct afd_topology *topology);
 uint64_t afd_sim_paths_possible(const struct afd_topology *topology);
 
 #endif

@@ -165,8 +165,10 @@ struct sim_world {
 
     afd_ns latency, jitter; /* of a message; jitter: at most, added */
     afd_ns partition_until, delay_until;
-    int partition_spares_scheduler; /* it reaches both sides */
-    int is_split;                   /* the partition never heals */
+    int partition_spares_scheduler;    /* it reaches both sides */
+    const struct sim_node *severed[2]; /* members of one FFN instance */
+    afd_ns severed_until;
+    int is_split; /* the partition, or the severed link, never heals */
     uint32_t pair_ids, conn_ids, group_serials;
     struct sim_pair **pairs; /* by id */
     uint32_t pairs_room;
@@ -319,6 +321,8 @@ enum afd_status sim_put(struct sim_world *w, struct sim_pair *pair, int end, uin
                         const void *header, uint32_t bytes, struct sim_rows *rows, uint16_t sequence);
 enum afd_status sim_tell(struct sim_world *w, struct sim_pair *pair, int end, const void *message,
                          uint32_t bytes);
+/* What a member sends another one for a collective: 0 when it is lost, and the pair with it or alone. */
+int sim_carries(struct sim_world *w, struct sim_pair *pair, int end);
 void sim_message_free(struct sim_world *w, struct sim_message *message);
 
 /* ---- control.c */
@@ -362,8 +366,9 @@ struct sim_control {
     struct sim_control *next;
     enum sim_control_kind kind;
     uint64_t request, epoch, incarnation, shards;
-    uint64_t serial;      /* HEARTBEAT and ALIVE, TOKENS and ACKNOWLEDGE; 0: none */
-    uint64_t unreachable; /* HEARTBEAT: FFN instances whose rank of this rail cannot be reached */
+    uint64_t serial; /* HEARTBEAT and ALIVE, TOKENS and ACKNOWLEDGE; 0: none */
+    uint64_t
+        unreachable; /* HEARTBEAT: FFN instances whose rank of this rail cannot be reached; FFN: members */
     uint32_t assignment, count, generated;
     uint64_t seed;
     uint32_t max_tokens, prompt_count;

@@ -69,6 +69,10 @@ const float *afd_group_reduced(const struct afd_group *group, uint64_t batch);
 float *afd_group_partials(struct afd_group *group, uint64_t batch); /* a registered buffer for `partials` */
 void *afd_group_records(struct afd_group *group, uint64_t batch);   /* a registered buffer for `from` */
 
+/* Of a batch whose collective is under way: the first member whose part has not come; `self`: nobody's is
+ * known to be missing. */
+uint32_t afd_group_awaits(const struct afd_group *group, uint64_t batch);
+
 /* At most AFD_GROUP_MESSAGE_BYTES, in order for each receiver. AFD_AGAIN: call again after poll. */
 enum afd_status afd_group_tell(struct afd_group *group, uint32_t member, const void *message, uint32_t bytes);
 

@@ -303,6 +303,16 @@ enum afd_status afd_group_reduce_scatter(struct afd_group *g, uint64_t batch, co
     return start(g, reduce, batch, partials);
 }
 
+uint32_t afd_group_awaits(const struct afd_group *g, uint64_t batch)
+{
+    for (uint32_t kind = 0; kind < OPS && !g->nccl; kind++) {
+        const struct op *op = &g->ops[kind][batch % AFD_GROUP_DEPTH];
+        for (uint32_t m = 0; op->progress == RUNNING && op->batch == batch && m < g->config.members; m++)
+            if (m != g->config.self && !op->arrivals[m].is_here) return m;
+    }
+    return g->config.self;
+}
+
 /* Every other member's message of this batch is here and is what it must be. */
 static int is_complete(struct afd_group *g, const struct op *op)
 {

@@ -19,8 +19,7 @@
 #include "transport/tcp.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -288,15 +287,21 @@ static enum afd_status tcp_attach(struct afd_pair *pair, const void *address, ui
     return pair->peer.is_connector ? afd_tcp_connect(path, &peer, error_out) : AFD_OK;
 }
 
-/* BBR sends by a clock. Within a host or a switch a message is over before that clock has found its rate:
- * each cost 2 to 14% more CPU on loopback, and came 5% later. */
-static void leave_bbr(int fd)
+/* All that the peer can have under way finds room at once: its messages, one a region. The kernel starts with
+ * a small window and learns a larger one from how fast we read: where processes share cores, a pair whose
+ * receiver did not run at the right moments stalled at a window of less than a message, once a turn of the
+ * core, and those with a larger one got what it left. A low-water mark makes the buffer that large, and
+ * leaves its size to the kernel from there on (SO_RCVBUF would fix it, and is limited lower). */
+static void make_room(const struct tcp_path *path)
 {
-    char name[16] = "";
-    socklen_t bytes = sizeof name - 1;
-    if (getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &bytes) || strncmp(name, "bbr", 3)) return;
-    if (setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "cubic", strlen("cubic")))
-        setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", strlen("reno")); /* every kernel has it */
+    const struct afd_pair *pair = path->pair;
+    uint64_t bytes = 0;
+    int one = 1;
+    for (uint32_t i = 0; i < pair->region_count; i++)
+        bytes += sizeof(struct tcp_record) + pair->regions[i].bytes;
+    int mark = bytes < INT_MAX ? (int)bytes : INT_MAX; /* the kernel takes half of what tcp_rmem allows */
+    if (!setsockopt(path->fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof mark))
+        setsockopt(path->fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
 }
 
 int afd_tcp_path_begin(struct tcp_path *path)
@@ -306,7 +311,7 @@ int afd_tcp_path_begin(struct tcp_path *path)
     const struct tcp_greeting greeting = {TCP_MAGIC, pair->peer_index, pair->peer_key};
     struct epoll_event on = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, .data.ptr = path};
     afd_socket_options(path->fd);
-    leave_bbr(path->fd);
+    make_room(path);
     if (send(path->fd, &greeting, sizeof greeting, MSG_NOSIGNAL) != sizeof greeting) return 0;
     if (epoll_ctl(tcp->epoll_fd, EPOLL_CTL_ADD, path->fd, &on)) return 0;
     event_assign(path->event, pair->transport->config.base, -1, 0, on_end, path);

@@ -7,7 +7,7 @@
 #include <cmocka.h>
 
 #include "attn_node/lease.h"
-#include "attn_node/reach.h"
+#include "proto/reach.h"
 
 enum { LEASE = 100 };
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # A real cluster as an operator watches it: promtool accepts its metrics page, Debian's prometheus scrapes it and has
-# data for each query of the Grafana board, nobody is accused while all is well, and two ranks are named, with their host as
-# the cause: one that is stopped and let go again and again, and one that shares its core. $1: the build folder.
+# data for each query of the Grafana board, nobody is accused while all is well, and three ranks are named: by its host one
+# that is stopped and let go again and again and one that shares its core, by its device one whose computing thread alone
+# is held again and again. $1: the build folder.
 set -eu
 BUILD=$1
 skip() {
@@ -159,6 +160,26 @@ in_time 90 "the stopped rank is not named" named
 in_time 30 "the board's table of stragglers is empty" board
 kill $BURSTS
 kill -CONT "$SLOW"
+
+echo "== a rank whose device is slow"
+"$BUILD/tests/throttle" "$(pid_of attn 1)" 6 2>"$D/throttle" &
+THROTTLE=$!
+PIDS="$PIDS $THROTTLE"
+# Where many wait for a core, it does too each time it is let go, and then its host is to blame.
+hot() {
+    kill -0 $THROTTLE 2>/dev/null || skip "no right to stop a thread: $(cat "$D/throttle")"
+    "$AFD" status --state "$D/state" | grep "^straggler: attn/1, .* at compute, by its device"
+}
+limit=$(($(date +%s) + 45))
+until hot; do
+    if [ "$(date +%s)" -ge "$limit" ]; then
+        awk -v cores="$(nproc)" '{exit $1 <= 4 * cores}' /proc/loadavg || fail "the rank with the slow device is not named"
+        echo "not judged: load $(cut -d ' ' -f 1 /proc/loadavg) on $(nproc) cores"
+        break
+    fi
+    sleep 0.3
+done
+kill $THROTTLE 2>/dev/null || :
 
 echo "== a rank beside others on its core"
 command -v taskset >/dev/null || skip "no taskset"

@@ -40,7 +40,8 @@ static void send_peers(struct harness *h)
         m->role = r ? AFD__ROLE__FFN : AFD__ROLE__ATTN;
         m->rank = r ? r->rank : a->rank;
         m->incarnation = r ? r->incarnation : a->identity.incarnation;
-        m->data_address = r ? (char *)r->address : "127.0.0.1:1";
+        m->data_address = !r ? "127.0.0.1:1" : h->deaf_fd && !i ? h->deaf : (char *)r->address;
+        m->left_out = r && h->deaf_fd;
         pointers[peers.n_members++] = m;
     }
     e.body_case = AFD__ENVELOPE__BODY_PEERS;
@@ -93,6 +94,8 @@ static void on_heartbeat(struct h_rank *r, const Afd__Heartbeat *m)
     r->steps = m->steps;
     r->rows = m->rows;
     r->expert_rows = r->stage_ns = 0;
+    r->unreachable = 0;
+    for (size_t i = 0; i < m->n_unreachable; i++) r->unreachable |= 1u << m->unreachable[i];
     for (size_t i = 0; i < m->n_experts; i++)
         for (size_t e = 0; e < m->experts[i]->n_rows; e++) r->expert_rows += m->experts[i]->rows[e];
     assert_int_equal(m->stages->n_ns, AFD_STAGE_COUNT);
@@ -171,19 +174,14 @@ void h_rank_start(struct harness *h, uint32_t rank)
     assert_int_equal(pthread_create(&r->thread, NULL, rank_main, r), 0);
 }
 
-static int is_away(struct harness *h, void *user)
-{
-    (void)h;
-    return !((struct h_rank *)user)->channel;
-}
-
 void h_rank_kill(struct harness *h, uint32_t rank)
 {
     struct h_rank *r = &h->ranks[rank];
-    send_assign(h, r->channel, h->ep + 1); /* a shard that the model does not have: it ends */
-    h_wait(h, is_away, r);
+    afd_channel_refuse(r->channel, 0, "it is killed");
     pthread_join(r->thread, NULL);
-    r->is_running = 0;
+    r->channel = NULL;
+    r->is_running = r->is_listed = r->is_ready = 0;
+    send_peers(h);
     assert_int_equal(r->exit_status, 1);
 }
 
@@ -212,6 +210,17 @@ void h_drain(struct harness *h)
         pthread_join(h->ranks[i].thread, NULL);
         h->ranks[i].is_running = 0;
     }
+}
+
+void h_leave_out(struct harness *h, int is_left_out)
+{
+    struct afd_error error;
+    int port;
+    if (h->deaf_fd) close(h->deaf_fd);
+    h->deaf_fd = is_left_out ? afd_listen("127.0.0.1:0", &port, &error) : 0;
+    if (h->deaf_fd < 0) fail_msg("%s", error.text);
+    if (h->deaf_fd) snprintf(h->deaf, sizeof h->deaf, "127.0.0.1:%d", port);
+    send_peers(h);
 }
 
 /* ---- attention ranks */

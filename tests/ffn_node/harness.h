@@ -20,6 +20,7 @@ struct h_rank { /* an FFN rank as the scheduler and the process table see it */
     int is_running, is_listed, is_ready, has_left, exit_status;
     struct afd_channel *channel;
     uint64_t incarnation, steps, rows, expert_rows, stage_ns;
+    uint32_t unreachable; /* set of ranks, by its last heartbeat */
     char address[AFD_ADDRESS_BYTES];
 };
 
@@ -53,6 +54,8 @@ struct harness {
     struct h_attn attn[H_MAX_ATTN];
     struct afd_device *oracle[H_MAX_TP]; /* the members' weights, one device each */
     uint32_t assign_shards;              /* how many of ep the scheduler assigns */
+    int deaf_fd;                         /* takes connections and says nothing; 0: there is none */
+    char deaf[AFD_ADDRESS_BYTES];
 };
 
 struct harness *h_start(uint32_t tp, uint32_t attn, uint32_t ep, const char *a2f, const char *gather_us);
@@ -60,6 +63,9 @@ void h_stop(struct harness *h);
 void h_rank_start(struct harness *h, uint32_t rank);
 void h_rank_kill(struct harness *h, uint32_t rank); /* makes the process end by itself, and waits for it */
 void h_drain(struct harness *h);
+/* The scheduler leaves the instance out, or no more; meanwhile rank 0 is at an address where nobody answers.
+ */
+void h_leave_out(struct harness *h, int is_left_out);
 
 /* Runs the loop until `condition` holds; a watchdog fails the test instead of hanging it. */
 void h_wait(struct harness *h, int (*condition)(struct harness *h, void *user), void *user);

@@ -306,6 +306,33 @@ static void test_lost_member(void **state)
     }
 }
 
+static int has_told(struct harness *h, void *user)
+{
+    return h->ranks[1].unreachable == *(uint32_t *)user;
+}
+
+/* Guards: a member that goes on without one that it does not reach, one that is not told of, and an instance
+ * that stays apart when they reach each other again. */
+static void test_members_out_of_reach(void **state)
+{
+    struct harness *h = h_start(2, 3, 2, "f32", "auto");
+    struct traffic t;
+    uint32_t first = 1, nobody = 0;
+    (void)state;
+    h_wait_ready(h);
+    for (uint32_t i = 0; i < 3; i++) h_connect(h, i);
+    run_traffic(h, &t, 2, 5);
+    h_leave_out(h, 1);
+    h_wait(h, none_open, NULL); /* of both members */
+    h_wait(h, has_told, &first);
+    assert_int_equal(h->ranks[0].unreachable, 0); /* who connects tells */
+    h_leave_out(h, 0);
+    h_wait(h, has_told, &nobody);
+    for (uint32_t i = 0; i < 3; i++) h_connect(h, i);
+    run_traffic(h, &t, 2, 6);
+    h_stop(h);
+}
+
 static int has_reported(struct harness *h, void *user)
 {
     (void)user;
@@ -330,7 +357,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_rank),    cmocka_unit_test(test_members),
         cmocka_unit_test(test_violations),  cmocka_unit_test(test_lost_pairs),
-        cmocka_unit_test(test_lost_member), cmocka_unit_test(test_spare),
+        cmocka_unit_test(test_lost_member), cmocka_unit_test(test_members_out_of_reach),
+        cmocka_unit_test(test_spare),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

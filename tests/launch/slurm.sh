@@ -96,6 +96,9 @@ gone() { ! kill -0 "$task" 2>/dev/null; }
 in_time 10 "the supervisor does not die" gone
 kill -0 "$attn" || fail "attn/0 died with the other host's supervisor"
 [ -n "$(squeue -h)" ] || fail "the job ended with a task"
+step "a scale onto that host is refused at once, with words"
+! "$AFD" scale --state "$D/state" attn=2 >"$D/refused" 2>&1 || fail "a scale onto a host without a supervisor"
+grep -q 'attn/1 would run on n2, and its supervisor is not there' "$D/refused" || fail "$(cat "$D/refused")"
 step "down: nothing is left"
 "$AFD" down --state "$D/state" || fail "down"
 in_time 10 "a job is left: $(squeue -h)" no_job

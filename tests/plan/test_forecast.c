@@ -17,10 +17,11 @@ static struct afd_error error;
 static const struct afd_stage_table flat = {
     .ep = 1,
     .held = 1,
+    .ffn_share = 1,
     .layers = 10,
     .count = 2,
-    .samples = {{1, {1e-3, 1e-3}, {1e-3, 1e-3}, {2e-3, 2e-3}, 1.5, 0},
-                {64, {1e-3, 1e-3}, {1e-3, 1e-3}, {2e-3, 2e-3}, 1.5, 0}}};
+    .samples = {{1, {1e-3, 1e-3}, {1e-3, 1e-3}, {2e-3, 2e-3}, 1.5, 0, 1, 1},
+                {64, {1e-3, 1e-3}, {1e-3, 1e-3}, {2e-3, 2e-3}, 1.5, 0, 64, 1}}};
 
 static struct afd_forecast make(const struct afd_stage_table *table, uint32_t a, uint32_t f, uint32_t batch,
                                 uint32_t cores, double hop_s)
@@ -85,6 +86,52 @@ static void memory_is_shared(void **state)
     /* a sequence alone never computes on both sides at once */
     assert_float_equal(make(&slow, 1, 1, 1, 2, 0).tokens_per_s, 1 / 22e-3, 1e-6);
     assert_true(make(&slow, 1, 1, 3, 2, 0).tokens_per_s < 0.7 * make(&flat, 1, 1, 3, 2, 0).tokens_per_s);
+}
+
+/* Rows of a dense layer that is cut in two concern one instance each. One row: nobody waits for the other
+ * one, and what is measured is the time of the rows that there is work for. Four rows, each at its instance:
+ * the longer half counts, which is 2.75 rows on average. */
+static void shards_share_the_rows(void **state)
+{
+    (void)state;
+    struct afd_stage_table t = flat;
+    t.ep = 2;
+    t.ffn_share = 0.5;
+    t.samples[1] = (struct afd_stage_sample){4, {1e-3, 1e-3}, {4e-3, 4e-3}, {2e-3, 2e-3}, 1.5, 0, 4, 0.5};
+    struct afd_forecast_input in = {
+        .table = &t, .a = 1, .f = 2, .slots = 1, .batch = 1, .cores = 3, .max_rows = 2048};
+    struct afd_forecast out;
+    assert_int_equal(afd_forecast_make(&in, &out, &error), AFD_OK);
+    assert_float_equal(out.tokens_per_s, 1 / 22e-3, 1e-6);
+    in.batch = 4;
+    assert_int_equal(afd_forecast_make(&in, &out, &error), AFD_OK);
+    assert_float_equal(out.tokens_per_s, 4 / (12e-3 + 10 * 2.75e-3), 0.1 * 4 / 39.5e-3);
+    assert_float_equal(out.ffn_rows, 4, 1e-9); /* all rows go to both */
+    in.is_routed = 1;
+    assert_int_equal(afd_forecast_make(&in, &out, &error), AFD_OK);
+    assert_true(out.ffn_rows < 3);
+}
+
+/* Six devices on two cores: not more than two cores do, and not much less than if all of it were done one by
+ * one. */
+static void threads_take_turns(void **state)
+{
+    (void)state;
+    struct afd_forecast f = make(&flat, 3, 3, 3, 2, 0);
+    /* 3 x 12 ms of attention; each of 3 instances serves 10 layers, in 1 to 3 batches */
+    assert_true(f.tokens_per_s <= 3 * 2 / (3 * 12e-3 + 3 * 10e-3) * 1.01);
+    assert_true(f.tokens_per_s >= 3 / (3 * 12e-3 + 3 * 30e-3));
+}
+
+/* Two ops of 10 ms on two cores, while a third thread is not there: each has a core of its own before long,
+ * wherever they began. */
+static void a_free_core_is_taken(void **state)
+{
+    (void)state;
+    struct afd_stage_table t = flat;
+    for (uint32_t i = 0; i < t.count; i++) t.samples[i].attn[0] = t.samples[i].attn[1] = 10e-3;
+    struct afd_forecast f = make(&t, 2, 1, 2, 2, 0);
+    assert_true(f.tokens_per_s > 0.75 * 2 / (10 * 11e-3 + 2e-3));
 }
 
 /* Where cores stand idle although threads wait, less is done than there are cores for. */
@@ -180,7 +227,8 @@ static void rows_are_looked_up(void **state)
 {
     (void)state;
     struct afd_stage_table t = flat;
-    t.samples[1] = (struct afd_stage_sample){64, {64e-3, 64e-3}, {64e-3, 64e-3}, {64e-3, 64e-3}, 1.5, 0};
+    t.samples[1] =
+        (struct afd_stage_sample){64, {64e-3, 64e-3}, {64e-3, 64e-3}, {64e-3, 64e-3}, 1.5, 0, 64, 1};
     t.samples[0].head[0] = t.samples[0].head[1] = 1e-3;
     struct afd_forecast_input in = {
         .table = &t, .a = 1, .f = 1, .slots = 1, .batch = 32, .cores = 2, .max_rows = 2048};
@@ -224,6 +272,9 @@ int main(void)
         cmocka_unit_test(slots_hide_the_other_side),
         cmocka_unit_test(cores_are_shared),
         cmocka_unit_test(memory_is_shared),
+        cmocka_unit_test(shards_share_the_rows),
+        cmocka_unit_test(threads_take_turns),
+        cmocka_unit_test(a_free_core_is_taken),
         cmocka_unit_test(a_crowd_loses_time),
         cmocka_unit_test(ranks_do_not_keep_in_step),
         cmocka_unit_test(event_loops_take_their_part),

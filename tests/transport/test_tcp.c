@@ -1,6 +1,8 @@
 /* Pairs over sockets: what the suite of all transports cannot see. */
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -77,11 +79,52 @@ static void test_strangers(void **state)
     close(silent);
 }
 
+/* Guards: a sender that stalls at a window smaller than what the pair may have under way, while its receiver
+ * does not run: the kernel begins with 64 KiB, and takes some more into the sender's own buffer. */
+static void test_room(void **state)
+{
+    enum { REGIONS = 4, BYTES = 1 << 20, PATIENCE_MS = 20000 };
+    struct two t;
+    struct afd_pair *other;
+    struct afd_transport_event event;
+    (void)state;
+    two_open(&t, &tcp_kind, REGIONS * BYTES);
+    node_regions(t.f, 0, REGIONS, BYTES);
+    struct afd_pair *pair = node_pair(t.a, t.f, &other);
+    const struct tcp_path *path = pair->path[AFD_WAY_TCP];
+    struct pollfd wait = {.fd = afd_transport_event_fd(t.a->transport), .events = POLLIN};
+    for (uint16_t i = 0; i < REGIONS; i++)
+        assert_int_equal(afd_pair_put(pair, i, t.a->slab, BYTES, i), AFD_OK);
+    while (path->op_count) { /* the sender alone */
+        if (!afd_transport_poll(t.a->transport, &event, 1) && afd_transport_arm(t.a->transport) == AFD_OK &&
+            path->op_count)
+            assert_int_equal(poll(&wait, 1, PATIENCE_MS), 1);
+    }
+    assert_int_equal(node_count_of(t.f, AFD_EVENT_NOTICE), 0);
+    wait_for(&t.net, node_count_of(t.f, AFD_EVENT_NOTICE) == REGIONS);
+    net_close(&t.net);
+}
+
+/* Guards: a connection that sends by BBR's clock, which a socket keeps when BBR is left after it began. */
+static void test_no_clock(void **state)
+{
+    struct two t;
+    char name[16] = "";
+    socklen_t bytes = sizeof name - 1;
+    (void)state;
+    two_open(&t, &tcp_kind, 8192);
+    assert_int_equal(getsockopt(tcp_of(t.f)->listen_fd, IPPROTO_TCP, TCP_CONGESTION, name, &bytes), 0);
+    assert_int_not_equal(strncmp(name, "bbr", 3), 0);
+    net_close(&t.net);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_connection_ends_alone),
         cmocka_unit_test(test_strangers),
+        cmocka_unit_test(test_room),
+        cmocka_unit_test(test_no_clock),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

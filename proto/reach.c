@@ -1,24 +1,24 @@
-#include "attn_node/reach.h"
+#include "proto/reach.h"
 
 #include <assert.h>
 
-void afd_reach_missing(struct afd_reach *r, uint32_t instance, afd_ns now)
+void afd_reach_missing(struct afd_reach *r, uint32_t other, afd_ns now)
 {
-    assert(instance < AFD_REACH_MAX_INSTANCES);
-    r->missing |= (uint64_t)1 << instance;
-    r->since[instance] = now;
+    assert(other < AFD_REACH_MAX);
+    r->missing |= (uint64_t)1 << other;
+    r->since[other] = now;
 }
 
-void afd_reach_found(struct afd_reach *r, uint32_t instance)
+void afd_reach_found(struct afd_reach *r, uint32_t other)
 {
-    assert(instance < AFD_REACH_MAX_INSTANCES);
-    r->missing &= ~((uint64_t)1 << instance);
+    assert(other < AFD_REACH_MAX);
+    r->missing &= ~((uint64_t)1 << other);
 }
 
-void afd_reach_leave_out(struct afd_reach *r, uint32_t instance, int is_left_out)
+void afd_reach_leave_out(struct afd_reach *r, uint32_t other, int is_left_out)
 {
-    assert(instance < AFD_REACH_MAX_INSTANCES);
-    uint64_t one = (uint64_t)1 << instance;
+    assert(other < AFD_REACH_MAX);
+    uint64_t one = (uint64_t)1 << other;
     r->tried = is_left_out ? r->tried | one : r->tried & ~one;
 }
 
