@@ -1,8 +1,9 @@
 #!/bin/sh
 # gpu.sh [BUILD] [JSON]: on a machine with an NVIDIA GPU, in one call of under 10 minutes: builds the CUDA back end, holds it to
-# the reference on the GPU (plainly, then under compute-sanitizer where there is one), measures the stages of real layers beside
-# the GPU's ceilings, and PyTorch's products where there is one, and writes one JSON object. Each part has its own limit; a part
-# that fails is named in the JSON with its log, and the others run all the same. Exits with 0 only if no part failed.
+# the reference on the GPU (plainly, then under compute-sanitizer where there is one), runs 1A1F on the one GPU, measures the
+# stages of real layers beside the GPU's ceilings, and PyTorch's products where there is one, and writes one JSON object.
+# Each part has its own limit; a part that fails is named in the JSON with its log, and the others run all the same. Exits
+# with 0 only if no part failed.
 # Without a GPU it says so and fails.
 set -u
 build=${1:-build/cuda}
@@ -46,8 +47,8 @@ needs_build() {
 }
 
 part configure 60 cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DAFD_TESTS=ON -DAFD_CUDA=ON
-suites="test_backends_gpu test_ffn_tiles_gpu"
-part build 200 cmake --build "$build" -j "$(nproc)" --target afd $suites
+suites="test_backends_gpu test_ffn_tiles_gpu test_streams_gpu"
+part build 200 cmake --build "$build" -j "$(nproc)" --target afd afd-scheduler afd-attn-node afd-ffn-node $suites
 built=$verdict
 for suite in $suites; do
     needs_build "$suite" 100 "$build/tests/$suite"
@@ -56,6 +57,7 @@ if command -v compute-sanitizer >/dev/null; then
     needs_build sanitizer 90 compute-sanitizer --error-exitcode 9 "$build/tests/test_ffn_tiles_gpu"
     needs_build racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/tests/test_ffn_tiles_gpu"
 fi
+needs_build 1a1f 120 sh bench/gpu_1a1f.sh "$build"
 needs_build step3 60 "$build/bin/afd" bench layer --model step3 --json
 needs_build step3_skewed 60 "$build/bin/afd" bench layer --model step3 --skewed --json
 needs_build deepseek_v3 60 "$build/bin/afd" bench layer --model deepseek-v3 --json

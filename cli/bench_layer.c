@@ -224,21 +224,20 @@ static void fill_records(const struct layer_run *r, char *records)
     }
 }
 
-static int run_ffn(struct layer_run *r, const char *routing, const char *records, void *out)
+static int run_ffn(struct layer_run *r, const char *records, void *out)
 {
     uint32_t parts = (uint32_t)(r->q->batch / r->q->rows);
     struct afd_ffn_part *part = calloc(parts, sizeof *part);
     int ok = part != NULL;
     for (uint32_t i = 0; i < parts && ok; i++) {
         uint64_t at = i * r->q->rows * r->wire.a2f_stride;
-        part[i] = (struct afd_ffn_part){
-            .records = records + at, .routing = routing + at, .rows = (uint32_t)r->q->rows};
-        part[i].shards = 1;
+        part[i] = (struct afd_ffn_part){.records = records + at, .rows = (uint32_t)r->q->rows, .shards = 1};
         part[i].out[0] = (char *)out + i * r->q->rows * r->wire.f2a_stride;
     }
     for (uint32_t i = 0; i < r->q->steps + WARM_UP && ok; i++) {
-        struct afd_op op = {
-            .kind = AFD_OP_FFN, .layer = i % (uint32_t)r->q->sets, .ffn = {part, parts, NULL, NULL}};
+        struct afd_op op = {.kind = AFD_OP_FFN,
+                            .layer = i % (uint32_t)r->q->sets,
+                            .ffn = {.parts = part, .part_count = parts}};
         if (r->q->tp > 1) op.ffn.partials = out;
         uint64_t ns = run_op(r, &op);
         if (i >= WARM_UP) r->us[1][i - WARM_UP] = (double)ns * 1e-3;
@@ -260,7 +259,7 @@ static const char *measure_ffn(struct layer_run *r)
         words = "no memory for rows";
     else {
         fill_records(r, here);
-        if (afd_device_upload(r->device, records, here, bytes) || !run_ffn(r, here, records, out))
+        if (afd_device_upload(r->device, records, here, bytes) || !run_ffn(r, records, out))
             words = "an op failed";
     }
     if (!words) summarize(r, 1);

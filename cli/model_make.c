@@ -123,10 +123,10 @@ static int make_gguf(const struct afd_tiny_model *tiny, const char *out)
 
 int cli_model_make(const struct cli_command *self, int argc, char **argv)
 {
-    enum { FIXED = 8 };
+    enum { FIXED = 9 };
     const char *dir, *family = "step3", *preset = "small", *dtype = NULL, *moe_layers = NULL, *format = NULL;
     uint64_t values[SIZES], seed = UINT64_MAX;
-    int renormalise = 0, tied = 0, help;
+    int renormalise = 0, tied = 0, no_weights = 0, help;
     struct cli_option options[FIXED + SIZES + 1] = {
         {"--family", 0, CLI_TEXT, &family,
          "step3, step3p5, deepseek_v2, deepseek_v3, qwen3, qwen3_moe, llama"},
@@ -138,6 +138,8 @@ int cli_model_make(const struct cli_command *self, int argc, char **argv)
         {"--seed", 0, CLI_COUNT, &seed, "another seed, other weights"},
         {"--renormalise", 0, CLI_FLAG, &renormalise, "divide a token's expert weights by their sum"},
         {"--tied", 0, CLI_FLAG, &tied, "the embedding is the head"},
+        {"--no-weights", 0, CLI_FLAG, &no_weights,
+         "writes no weights: ranks take random ones, of real sizes too (fp8, bf16)"},
     };
     for (int i = 0; i < SIZES; i++) {
         values[i] = UNSET;
@@ -154,6 +156,11 @@ int cli_model_make(const struct cli_command *self, int argc, char **argv)
     if (seed != UINT64_MAX) tiny.seed = seed;
     if (renormalise) tiny.renormalise = 1;
     if (tied) tiny.tied_head = 1;
+    tiny.no_weights = no_weights;
+    if (format && no_weights) {
+        cli_fail("model make: --no-weights has no file of a --format");
+        return CLI_USAGE;
+    }
     if (format && !strcmp(format, "gguf")) return make_gguf(&tiny, dir);
     if (format && strcmp(format, "safetensors")) {
         cli_fail("model make: --format is \"%s\"; expected safetensors or gguf", format);

@@ -136,7 +136,8 @@ struct afd_ffn_plan {
     uint32_t *unit_begin; /* [experts + 2] */
 };
 
-/* Checks every record; AFD_ERR_PROTOCOL and *bad_part_out where one is refused. */
+/* Checks every record, and counts: what the op has outputs for. AFD_ERR_PROTOCOL and *bad_part_out where one
+ * is refused. */
 enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct afd_op *op,
                                    struct afd_ffn_plan *plan);
 
@@ -148,8 +149,13 @@ struct afd_backend {
      * lies between operations */
     enum afd_status (*fits)(const struct afd_device *device, struct afd_error *error_out);
     uint64_t (*work_bytes)(const struct afd_device_config *config);
-    void (*close)(struct afd_device *device);                                   /* NULL state is allowed */
-    enum afd_status (*run)(struct afd_device *device, const struct afd_op *op); /* device thread */
+    void (*close)(struct afd_device *device); /* NULL state is allowed */
+    /* Device's thread. Either run, which returns when the op is done; or begin, and poll until it is: begin
+     * may be AFD_OK (done, or quiet), AFD_PENDING with a token for poll, AFD_AGAIN: after another op is done.
+     * Ops of a slot are done in their order. */
+    enum afd_status (*run)(struct afd_device *device, const struct afd_op *op);
+    enum afd_status (*begin)(struct afd_device *device, const struct afd_op *op, uint64_t *token_out);
+    enum afd_status (*poll)(struct afd_device *device, const struct afd_op *op, uint64_t *token);
     /* NULL where any memory of the process will do */
     void *(*alloc)(struct afd_device *device, uint64_t bytes); /* zeroed, from a page's beginning */
     void (*free)(struct afd_device *device, void *memory);

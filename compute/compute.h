@@ -1,7 +1,8 @@
 /* compute.h: one device, in whole stages.
  *
  * A device belongs to one rank and one thread: every function is called from that thread. It executes what is
- * submitted, in order, on its own threads (or streams); `submit` and `poll` never block. Stages rather than
+ * submitted on its own threads (or streams), the ops of a slot and those of an FFN device in order; ops of
+ * different slots may overlap and be done in any order. `submit` and `poll` never block. Stages rather than
  * operators, so that a back end may fuse them or capture graphs. Back ends execute the layer descriptions of
  * model/model.h and know no families:
  *   ref   slow and readable, one thread: the oracle, and the definition of docs/NUMERICS.md in code
@@ -77,8 +78,7 @@ void *afd_device_alloc(struct afd_device *device, uint64_t bytes);
 void afd_device_free(struct afd_device *device, void *memory);
 
 /* Memory of the device itself, zeroed: on a GPU what its kernels reach fastest and the CPU cannot read;
- * elsewhere the same as above. What an op writes, and records whose routing is at hand elsewhere, may be
- * there. */
+ * elsewhere the same as above. Records, partial sums and what an op writes may be there. */
 void *afd_device_alloc_local(struct afd_device *device, uint64_t bytes);
 void afd_device_free_local(struct afd_device *device, void *memory);
 enum afd_status afd_device_upload(struct afd_device *device, void *local, const void *from, uint64_t bytes);
@@ -151,7 +151,8 @@ struct afd_ffn_part {
     uint32_t rows;
     uint64_t shards;           /* asked; those of them held here are computed */
     void *out[AFD_MAX_SHARDS]; /* tp 1: F2A rows of each asked shard go here */
-    const void *routing;       /* NULL: the CPU reads that of `records`; else a copy of them, for that */
+    uint32_t *active_out;      /* NULL, or [ep]: rows active in each asked shard */
+    int is_counted_elsewhere;  /* 1: its rows are none of expert_rows_out's */
 };
 
 /* ---- ops */
@@ -190,13 +191,14 @@ struct afd_op {
             struct afd_chosen *chosen_out;
             uint32_t count;
         } sample;
-        struct { /* ffn. Records are checked: an expert or turn out of range, or experts that do not ascend,
-                    fails with AFD_ERR_PROTOCOL and *bad_part_out tells whose. */
+        struct { /* ffn, never quiet. Records are checked: an expert or turn out of range, or experts that do
+                    not ascend, fails with AFD_ERR_PROTOCOL and *bad_part_out tells whose. */
             const struct afd_ffn_part *parts;
             uint32_t part_count;
             float *partials; /* tp > 1: [sum over parts, asked shards ascending, active rows] x hidden float32
                                 instead of parts[].out */
             uint32_t *bad_part_out;
+            uint32_t *expert_rows_out; /* NULL, or [experts]: rows of each expert that was asked for */
         } ffn;
         struct { /* pack: float32 rows, dense [rows, hidden], to F2A rows (tp > 1, after reduce-scatter) */
             const float *from;

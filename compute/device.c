@@ -198,6 +198,7 @@ static enum afd_status make_ffn(struct afd_device *device, struct afd_error *err
     const struct afd_device_config *c = &device->config;
     struct afd_sizes sizes = afd_device_sizes(c);
     struct afd_ffn_plan *plan = &device->plan;
+    if (c->type == AFD_DEVICE_CUDA) return AFD_OK; /* the GPU puts batches in order */
     plan->record = afd_arena_alloc(device->arena, c->max_batch_rows, sizeof *plan->record);
     plan->turns = afd_arena_alloc(device->arena, c->max_batch_rows, sizeof *plan->turns);
     plan->out = afd_arena_alloc(device->arena, sizes.max_outputs, sizeof *plan->out);

@@ -6,10 +6,15 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+enum state { WAITING, DONE, REPORTED }; /* REPORTED: also one that needs no event */
+
 struct entry {
     struct afd_op op;
+    _Atomic int state;
     enum afd_status status;
     uint64_t busy_ns;
+    uint64_t token; /* the back end's, of an op under way */
+    afd_ns began;
 };
 
 struct afd_queue {
@@ -19,7 +24,8 @@ struct afd_queue {
     int thread_started;
 
     /* owner's thread */
-    uint64_t reported; /* entries passed over or reported; also the number of the last one */
+    uint64_t reported; /* entries before it are passed over or reported */
+    uint64_t taken;    /* events */
     int is_announced;  /* the device was woken for all that was submitted */
     int is_armed;      /* since then the device may have signalled: then `armed` is 0 */
     uint64_t unread;   /* signals that event_fd has, or is about to have */
@@ -27,8 +33,17 @@ struct afd_queue {
     _Alignas(64) _Atomic uint64_t submitted; /* entries; the ticket of the last one */
     _Atomic int stop;
     struct afd_gate work; /* advanced after a submit, at the next poll or arm where that was quiet */
-    _Alignas(64) _Atomic uint64_t executed;
-    _Atomic int armed; /* the owner will sleep on event_fd */
+    _Alignas(64) _Atomic uint64_t finished; /* events that there were */
+    _Atomic int armed;                      /* the owner will sleep on event_fd */
+
+    /* device's thread */
+    uint64_t begun;                       /* entries */
+    uint64_t under_way[AFD_DEVICE_QUEUE]; /* their numbers, oldest first */
+    uint32_t under_way_count;
+    enum afd_status sticky;
+    afd_ns last_end;
+    uint64_t carried_ns[AFD_MAX_SLOTS]; /* the time of quiet ops, for the slot's next event */
+
     struct afd_gate started;
     enum afd_status start_status;
 
@@ -45,7 +60,10 @@ static int has_event(const struct entry *entry)
     return !entry->op.quiet || entry->status != AFD_OK;
 }
 
-/* ---- the device's thread */
+/* ---- the device's thread
+ *
+ * A back end either runs an op, or begins it and says later that it is done: then ops of several slots may be
+ * under way, and are done in any order. */
 
 static void signal_owner(struct afd_queue *queue)
 {
@@ -59,6 +77,63 @@ void afd_queue_wake(struct afd_queue *queue)
     signal_owner(queue);
 }
 
+/* The device's time on an op is what it did not also spend on another one before it. */
+static void finish(struct afd_queue *queue, struct entry *entry, enum afd_status status)
+{
+    afd_ns now = afd_now(), from = entry->began > queue->last_end ? entry->began : queue->last_end;
+    uint64_t *carried = &queue->carried_ns[entry->op.slot % AFD_MAX_SLOTS];
+    *carried += now - from;
+    queue->last_end = now;
+    entry->status = status;
+    if (status == AFD_ERR_DEVICE) queue->sticky = AFD_ERR_DEVICE;
+    if (!has_event(entry)) {
+        atomic_store(&entry->state, REPORTED);
+        return;
+    }
+    entry->busy_ns = *carried;
+    *carried = 0;
+    atomic_store(&entry->state, DONE);
+    atomic_fetch_add(&queue->finished, 1);
+    signal_owner(queue);
+}
+
+/* 0: there is none, or the back end does not take it before others are done. */
+static int begin_next(struct afd_queue *queue)
+{
+    struct afd_device *device = queue->device;
+    if (queue->begun == atomic_load(&queue->submitted)) return 0;
+    struct entry *entry = entry_of(queue, queue->begun);
+    enum afd_status status = queue->sticky;
+    entry->began = afd_now();
+    if (!status && device->backend->run)
+        status = device->backend->run(device, &entry->op);
+    else if (!status)
+        status = device->backend->begin(device, &entry->op, &entry->token);
+    if (status == AFD_AGAIN) return 0;
+    if (status == AFD_PENDING)
+        queue->under_way[queue->under_way_count++] = queue->begun;
+    else
+        finish(queue, entry, status);
+    queue->begun++;
+    return 1;
+}
+
+static int finish_some(struct afd_queue *queue)
+{
+    struct afd_device *device = queue->device;
+    uint32_t left = 0, count = queue->under_way_count;
+    for (uint32_t i = 0; i < count; i++) {
+        struct entry *entry = entry_of(queue, queue->under_way[i]);
+        enum afd_status status = device->backend->poll(device, &entry->op, &entry->token);
+        if (status == AFD_PENDING)
+            queue->under_way[left++] = queue->under_way[i];
+        else
+            finish(queue, entry, status);
+    }
+    queue->under_way_count = left;
+    return left != count;
+}
+
 static void *device_main(void *user)
 {
     struct afd_queue *queue = user;
@@ -67,25 +142,12 @@ static void *device_main(void *user)
     queue->start_status = failed ? AFD_ERR_MEMORY : AFD_OK;
     afd_gate_advance(&queue->started);
     if (failed) return NULL;
-    enum afd_status sticky = AFD_OK;
-    uint64_t busy_ns = 0;
     while (!atomic_load(&queue->stop)) {
         uint32_t seen = atomic_load(&queue->work.value);
-        uint64_t number = atomic_load_explicit(&queue->executed, memory_order_relaxed);
-        if (number == atomic_load(&queue->submitted)) {
-            if (!atomic_load(&queue->stop)) afd_gate_wait(&queue->work, seen, 0);
-            continue;
-        }
-        struct entry *entry = entry_of(queue, number);
-        afd_ns begin = afd_now();
-        entry->status = sticky ? sticky : device->backend->run(device, &entry->op);
-        busy_ns += afd_now() - begin;
-        if (entry->status == AFD_ERR_DEVICE) sticky = AFD_ERR_DEVICE;
-        int event = has_event(entry);
-        entry->busy_ns = busy_ns;
-        if (event) busy_ns = 0;
-        atomic_store(&queue->executed, number + 1);
-        if (event) signal_owner(queue);
+        int moved = begin_next(queue) | finish_some(queue);
+        if (moved || queue->under_way_count) continue;
+        if (queue->begun == atomic_load(&queue->submitted) && !atomic_load(&queue->stop))
+            afd_gate_wait(&queue->work, seen, 0);
     }
     afd_team_stop(&device->team);
     return NULL;
@@ -93,12 +155,17 @@ static void *device_main(void *user)
 
 /* ---- the owner's thread */
 
-/* Passes over what needs no event; returns the first entry that does, or NULL. */
-static struct entry *next_event(struct afd_queue *queue)
+/* Passes over what needs no event any more; returns the oldest event and its entry's number, or NULL. */
+static struct entry *next_event(struct afd_queue *queue, uint64_t *number_out)
 {
-    uint64_t executed = atomic_load(&queue->executed);
-    for (; queue->reported < executed; queue->reported++)
-        if (has_event(entry_of(queue, queue->reported))) return entry_of(queue, queue->reported);
+    uint64_t end = atomic_load_explicit(&queue->submitted, memory_order_relaxed);
+    while (queue->reported < end && atomic_load(&entry_of(queue, queue->reported)->state) == REPORTED)
+        queue->reported++;
+    if (atomic_load(&queue->finished) == queue->taken) return NULL;
+    for (uint64_t n = queue->reported; n < end; n++) {
+        *number_out = n;
+        if (atomic_load(&entry_of(queue, n)->state) == DONE) return entry_of(queue, n);
+    }
     return NULL;
 }
 
@@ -167,6 +234,7 @@ static int op_in_range(const struct afd_device *device, const struct afd_op *op)
     if (op->kind != AFD_OP_FFN) return slot_op_in_range(device, op);
     uint64_t rows = 0;
     for (uint32_t p = 0; p < op->ffn.part_count; p++) rows += op->ffn.parts[p].rows;
+    if (op->quiet) return 0; /* it may refuse records */
     return config->share.ffn && rows <= config->max_batch_rows && (config->share.tp == 1 || op->ffn.partials);
 }
 
@@ -180,11 +248,12 @@ static void announce(struct afd_queue *queue)
 enum afd_status afd_device_submit(struct afd_device *device, const struct afd_op *op, uint64_t *ticket_out)
 {
     struct afd_queue *queue = device->queue;
-    uint64_t number = atomic_load_explicit(&queue->submitted, memory_order_relaxed);
+    uint64_t number = atomic_load_explicit(&queue->submitted, memory_order_relaxed), event;
     if (!op_in_range(device, op)) return AFD_ERR_REQUEST;
-    if (number - queue->reported == AFD_DEVICE_QUEUE) next_event(queue); /* quiet ones may make room */
+    if (number - queue->reported == AFD_DEVICE_QUEUE) next_event(queue, &event); /* quiet ones make room */
     if (number - queue->reported == AFD_DEVICE_QUEUE) return AFD_AGAIN;
     entry_of(queue, number)->op = *op;
+    atomic_store_explicit(&entry_of(queue, number)->state, WAITING, memory_order_relaxed);
     atomic_store(&queue->submitted, number + 1);
     queue->is_announced = !op->quiet; /* what follows a quiet op at once wakes the device for both */
     if (!op->quiet) afd_gate_advance(&queue->work);
@@ -198,9 +267,12 @@ uint32_t afd_device_poll(struct afd_device *device, struct afd_device_event *eve
     uint32_t count = 0;
     announce(queue);
     while (count < limit) {
-        const struct entry *entry = next_event(queue);
+        uint64_t number;
+        struct entry *entry = next_event(queue, &number);
         if (!entry) break;
-        events_out[count++] = (struct afd_device_event){++queue->reported, entry->status, entry->busy_ns};
+        events_out[count++] = (struct afd_device_event){number + 1, entry->status, entry->busy_ns};
+        atomic_store_explicit(&entry->state, REPORTED, memory_order_relaxed);
+        queue->taken++;
     }
     return count;
 }
@@ -214,7 +286,7 @@ int afd_device_event_fd(const struct afd_device *device)
 enum afd_status afd_device_arm(struct afd_device *device)
 {
     struct afd_queue *queue = device->queue;
-    uint64_t signals;
+    uint64_t signals, event;
     announce(queue);
     if (queue->is_armed && !atomic_load(&queue->armed)) {
         queue->is_armed = 0;
@@ -225,7 +297,7 @@ enum afd_status afd_device_arm(struct afd_device *device)
     /* Armed before the last look: what completes after the look sees it and writes the descriptor. */
     if (!queue->is_armed) atomic_store(&queue->armed, 1);
     queue->is_armed = 1;
-    if (!next_event(queue) && !afd_loader_is_over(device->loader)) return AFD_OK;
+    if (!next_event(queue, &event) && !afd_loader_is_over(device->loader)) return AFD_OK;
     if (atomic_exchange(&queue->armed, 0)) queue->is_armed = 0; /* awake: no signal is needed */
     return AFD_AGAIN;
 }

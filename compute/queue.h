@@ -1,8 +1,8 @@
 /* queue.h: ops from the owner's thread to the device's thread, and their completions back: one ring, one
  * producer, one consumer. Internal to compute/.
  *
- * An entry is submitted (owner), executed (device), reported (owner, by poll): it keeps its place in the ring
- * until then, so completions need no room of their own. Quiet ops that succeeded are passed over. */
+ * An entry is submitted (owner), begun and done (device), reported (owner, by poll): it keeps its place in
+ * the ring until then, so completions need no room of their own. Quiet ops that succeeded are passed over. */
 #ifndef AFD_COMPUTE_QUEUE_H
 #define AFD_COMPUTE_QUEUE_H
 

@@ -59,24 +59,27 @@ struct shape {
 static enum afd_status count_items(const struct afd_op *op, const struct shape *shape, uint64_t held,
                                    struct afd_ffn_plan *plan)
 {
+    uint32_t *counted = op->ffn.expert_rows_out;
     memset(plan->unit_begin, 0, (shape->experts + 2) * sizeof *plan->unit_begin);
+    if (counted) memset(counted, 0, shape->experts * sizeof *counted);
     plan->rows = 0;
     for (uint32_t p = 0; p < op->ffn.part_count; p++) {
         const struct afd_ffn_part *part = &op->ffn.parts[p];
         uint64_t shards = part->shards & held;
         for (uint32_t r = 0; r < part->rows; r++) {
-            uint64_t at = (uint64_t)r * shape->wire->a2f_stride;
-            const char *routing = (const char *)(part->routing ? part->routing : part->records) + at;
+            const char *record = (const char *)part->records + (uint64_t)r * shape->wire->a2f_stride;
             struct afd_ffn_turn *turn = &plan->turns[plan->rows];
-            if (!read_turn(shape->wire, routing, shape->experts, shape->top_k, shape->ep, turn)) {
+            if (!read_turn(shape->wire, record, shape->experts, shape->top_k, shape->ep, turn)) {
                 if (op->ffn.bad_part_out) *op->ffn.bad_part_out = p;
                 return AFD_ERR_PROTOCOL;
             }
-            plan->record[plan->rows++] = (const char *)part->records + at;
+            plan->record[plan->rows++] = record;
             if (shape->shared && shards >> turn->turn & 1) plan->unit_begin[shape->experts + 1]++;
             for (uint32_t i = 0; i < turn->routed.count; i++) {
                 uint32_t e = turn->routed.experts[i];
-                if (shards >> afd_shard_of_expert(shape->ffn, e, shape->ep) & 1) plan->unit_begin[e + 1]++;
+                if (!(shards >> afd_shard_of_expert(shape->ffn, e, shape->ep) & 1)) continue;
+                plan->unit_begin[e + 1]++;
+                if (counted && !part->is_counted_elsewhere) counted[e]++;
             }
         }
     }
@@ -124,11 +127,12 @@ enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct
     uint32_t row0 = 0;
     for (uint32_t p = 0; p < op->ffn.part_count; p++) {
         const struct afd_ffn_part *part = &op->ffn.parts[p];
+        if (part->active_out) memset(part->active_out, 0, config->share.ep * sizeof *part->active_out);
         for (uint64_t left = part->shards & held; left; left &= left - 1) {
             uint32_t shard = (uint32_t)__builtin_ctzll(left), n = 0;
+            if (!op->ffn.partials && !part->out[shard]) return AFD_ERR_REQUEST;
             for (uint32_t r = row0; r < row0 + part->rows; r++) {
                 if (!add_items(&shape, plan, next, r, shard, plan->outputs)) continue;
-                if (!op->ffn.partials && !part->out[shard]) return AFD_ERR_REQUEST;
                 if (op->ffn.partials)
                     plan->out[plan->outputs] =
                         op->ffn.partials + (uint64_t)plan->outputs * config->model->hidden;
@@ -138,6 +142,7 @@ enum afd_status afd_ffn_plan_build(const struct afd_device *device, const struct
                 plan->outputs++;
                 n++;
             }
+            if (part->active_out) part->active_out[shard] = n;
         }
         row0 += part->rows;
     }

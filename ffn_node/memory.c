@@ -140,8 +140,9 @@ static int create_tables(struct afd_ffn_node *node)
         run->parts = afd_arena_alloc(node->arena, parts, sizeof *run->parts);
         run->part_of = afd_arena_alloc(node->arena, parts, sizeof *run->part_of);
         run->is_bad = afd_arena_alloc(node->arena, parts, sizeof *run->is_bad);
-        run->active = afd_arena_alloc(node->arena, (size_t)parts * node->room, sizeof *run->active);
-        if (!run->parts || !run->part_of || !run->is_bad || !run->active) return 0;
+        run->active = afd_arena_alloc(node->arena, (size_t)parts * t->ffn.ep, sizeof *run->active);
+        run->expert_rows = afd_arena_alloc(node->arena, AFD_MAX_EXPERTS, sizeof *run->expert_rows);
+        if (!run->parts || !run->part_of || !run->is_bad || !run->active || !run->expert_rows) return 0;
     }
     for (uint32_t l = 0; l < node->model->layer_count; l++) {
         const struct afd_ffn_desc *ffn = &node->model->layers[l].ffn;

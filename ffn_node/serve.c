@@ -1,6 +1,5 @@
 /* serve.c: messages in, batches over the device and the group, answers out. */
 #include "ffn_node/shell.h"
-#include "model/shards.h"
 
 /* ---- messages in */
 
@@ -226,7 +225,8 @@ static void collect_parts(struct afd_ffn_node *node, struct ffn_run *run)
             records = ffn_a2f_region(node, m->source, m->slot) + sizeof(struct afd_a2f_header);
         if (run->is_bad[i]) continue;
         part->records = records;
-        part->routing = NULL;
+        part->active_out = run->active + (size_t)i * node->topology->ffn.ep;
+        part->is_counted_elsewhere = !is_own_part(node, run, i); /* each row is counted by one member */
         part->rows = m->rows;
         part->shards = m->shards;
         for (uint64_t left = node->tp > 1 ? 0 : m->shards; left; left &= left - 1) {
@@ -238,55 +238,19 @@ static void collect_parts(struct afd_ffn_node *node, struct ffn_run *run)
     }
 }
 
-/* The shards that a record is active in (as afd_record_is_active), and its experts. Each field is read once
- * and checked, for the memory is a peer's: 0 for a record that the device will refuse. */
-static uint64_t shards_of_record(const struct afd_ffn_node *node, const struct afd_ffn_desc *ffn,
-                                 const unsigned char *record, uint16_t chosen[AFD_MAX_TOP_K],
-                                 uint32_t *chosen_count)
+/* Rows active in each asked shard, and of each expert, as the device counted them. */
+static void add_counts(struct afd_ffn_node *node, const struct ffn_run *run)
 {
-    uint32_t experts = ffn->kind == AFD_FFN_EXPERTS ? ffn->experts : 0;
-    uint32_t turn, ep = node->topology->ffn.ep, top_k = experts ? node->wire.shape.top_k : 0, i;
-    memcpy(&turn, record + node->wire.turn_offset, sizeof turn);
-    memcpy(chosen, record + node->wire.expert_offset, top_k * sizeof *chosen);
-    *chosen_count = 0;
-    if (turn >= ep) return 0;
-    uint64_t shards = 1ull << turn;
-    for (i = 0; i < top_k && chosen[i] != AFD_NO_EXPERT; i++) {
-        if (chosen[i] >= experts) return 0;
-        shards |= 1ull << afd_shard_of_expert(ffn, chosen[i], ep);
-    }
-    *chosen_count = i;
-    return shards;
-}
-
-/* Rows active in each asked shard, and rows of each expert; while the device computes. */
-static void count_rows(struct afd_ffn_node *node, struct ffn_run *run)
-{
-    uint16_t layer = run->batch->layer, chosen[AFD_MAX_TOP_K];
-    const struct afd_ffn_desc *ffn = &node->model->layers[layer].ffn;
-    uint32_t chosen_count;
-    for (uint32_t k = 0; k < run->part_count; k++) {
-        const struct afd_ffn_part *part = &run->parts[k];
-        uint32_t *active = run->active + (size_t)run->part_of[k] * node->room;
-        memset(active, 0, node->room * sizeof *active);
-        for (uint32_t r = 0; r < part->rows; r++) {
-            const unsigned char *record =
-                (const unsigned char *)part->records + (uint64_t)r * node->wire.a2f_stride;
-            uint64_t shards = part->shards & shards_of_record(node, ffn, record, chosen, &chosen_count);
-            for (uint64_t left = shards; left; left &= left - 1)
-                active[node->held_at[__builtin_ctzll(left)]]++;
-            node->work_rows += (uint64_t)__builtin_popcountll(shards);
-            if (!is_own_part(node, run, run->part_of[k])) continue; /* each row is counted by one member */
-            for (uint32_t i = 0; i < chosen_count; i++)
-                if (shards >> afd_shard_of_expert(ffn, chosen[i], node->topology->ffn.ep) & 1)
-                    node->expert_rows[layer][chosen[i]]++;
-        }
-    }
+    uint32_t layer = run->batch->layer, ep = node->topology->ffn.ep;
+    for (uint32_t k = 0; k < run->part_count; k++)
+        for (uint32_t s = 0; s < ep; s++) node->work_rows += run->parts[k].active_out[s];
+    if (!node->expert_rows[layer]) return;
+    for (uint32_t e = 0; e < node->model->layers[layer].ffn.experts; e++)
+        node->expert_rows[layer][e] += run->expert_rows[e];
 }
 
 static enum afd_status start_compute(struct afd_ffn_node *node, struct ffn_run *run)
 {
-    int is_first = !run->part_count;
     collect_parts(node, run);
     if (!run->part_count) { /* all were bad: nobody is answered; a group still ends every batch alike */
         run->step = node->tp > 1 ? RUN_REDUCE : RUN_FINISH;
@@ -296,6 +260,7 @@ static enum afd_status start_compute(struct afd_ffn_node *node, struct ffn_run *
     op.ffn.parts = run->parts;
     op.ffn.part_count = run->part_count;
     op.ffn.bad_part_out = &run->bad_part;
+    op.ffn.expert_rows_out = run->expert_rows;
     if (node->tp > 1) op.ffn.partials = afd_group_partials(node->group, run->batch->number);
     enum afd_status status = afd_device_submit(node->device, &op, &run->ticket);
     if (status) {
@@ -303,7 +268,6 @@ static enum afd_status start_compute(struct afd_ffn_node *node, struct ffn_run *
         return status;
     }
     node->device_ops++;
-    if (is_first) count_rows(node, run);
     return AFD_OK;
 }
 
@@ -311,8 +275,8 @@ static enum afd_status start_reduce(struct afd_ffn_node *node, struct ffn_run *r
 {
     uint32_t rows[AFD_MAX_TP] = {0};
     for (uint32_t k = 0; k < run->part_count; k++)
-        for (uint32_t at = 0; at < node->room; at++)
-            rows[run->batch->parts[run->part_of[k]].member] += run->active[run->part_of[k] * node->room + at];
+        for (uint32_t s = 0; s < node->topology->ffn.ep; s++)
+            rows[run->batch->parts[run->part_of[k]].member] += run->parts[k].active_out[s];
     return afd_group_reduce_scatter(node->group, run->batch->number, rows,
                                     afd_group_partials(node->group, run->batch->number));
 }
@@ -322,7 +286,7 @@ static uint32_t rows_to_pack(const struct afd_ffn_node *node, const struct ffn_r
 {
     if (run->is_bad[part] || !is_own_part(node, run, part)) return 0;
     if (!(run->batch->parts[part].message.shards >> shard & 1)) return 0;
-    return run->active[part * node->room + node->held_at[shard]];
+    return run->active[part * node->topology->ffn.ep + shard];
 }
 
 static void begin_packs(struct afd_ffn_node *node, struct ffn_run *run)
@@ -375,8 +339,8 @@ static void finish_run(struct afd_ffn_node *node, struct ffn_run *run, afd_ns no
             continue; /* its pair was lost: it sends again, here or elsewhere */
         for (uint64_t left = m->shards; left; left &= left - 1) {
             uint32_t shard = (uint32_t)__builtin_ctzll(left);
-            write_answer(node, source, m->slot, shard, run->active[i * node->room + node->held_at[shard]],
-                         run, b->parts[i].arrived);
+            write_answer(node, source, m->slot, shard, run->active[i * node->topology->ffn.ep + shard], run,
+                         b->parts[i].arrived);
         }
         place->unsent = m->shards;
         put_in_outbox(node, source, m->slot);
@@ -454,7 +418,7 @@ static void drop_bad_part(struct afd_ffn_node *node, struct ffn_run *run)
     uint32_t i = run->part_of[run->bad_part];
     const struct afd_gather_message *m = &run->batch->parts[i].message;
     run->is_bad[i] = 1;
-    run->step = RUN_COMPUTE; /* again, without it; part_count stays: the rows of the others are counted */
+    run->step = RUN_COMPUTE;                /* again, without it */
     if (!is_own_part(node, run, i)) return; /* its own rank closes the pair */
     struct ffn_source *source = ffn_own_source(node, m->source);
     if (source->pair && source->places[m->slot].is_busy)
@@ -491,6 +455,7 @@ static void on_device_event(struct afd_ffn_node *node, const struct afd_device_e
         afd_log_error("the device failed: %s", afd_status_name(event->status));
         ffn_exit(node, 1);
     } else if (run && run->step == RUN_COMPUTING) {
+        add_counts(node, run);
         run->step = node->tp > 1 ? RUN_REDUCE : RUN_FINISH;
     } else if (run && run->step == RUN_PACKING && run->ticket == event->ticket) {
         run->step = RUN_FINISH; /* the last of its packs */

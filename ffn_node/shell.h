@@ -96,7 +96,8 @@ struct ffn_run {
     uint32_t *part_of;          /* their index in the batch */
     uint8_t *is_bad;            /* by index in the batch */
     uint32_t part_count, bad_part;
-    uint32_t *active;               /* [part in the batch][room: held_at] rows */
+    uint32_t *active;               /* [part in the batch][ep] rows */
+    uint32_t *expert_rows;          /* [the most experts of a layer] */
     uint64_t ticket, first_pack;    /* of the last op submitted, and of the first pack; 0: none yet */
     uint32_t pack_part, pack_shard; /* the next to pack: part in the batch, shard */
     uint32_t packs_left;            /* not submitted yet */

@@ -111,6 +111,7 @@ struct afd_ffn_desc {
     int renormalise;
     float routed_scale;
     float clamp, shared_clamp; /* of the dense layer or the routed experts; of the shared one */
+    uint32_t reserved;         /* no padding: descriptions are compared by bytes (compute/cuda) */
     const uint8_t *shard_of;   /* [experts], of the model's shard_table, or NULL: ranges (model/shards.h) */
 };
 

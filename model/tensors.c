@@ -440,8 +440,33 @@ static enum afd_status open_gguf(struct afd_checkpoint *c, const char *path, str
     return status;
 }
 
+/* What DIR/random-weights says; AFD_DTYPE_COUNT: there is no such file. */
+static enum afd_status find_random(const char *dir, enum afd_dtype *out, struct afd_error *error_out)
+{
+    char path[PATH_MAX], *text = NULL;
+    size_t bytes;
+    *out = AFD_DTYPE_COUNT;
+    snprintf(path, sizeof path, "%.*s/%s", PATH_MAX - 32, dir, AFD_RANDOM_WEIGHTS_FILE);
+    if (access(path, F_OK)) return AFD_OK;
+    enum afd_status status = afd_file_read(path, 64, &text, &bytes, error_out);
+    if (status) return status;
+    const enum afd_dtype known[] = {AFD_FP8, AFD_BF16};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        size_t length = strlen(afd_dtype_name(known[i]));
+        if (bytes == length + 1 && !memcmp(text, afd_dtype_name(known[i]), length) && text[length] == '\n')
+            *out = known[i];
+    }
+    free(text);
+    if (*out != AFD_DTYPE_COUNT) return AFD_OK;
+    return afd_fail(error_out, AFD_ERR_CONFIG, "%s: expected a line, fp8 or bf16", path);
+}
+
 enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out, struct afd_error *error_out)
 {
+    enum afd_dtype random;
+    enum afd_status found = find_random(dir, &random, error_out);
+    if (found) return found;
+    if (random != AFD_DTYPE_COUNT) return afd_checkpoint_random(random, out, error_out);
     const char **names = NULL;
     json_t *index = NULL;
     enum afd_status status = AFD_ERR_MEMORY;
@@ -577,9 +602,14 @@ enum afd_status afd_model_hash(const char *dir, uint8_t out[AFD_HASH_BYTES], str
     snprintf(path, sizeof path, "%.*s/config.json", PATH_MAX - 32, dir);
     status = afd_file_read(path, CONFIG_LIMIT_BYTES, &config, &config_bytes, error_out);
     if (status) goto out;
+    enum afd_dtype random;
+    hash_piece(hash, config, config_bytes);
+    status = find_random(dir, &random, error_out);
+    if (!status && random != AFD_DTYPE_COUNT)
+        hash_piece(hash, afd_dtype_name(random), strlen(afd_dtype_name(random)));
+    if (status || random != AFD_DTYPE_COUNT) goto out;
     status = list_files(dir, arena, &index, &names, &count, error_out);
     if (status) goto out;
-    hash_piece(hash, config, config_bytes);
     for (uint32_t i = 0; i < count; i++) {
         struct file file = {0};
         status = map_file(dir, names[i], &file, error_out);

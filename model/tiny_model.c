@@ -13,6 +13,7 @@
 #include "base/half.h"
 #include "base/rng.h"
 #include "model/family.h"
+#include "model/tensors.h"
 
 enum { BLOCK = AFD_FP8_BLOCK, NAME_BYTES = AFD_TENSOR_NAME_BYTES + 16, HEADER_LINE_BYTES = 320 };
 
@@ -344,6 +345,12 @@ static enum afd_status write_config(const struct afd_tiny_model *tiny, const cha
 
 static enum afd_status write_weights(struct build *b, const char *dir, struct afd_error *error_out)
 {
+    if (b->tiny->no_weights) {
+        const char *dtype = afd_dtype_name(b->tiny->dtype);
+        if (b->tiny->dtype != AFD_FP8 && b->tiny->dtype != AFD_BF16)
+            return afd_fail(error_out, AFD_ERR_CONFIG, "%s; random weights are fp8 or bf16", dtype);
+        return afd_tiny_file_write(dir, AFD_RANDOM_WEIGHTS_FILE, dtype, strlen(dtype), "\n", 1, error_out);
+    }
     if (add_all(b)) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for the list of tensors");
     if (b->tiny->files > b->count)
         return afd_fail(error_out, AFD_ERR_CONFIG, "files %u; there are %u tensors", b->tiny->files,

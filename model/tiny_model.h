@@ -41,6 +41,7 @@ struct afd_tiny_model {
     enum afd_dtype dtype; /* of the matrices; AFD_FP8 leaves embedding, head, router and norms in bf16 */
     uint32_t files;       /* 1, or the number of shards with an index */
     uint64_t seed;
+    int no_weights; /* AFD_RANDOM_WEIGHTS_FILE in place of the tensors: dtype is fp8 or bf16 */
 };
 
 /* Step3. Round sizes: hidden 64, 4 heads of 16, 4 layers of which 1 and 2 have 8 experts, top 3. */

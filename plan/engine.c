@@ -205,7 +205,10 @@ static enum afd_status layer(struct afd_engine *e, uint32_t batch, uint32_t l, s
                           &t->attn[l])))
         return status;
     t->ffn_rows[l] = ffn_rows_of(e, batch);
-    return execute(e->ffn, &(struct afd_op){.kind = AFD_OP_FFN, .layer = l, .ffn = {&part, 1, NULL, &bad}},
+    return execute(e->ffn,
+                   &(struct afd_op){.kind = AFD_OP_FFN,
+                                    .layer = l,
+                                    .ffn = {.parts = &part, .part_count = 1, .bad_part_out = &bad}},
                    &t->ffn[l]);
 }
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # The tests, one command: installs what only tests need, builds with address and undefined-behaviour sanitizers,
 # runs everything under CTest, ends with CTest's summary. Arguments go to CTest: `sh tests/run.sh -L unit`.
-# BUILD names the build folder (default build/tests), SANITIZE the sanitizers (default address,undefined).
+# BUILD names the build folder (default build/tests), SANITIZE the sanitizers (default address,undefined), TARGETS what is
+# built (default everything).
 set -eu
 cd "$(dirname "$0")/.."
 BUILD=${BUILD:-build/tests}
@@ -33,8 +34,10 @@ cmake -S . -B "$BUILD" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSANITIZE="$SANITIZE
     cat "$BUILD/cmake.log"
     exit 1
 }
-cmake --build "$BUILD" -j 2
+# shellcheck disable=SC2086 # several words
+cmake --build "$BUILD" -j 2 ${TARGETS:+--target $TARGETS}
 
 export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=1:abort_on_error=1:allocator_may_return_null=1}"
 export UBSAN_OPTIONS="${UBSAN_OPTIONS:-print_stacktrace=1}"
+export TSAN_OPTIONS="${TSAN_OPTIONS:-suppressions=$PWD/tests/thread.supp}"
 exec ctest --test-dir "$BUILD" --output-on-failure -j 2 "$@"

@@ -96,13 +96,22 @@ static ucs_status_t configure_rdma(const struct afd_transport *t, ucp_config_t *
     snprintf(class, sizeof class, "%u", o->traffic_class);
     snprintf(level, sizeof level, "%u", o->service_level);
     snprintf(mtu, sizeof mtu, "%u", o->mtu);
-    struct option options[8] = {
+    struct option options[12] = {
         {"NET_DEVICES", devices},
         /* What is deregistered is out of reach at once: a cached registration would stay valid. */
         {"RCACHE_ENABLE", "n"},
         {"REG_METHODS", "direct"},
+        /* Buffers of UCX's own messages, which are small and few here. By default there are 60 MiB of them,
+           and registering those is what the first pair of a worker waits for. A sender that meets none left
+           waits for the receiver's next. */
+        {"IB_RX_QUEUE_LEN", "512"},
+        {"IB_RX_BUFS_GROW", "512"},
+        {"IB_TX_BUFS_GROW", "64"},
+        /* UD, which sets up RC, would drop what soft-RoCE hands it from an IPv4 address. A queue pair's
+           number is the device's own, so what comes for it is ours. */
+        {"UD_ETH_DGID_CHECK", "n"},
     };
-    size_t count = 3;
+    size_t count = 7;
     if (o->gid_index >= 0) options[count++] = (struct option){"GID_INDEX", gid};
     if (o->traffic_class) options[count++] = (struct option){"IB_TRAFFIC_CLASS", class};
     if (o->service_level) options[count++] = (struct option){"IB_SL", level};

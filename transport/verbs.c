@@ -15,6 +15,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,6 +38,7 @@ static enum afd_status verbs_open(struct afd_transport *t, struct afd_error *err
         status = afd_fail(error_out, AFD_ERR_REFUSED, "messages of %llu bytes: less than %llu",
                           (unsigned long long)t->config.max_message_bytes, (unsigned long long)limit);
     if (!status) {
+        verbs->turn = 1; /* in which no queue was rung */
         t->back[AFD_WAY_VERBS] = verbs;
         return AFD_OK;
     }
@@ -141,28 +143,60 @@ struct part {
     int may_inline;
 };
 
-static enum afd_status post(struct verbs_path *path, uint32_t rail, const struct part *part)
+/* Tells the device of a queue's chain. */
+static enum afd_status ring(struct verbs_path *path, uint32_t rail)
 {
     struct verbs_queue *queue = &path->queues[rail];
-    struct ibv_sge data = {(uintptr_t)part->from, part->bytes, part->lkey};
-    struct ibv_send_wr write = {
+    const struct verbs *verbs = path->pair->transport->back[AFD_WAY_VERBS];
+    struct ibv_send_wr *bad;
+    if (!queue->chained) return AFD_OK;
+    queue->chain[queue->chained - 1].next = NULL;
+    queue->chained = queue->chained_bytes = 0;
+    queue->turn = verbs->turn;
+    int error = ibv_post_send(queue->qp, queue->chain, &bad);
+    if (!error) return AFD_OK;
+    afd_pair_fail(path->pair, AFD_ERR_PEER, "data path verbs: cannot send: %s", strerror(error));
+    return AFD_ERR_PEER;
+}
+
+/* Ends a turn. */
+static void ring_all(struct verbs *verbs)
+{
+    for (struct verbs_path *path; (path = verbs->waiting);) {
+        verbs->waiting = path->next_waiting;
+        path->is_waiting = 0;
+        for (uint32_t rail = 0; rail < path->rail_count; rail++) ring(path, rail);
+    }
+    verbs->turn++;
+}
+
+static enum afd_status post(struct verbs_path *path, uint32_t rail, const struct part *part)
+{
+    struct verbs *verbs = path->pair->transport->back[AFD_WAY_VERBS];
+    struct verbs_queue *queue = &path->queues[rail];
+    uint32_t i = queue->chained++;
+    queue->chain_data[i] = (struct ibv_sge){(uintptr_t)part->from, part->bytes, part->lkey};
+    queue->chain[i] = (struct ibv_send_wr){
         .wr_id = afd_verbs_wr_id(path, rail, 1),
-        .sg_list = &data,
+        .next = &queue->chain[i + 1],
+        .sg_list = &queue->chain_data[i],
         .num_sge = part->bytes ? 1 : 0,
         .opcode = IBV_WR_RDMA_WRITE_WITH_IMM,
         .imm_data = htonl(part->notice),
         .wr.rdma = {part->to, part->rkey},
     };
-    struct ibv_send_wr *bad;
     if (part->bytes && part->bytes <= queue->inline_bytes && part->may_inline)
-        write.send_flags |= IBV_SEND_INLINE;
-    if ((queue->posted + 1) % VERBS_SIGNAL_EVERY == 0) write.send_flags |= IBV_SEND_SIGNALED;
-    int error = ibv_post_send(queue->qp, &write, &bad);
-    if (error) {
-        afd_pair_fail(path->pair, AFD_ERR_PEER, "data path verbs: cannot send: %s", strerror(error));
-        return AFD_ERR_PEER;
+        queue->chain[i].send_flags |= IBV_SEND_INLINE;
+    if (++queue->posted % VERBS_SIGNAL_EVERY == 0) queue->chain[i].send_flags |= IBV_SEND_SIGNALED;
+    queue->chained_bytes += part->bytes;
+    int may_wait = queue->turn == verbs->turn && queue->chained < VERBS_CHAIN &&
+                   queue->chained_bytes < VERBS_CHAIN_BYTES;
+    if (!may_wait) return ring(path, rail);
+    if (!path->is_waiting) {
+        path->is_waiting = 1;
+        path->next_waiting = verbs->waiting;
+        verbs->waiting = path;
     }
-    queue->posted++;
     return AFD_OK;
 }
 
@@ -199,7 +233,10 @@ static enum afd_status send_opens(struct verbs_path *path)
 {
     const struct part open = {.notice = VERBS_OPEN_NOTICE};
     enum afd_status status = AFD_OK;
-    for (uint32_t rail = 0; rail < path->rail_count && !status; rail++) status = post(path, rail, &open);
+    for (uint32_t rail = 0; rail < path->rail_count && !status; rail++) {
+        status = post(path, rail, &open);
+        if (!status) status = ring(path, rail);
+    }
     return status;
 }
 
@@ -357,14 +394,23 @@ static void read_async_events(struct afd_transport *t, struct verbs_port *port)
 static void verbs_progress(struct afd_transport *t)
 {
     struct verbs *verbs = t->back[AFD_WAY_VERBS];
-    for (uint32_t i = 0; i < verbs->port_count; i++)
-        if (drain(t, &verbs->ports[i]) && verbs->ports[i].is_armed) take_event(&verbs->ports[i]);
+    ring_all(verbs);
+    uint32_t count = 0, is_software = 0;
+    for (uint32_t i = 0; i < verbs->port_count; i++) {
+        struct verbs_port *port = &verbs->ports[i];
+        uint32_t drained = drain(t, port);
+        if (drained && port->is_armed) take_event(port);
+        count += drained;
+        is_software |= (uint32_t)port->is_software;
+    }
+    if (!count && is_software) sched_yield(); /* its work waits for the core that waits for it */
 }
 
 static enum afd_status verbs_arm(struct afd_transport *t)
 {
     struct verbs *verbs = t->back[AFD_WAY_VERBS];
     enum afd_status status = AFD_OK;
+    ring_all(verbs);
     for (uint32_t i = 0; i < verbs->port_count; i++) {
         struct verbs_port *port = &verbs->ports[i];
         read_async_events(t, port);

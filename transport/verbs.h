@@ -13,9 +13,11 @@
 #include "transport/backend.h"
 
 enum {
-    VERBS_SEND_SLOTS = 128,  /* of one queue pair */
-    VERBS_SIGNAL_EVERY = 32, /* one completion frees so many of them */
-    VERBS_REFILL = 16,       /* receive entries that are posted at once */
+    VERBS_SEND_SLOTS = 128,       /* of one queue pair */
+    VERBS_SIGNAL_EVERY = 32,      /* one completion frees so many of them */
+    VERBS_REFILL = 16,            /* receive entries that are posted at once */
+    VERBS_CHAIN = 16,             /* sends that are posted at once.. */
+    VERBS_CHAIN_BYTES = 64 << 10, /* ..or so many bytes: a device that has no work yet is idle */
     VERBS_MAX_INLINE = 128,
     VERBS_MAX_RUNS = 512,
     /* A larger message goes in parts: soft-RoCE takes no more, and a part of exactly this size says that
@@ -47,6 +49,7 @@ struct verbs_port {
     uint32_t cq_used;    /* entries that queue pairs may fill; never more than the queue has */
     uint32_t cq_retired; /* of those: of destroyed queue pairs, until the queue was seen empty */
     int is_armed, is_watched;
+    int is_software; /* soft-RoCE: the device is a thread of this host's kernel */
     uint8_t number;
     int gid_index;
     struct verbs_port_address address;
@@ -62,7 +65,9 @@ struct verbs {
     uint32_t port_count;
     struct verbs_mapping *mappings;
     uint32_t mapping_count;
-    uint32_t serial; /* of the last path */
+    uint32_t serial;            /* of the last path */
+    uint32_t turn;              /* counts polls */
+    struct verbs_path *waiting; /* those that may have a chain */
 };
 
 /* ---- a pair's path */
@@ -100,6 +105,12 @@ struct verbs_queue {
     uint32_t owed;         /* receive entries that were used and not posted again */
     uint32_t inline_bytes;
     int is_heard; /* the peer's open came */
+    /* Sends that the device has not been told of yet; counted in `posted`. The first of a turn goes at once,
+       those behind it together: telling the device costs a write to it, on soft-RoCE a system call. */
+    struct ibv_send_wr chain[VERBS_CHAIN];
+    struct ibv_sge chain_data[VERBS_CHAIN];
+    uint32_t chained, chained_bytes;
+    uint32_t turn; /* when the device was told last */
 };
 
 struct verbs_path {
@@ -114,6 +125,8 @@ struct verbs_path {
     uint64_t *got;       /* by our region: of a message that comes in parts */
     struct verbs_target *targets;
     int is_failed;
+    int is_waiting; /* in verbs->waiting */
+    struct verbs_path *next_waiting;
 };
 
 /* What a completion belongs to: serial << 32 | is_send << 17 | rail << 16 | pair index. */

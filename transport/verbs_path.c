@@ -339,6 +339,9 @@ void afd_verbs_detach(struct afd_pair *pair)
     struct verbs_path *path = pair->path[AFD_WAY_VERBS];
     if (!path) return;
     pair->path[AFD_WAY_VERBS] = NULL;
+    struct verbs_path **at = &verbs->waiting;
+    while (*at && *at != path) at = &(*at)->next_waiting;
+    if (*at) *at = path->next_waiting;
     for (uint32_t rail = 0; rail < verbs->port_count; rail++) {
         if (!path->queues[rail].qp) continue;
         ibv_destroy_qp(path->queues[rail].qp);

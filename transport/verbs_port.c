@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "transport/verbs.h"
@@ -92,6 +93,14 @@ static enum ibv_mtu mtu_of(uint32_t bytes)
     return mtu;
 }
 
+/* Soft-RoCE and soft-iWARP are nobody's function on a bus. */
+static int is_software(const struct ibv_device *device)
+{
+    char path[IBV_SYSFS_PATH_MAX + 8];
+    snprintf(path, sizeof path, "%s/device", device->ibdev_path);
+    return access(path, F_OK) != 0;
+}
+
 /* Opens port `number` of `device` if it can be used. */
 static enum afd_status look_at(struct ibv_device *device, uint8_t number,
                                const struct afd_network_options *options, struct verbs_port *port,
@@ -99,6 +108,7 @@ static enum afd_status look_at(struct ibv_device *device, uint8_t number,
 {
     struct ibv_port_attr attr;
     port->number = number;
+    port->is_software = is_software(device);
     snprintf(port->name, sizeof port->name, "%.32s:%u", ibv_get_device_name(device), number);
     if (device->transport_type != IBV_TRANSPORT_IB)
         return afd_fail(error_out, AFD_ERR_REFUSED, "%s is neither InfiniBand nor RoCE", port->name);

@@ -4,6 +4,7 @@
 
 #include "compute/cuda/bodies_attn.h"
 #include "compute/cuda/bodies_sample.h"
+#include "compute/cuda/bodies_sort.h"
 #include "compute/cuda/bodies_wire.h"
 
 #endif

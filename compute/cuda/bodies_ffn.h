@@ -3,6 +3,7 @@
 #define AFD_COMPUTE_CUDA_BODIES_FFN_H
 
 #include "compute/cuda/bodies_rows.h"
+#include "compute/cuda/bodies_sort.h"
 #include "compute/cuda/bodies_tile.h"
 #include "compute/cuda/kernels_ffn.h"
 #include "compute/cuda/lanes.h"
@@ -231,7 +232,8 @@ AFD_DEVICE void afd_body_ffn_rows(const struct afd_args_ffn_rows *a, struct afd_
 {
     (void)shared, (void)own;
     uint32_t row = p.block, hidden = a->wire.shape.hidden;
-    const unsigned char *record = (const unsigned char *)a->records[row];
+    if (row >= a->batch.head->rows) return;
+    const unsigned char *record = (const unsigned char *)a->batch.records[row];
     if (a->to_fp8 && a->wire.shape.a2f != AFD_FP8) {
         afd_rows_to_e4m3(a, row, record, p.warp);
         return;
@@ -274,21 +276,24 @@ AFD_DEVICE void afd_body_ffn_collect(const struct afd_args_ffn_collect *a, struc
                                      unsigned char *shared, struct afd_rows_own *own)
 {
     (void)shared, (void)own;
+    const struct afd_gpu_batch *b = &a->batch;
+    if (p.block >= b->totals->outputs) return;
     AFD_EACH_LANE(lane, s)
     {
         (void)s;
         for (uint32_t channel = 8 * (p.warp * 32 + lane); channel < a->hidden; channel += 8 * 128) {
             float sum[8] = {0};
-            for (uint32_t j = a->begin[p.block]; j < a->begin[p.block + 1]; j++) {
+            for (uint32_t k = 0; k < b->entries; k++) {
                 uint32_t y[4] __attribute__((aligned(16)));
-                uint32_t item = a->item_of[j];
-                if (!a->matrices[a->unit[item]].rows) continue; /* a tp member without a share of it */
+                uint32_t item = afd_sort_item(b, p.block, k);
+                if (item == AFD_GPU_NO_ITEM || !a->matrices[b->unit[item]].rows)
+                    continue; /* a tp member without a share of it */
                 afd_copy16(y, (const char *)a->y + (uint64_t)item * a->y_bytes + 2 * channel);
                 AFD_UNROLL
                 for (uint32_t i = 0; i < 8; i++)
                     sum[i] = sum[i] + afd_bf16_to_float((uint16_t)(y[i / 2] >> i % 2 * 16));
             }
-            afd_rows_write(a->out[p.block], a->dtype, channel, a->hidden, sum);
+            afd_rows_write(b->out[p.block], a->dtype, channel, a->hidden, sum);
         }
     }
 }

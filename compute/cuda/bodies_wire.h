@@ -4,6 +4,7 @@
 #define AFD_COMPUTE_CUDA_BODIES_WIRE_H
 
 #include "compute/cuda/bodies_rows.h"
+#include "compute/cuda/bodies_sort.h"
 
 AFD_INLINE int afd_gpu_takes(const struct afd_gpu_to *to, uint64_t active)
 {
@@ -28,7 +29,8 @@ AFD_INLINE void afd_body_ffn_input(const struct afd_args_ffn_input *a, struct af
 {
     (void)shared, (void)own;
     const struct afd_wire_layout *wire = &a->wire;
-    const void *record = a->records[at.block];
+    if (at.block >= a->batch.head->rows) return;
+    const void *record = a->batch.records[at.block];
     const float *scales = (const float *)(const void *)((const char *)record + wire->scale_offset);
     for (uint32_t i = at.thread; i < wire->shape.hidden; i += 128) {
         float x = afd_gpu_read(record, wire->shape.a2f, i);
@@ -41,7 +43,8 @@ AFD_INLINE void afd_body_swiglu(const struct afd_args_swiglu *a, struct afd_plac
                                 struct afd_own *own)
 {
     (void)shared, (void)own;
-    uint32_t unit = a->unit[at.block], n = a->matrices[unit].rows;
+    if (at.block >= a->batch.totals->items) return;
+    uint32_t unit = a->batch.unit[at.block], n = a->matrices[unit].rows;
     float limit = unit == a->last_unit ? a->last_clamp : a->clamp;
     float *gate = a->gate + (uint64_t)at.block * a->pitch;
     const float *up = a->up + (uint64_t)at.block * a->pitch;
@@ -59,15 +62,19 @@ AFD_INLINE void afd_body_ffn_sum(const struct afd_args_ffn_sum *a, struct afd_pl
                                  struct afd_own *own)
 {
     (void)shared, (void)own;
+    const struct afd_gpu_batch *b = &a->batch;
+    if (at.block >= b->totals->outputs) return;
     for (uint32_t i = at.thread; i < a->hidden; i += 128) {
         float sum = 0.0f;
-        for (uint32_t j = a->begin[at.block]; j < a->begin[at.block + 1]; j++) {
-            uint32_t item = a->item_of[j], unit = a->unit[item];
+        for (uint32_t k = 0; k < b->entries; k++) {
+            uint32_t item = afd_sort_item(b, at.block, k);
+            if (item == AFD_GPU_NO_ITEM) continue;
+            uint32_t unit = b->unit[item];
             if (!a->matrices[unit].rows) continue; /* a tp member without a share of it */
             float y = a->y[(uint64_t)item * a->pitch + i];
-            sum = sum + (unit == a->last_unit ? y : a->weight[item] * y);
+            sum = sum + (unit == a->last_unit ? y : b->weight[item] * y);
         }
-        afd_gpu_write(a->out[at.block], a->dtype, i, sum);
+        afd_gpu_write(b->out[at.block], a->dtype, i, sum);
     }
 }
 

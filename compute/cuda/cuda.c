@@ -58,27 +58,25 @@ static void place_slot(const struct afd_device *device, struct afd_cuda_slot *s,
     s->lists = take(l, afd_cuda_flash_words(&cuda->flash), sizeof *s->lists);
 }
 
-static void place_proj(const struct afd_device *device, struct layout *l)
+static void place_proj(struct afd_cuda *cuda, struct layout *l)
 {
-    struct afd_cuda *cuda = device->state;
     struct afd_cuda_proj *p = &cuda->proj;
-    struct afd_cuda_proj_size size;
-    afd_cuda_proj_size(&device->config, &cuda->sizes, &size);
-    p->rows = size.rows;
-    p->e4m3 = take(l, size.rows, size.elements);
-    p->bf16 = take(l, size.rows, 2ull * size.elements);
-    p->scale = take(l, (uint64_t)size.rows * (size.elements / AFD_FP8_GROUP + 1), sizeof *p->scale);
-    p->parts = take(l, size.part_floats, sizeof *p->parts);
-    p->scores = take(l, size.score_floats, sizeof *p->scores);
+    const struct afd_cuda_proj_size *size = &cuda->proj_size;
+    p->rows = size->rows;
+    p->e4m3 = take(l, size->rows, size->elements);
+    p->bf16 = take(l, size->rows, 2ull * size->elements);
+    p->scale = take(l, (uint64_t)size->rows * (size->elements / AFD_FP8_GROUP + 1), sizeof *p->scale);
+    p->parts = take(l, size->part_floats, sizeof *p->parts);
+    p->scores = take(l, size->score_floats, sizeof *p->scores);
 }
 
-static void place_attention(const struct afd_device *device, struct layout *l)
+/* What lies between the kernels of one slot. */
+static void place_work(const struct afd_device *device, struct layout *l)
 {
     struct afd_cuda *cuda = device->state;
     const struct afd_device_config *c = &device->config;
     const struct afd_sizes *z = &cuda->sizes;
     uint64_t rows = max_u32(c->wire.shape.max_rows, c->max_logit_rows), f = sizeof(float);
-    for (uint32_t s = 0; s < c->slots; s++) place_slot(device, &cuda->slots[s], l);
     cuda->norm = take(l, rows * z->hidden_pitch, f);
     cuda->low = take(l, rows * z->q_rank_pitch, f);
     cuda->q = take(l, rows * z->attn_pitch, f);
@@ -90,9 +88,19 @@ static void place_attention(const struct afd_device *device, struct layout *l)
     cuda->logits = take(l, (uint64_t)c->max_logit_rows * z->vocab_pitch, f);
     cuda->routed = take(l, rows, sizeof *cuda->routed);
     cuda->turns = take(l, rows, sizeof *cuda->turns);
-    place_proj(device, l);
+    place_proj(cuda, l);
     cuda->flash.partial = take(l, cuda->flash.channels, f);
     cuda->flash.stats = take(l, 2 * cuda->flash.sums, f);
+}
+
+static void place_attention(const struct afd_device *device, struct layout *l)
+{
+    struct afd_cuda *cuda = device->state;
+    for (uint32_t s = 0; s < device->config.slots; s++) {
+        place_slot(device, &cuda->slots[s], l);
+        cuda->slots[s].work = l->memory ? l->memory + l->used : NULL;
+        place_work(device, l);
+    }
 }
 
 static void place_ffn(const struct afd_device *device, struct layout *l)
@@ -101,9 +109,9 @@ static void place_ffn(const struct afd_device *device, struct layout *l)
     const struct afd_device_config *c = &device->config;
     const struct afd_sizes *z = &cuda->sizes;
     uint64_t rows = c->max_batch_rows, items = rows * (c->wire.shape.top_k + 1), f = sizeof(float);
-    struct afd_cuda_batch size;
-    afd_cuda_batch_place(c, z, NULL, &size);
-    void *batch = take(l, size.bytes, 1);
+    void *said = take(l, afd_cuda_said_place(c, z, NULL, NULL), 1);
+    void *batch = take(l, afd_cuda_batch_place(c, z, NULL, NULL), 1);
+    if (said) afd_cuda_said_place(c, z, said, &cuda->said);
     if (batch) afd_cuda_batch_place(c, z, batch, &cuda->batch);
     struct afd_cuda_tiles tiles = {0};
     if (c->numerics == AFD_NUMERICS_NATIVE) afd_cuda_tiles_size(c, z, &tiles);
@@ -131,11 +139,11 @@ static enum afd_status make_pinned(struct afd_device *device)
     const struct afd_device_config *c = &device->config;
     int ok = 1;
     if (c->share.ffn) {
-        struct afd_cuda_batch size;
-        afd_cuda_batch_place(c, &cuda->sizes, NULL, &size);
-        void *staged = afd_gpu_alloc_host(cuda->gpu, size.bytes);
-        if (staged) afd_cuda_batch_place(c, &cuda->sizes, staged, &cuda->staged);
-        return staged ? AFD_OK : AFD_ERR_DEVICE_MEMORY;
+        uint64_t bytes = (afd_cuda_said_place(c, &cuda->sizes, NULL, NULL) + ALIGN - 1) / ALIGN * ALIGN;
+        cuda->pinned = afd_gpu_alloc_host(cuda->gpu, AFD_CUDA_AHEAD * bytes);
+        for (uint32_t i = 0; i < AFD_CUDA_AHEAD && cuda->pinned; i++)
+            afd_cuda_said_place(c, &cuda->sizes, (char *)cuda->pinned + i * bytes, &cuda->here[i]);
+        return cuda->pinned ? AFD_OK : AFD_ERR_DEVICE_MEMORY;
     }
     for (uint32_t s = 0; s < c->slots && ok; s++) {
         struct afd_cuda_slot *slot = &cuda->slots[s];
@@ -144,12 +152,10 @@ static enum afd_status make_pinned(struct afd_device *device)
             afd_gpu_alloc_host(cuda->gpu, (AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS) * sizeof *slot->route);
         uint64_t words = afd_cuda_flash_words(&cuda->flash);
         slot->staged_lists = words ? afd_gpu_alloc_host(cuda->gpu, words * sizeof(uint32_t)) : NULL;
-        ok = slot->staged && slot->route && (slot->staged_lists || !words);
+        slot->choices = afd_gpu_alloc_host(cuda->gpu, AFD_CUDA_CHOICES * sizeof *slot->choices);
+        slot->chosen = afd_gpu_alloc_host(cuda->gpu, AFD_CUDA_CHOICES * sizeof *slot->chosen);
+        ok = slot->staged && slot->route && (slot->staged_lists || !words) && slot->choices && slot->chosen;
     }
-    cuda->choices = ok ? afd_gpu_alloc_host(cuda->gpu, AFD_CUDA_CHOICES * sizeof *cuda->choices) : NULL;
-    cuda->chosen =
-        cuda->choices ? afd_gpu_alloc_host(cuda->gpu, AFD_CUDA_CHOICES * sizeof *cuda->chosen) : NULL;
-    ok = cuda->chosen != NULL;
     uint64_t logits = (uint64_t)c->max_logit_rows * cuda->sizes.vocab_pitch * sizeof(float);
     device->logits = ok ? afd_gpu_alloc_host(cuda->gpu, logits) : NULL;
     return device->logits ? AFD_OK : AFD_ERR_DEVICE_MEMORY;
@@ -203,6 +209,7 @@ static uint64_t cuda_work_bytes(const struct afd_device_config *config)
         device->config = *config;
         device->state = cuda;
         cuda->sizes = afd_device_sizes(config);
+        afd_cuda_proj_size(config, &cuda->sizes, &cuda->proj_size);
         /* As on a GPU whose blocks have all the shared memory that attention may ask for: no less than
          * needed. */
         if (!config->share.ffn) afd_cuda_flash_init(&cuda->flash, config, NULL, UINT32_MAX);
@@ -262,12 +269,22 @@ static enum afd_status make_flash(struct afd_device *device, struct afd_error *e
     return AFD_OK;
 }
 
+/* The stages of a layer: of an attention device two a slot. */
+static uint32_t graph_count(const struct afd_device *device)
+{
+    const struct afd_device_config *c = &device->config;
+    return c->model->layer_count * (c->share.ffn ? 1 : 2 * c->slots) * AFD_CUDA_BUCKETS;
+}
+
 static enum afd_status cuda_open(struct afd_device *device, struct afd_error *error_out)
 {
     struct afd_cuda *cuda = afd_arena_alloc(device->arena, 1, sizeof *cuda);
     if (!cuda) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a CUDA device");
     device->state = cuda;
     cuda->sizes = afd_device_sizes(&device->config);
+    afd_cuda_proj_size(&device->config, &cuda->sizes, &cuda->proj_size);
+    cuda->graphs = afd_arena_alloc(device->arena, graph_count(device), sizeof *cuda->graphs);
+    if (!cuda->graphs) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a CUDA device");
     enum afd_status status = afd_gpu_open(device->config.gpu, &cuda->gpu, error_out);
     if (!status) status = make_flash(device, error_out);
     if (!status) status = make_memory(device, error_out);
@@ -284,16 +301,18 @@ static void cuda_close(struct afd_device *device)
     struct afd_cuda *cuda = device->state;
     if (!cuda) return;
     if (cuda->gpu) {
-        afd_gpu_wait(cuda->gpu, cuda->marked);
+        for (uint32_t s = 0; s < AFD_GPU_STREAMS; s++) afd_gpu_wait(cuda->gpu, s, cuda->marked[s]);
+        for (uint32_t i = 0; i < graph_count(device) && cuda->graphs; i++)
+            afd_gpu_graph_free(cuda->gpu, cuda->graphs[i]);
         afd_cuda_weights_unload(cuda);
         for (uint32_t s = 0; s < AFD_MAX_SLOTS; s++) {
             afd_gpu_free_host(cuda->gpu, cuda->slots[s].staged);
             afd_gpu_free_host(cuda->gpu, cuda->slots[s].route);
             afd_gpu_free_host(cuda->gpu, cuda->slots[s].staged_lists);
+            afd_gpu_free_host(cuda->gpu, cuda->slots[s].choices);
+            afd_gpu_free_host(cuda->gpu, cuda->slots[s].chosen);
         }
-        afd_gpu_free_host(cuda->gpu, cuda->staged.records);
-        afd_gpu_free_host(cuda->gpu, cuda->choices);
-        afd_gpu_free_host(cuda->gpu, cuda->chosen);
+        afd_gpu_free_host(cuda->gpu, cuda->pinned);
         afd_gpu_free_host(cuda->gpu, device->logits);
         afd_gpu_free(cuda->gpu, cuda->kv);
         afd_gpu_free(cuda->gpu, cuda->memory);
@@ -302,21 +321,48 @@ static void cuda_close(struct afd_device *device)
     device->state = NULL; /* the arena owns it */
 }
 
-enum afd_status afd_cuda_finish(struct afd_device *device)
+enum afd_status afd_cuda_mark(struct afd_cuda *cuda, uint32_t stream, uint64_t *token_out)
+{
+    *token_out = ++cuda->marked[stream];
+    return afd_gpu_mark(cuda->gpu, *token_out);
+}
+
+void afd_cuda_use(struct afd_device *device, uint32_t slot)
 {
     struct afd_cuda *cuda = device->state;
-    enum afd_status status = afd_gpu_mark(cuda->gpu, ++cuda->marked);
-    if (!status) status = afd_gpu_wait(cuda->gpu, cuda->marked);
-    for (uint32_t i = 0; i < device->config.slots && !status; i++) {
-        struct afd_cuda_slot *s = &cuda->slots[i];
-        struct afd_route_result *result = &device->slots[i].route;
-        if (!s->route_is_new) continue;
-        s->route_is_new = 0;
-        memcpy(result->active, s->route, sizeof result->active);
-        memcpy(result->rows, s->route + AFD_MAX_SHARDS, sizeof result->rows);
-    }
-    return status;
+    afd_gpu_use(cuda->gpu, slot);
+    place_work(device, &(struct layout){.memory = cuda->slots[slot].work});
 }
+
+/* ---- graphs */
+
+uint32_t afd_cuda_bucket(uint32_t n, uint32_t most)
+{
+    uint32_t bucket = 1;
+    while (bucket < n) bucket *= 2;
+    return bucket < most ? bucket : most;
+}
+
+enum afd_status afd_cuda_replay(struct afd_cuda *cuda, uint32_t stage, uint32_t rows, enum afd_status status)
+{
+    uint32_t bucket = (uint32_t)__builtin_ctz(afd_cuda_bucket(rows, UINT32_MAX));
+    enum afd_status end =
+        afd_gpu_replay(cuda->gpu, status ? NULL : &cuda->graphs[(uint64_t)stage * AFD_CUDA_BUCKETS + bucket]);
+    return status ? status : end;
+}
+
+/* One of the two halves of a layer's stage on the attention side, as a graph. */
+static enum afd_status as_graph(struct afd_device *device, const struct afd_op *op,
+                                enum afd_status (*stage)(struct afd_device *, const struct afd_op *))
+{
+    struct afd_cuda *cuda = device->state;
+    uint32_t index =
+        (op->slot * device->config.model->layer_count + op->layer) * 2 + (op->kind == AFD_OP_ROUTE);
+    afd_gpu_record(cuda->gpu);
+    return afd_cuda_replay(cuda, index, device->slots[op->slot].rows, stage(device, op));
+}
+
+/* ---- ops */
 
 static enum afd_status enqueue(struct afd_device *device, const struct afd_op *op)
 {
@@ -326,9 +372,9 @@ static enum afd_status enqueue(struct afd_device *device, const struct afd_op *o
     case AFD_OP_EMBED:
         return afd_cuda_embed(device, op);
     case AFD_OP_ATTN:
-        return afd_cuda_attn(device, op);
+        return as_graph(device, op, afd_cuda_attn);
     case AFD_OP_ROUTE:
-        return afd_cuda_route(device, op);
+        return as_graph(device, op, afd_cuda_route);
     case AFD_OP_LOGITS:
         return afd_cuda_logits(device, op);
     case AFD_OP_SAMPLE:
@@ -343,10 +389,46 @@ static enum afd_status enqueue(struct afd_device *device, const struct afd_op *o
     return AFD_ERR_REQUEST;
 }
 
-static enum afd_status cuda_run(struct afd_device *device, const struct afd_op *op)
+/* Of an attention device one op a slot is under way, of an FFN device two: the next one's kernels are there
+ * when one is done. */
+static enum afd_status cuda_begin(struct afd_device *device, const struct afd_op *op, uint64_t *token_out)
 {
+    struct afd_cuda *cuda = device->state;
+    int is_ffn = device->config.share.ffn;
+    uint32_t stream = is_ffn ? 0 : op->slot;
+    if (cuda->under_way[stream] == (is_ffn ? AFD_CUDA_AHEAD : 1)) return AFD_AGAIN;
+    if (!is_ffn) afd_cuda_use(device, stream);
     enum afd_status status = enqueue(device, op);
-    return status || op->quiet ? status : afd_cuda_finish(device);
+    if (status || op->quiet) return status;
+    status = afd_cuda_mark(cuda, stream, token_out);
+    if (status) return status;
+    cuda->under_way[stream]++;
+    return AFD_PENDING;
+}
+
+static void take_route(struct afd_device *device, uint32_t slot)
+{
+    struct afd_cuda *cuda = device->state;
+    struct afd_cuda_slot *s = &cuda->slots[slot];
+    struct afd_route_result *result = &device->slots[slot].route;
+    if (!s->route_is_new) return;
+    s->route_is_new = 0;
+    memcpy(result->active, s->route, sizeof result->active);
+    memcpy(result->rows, s->route + AFD_MAX_SHARDS, sizeof result->rows);
+}
+
+static enum afd_status cuda_poll(struct afd_device *device, const struct afd_op *op, uint64_t *token)
+{
+    struct afd_cuda *cuda = device->state;
+    int is_ffn = device->config.share.ffn;
+    uint32_t stream = is_ffn ? 0 : op->slot;
+    enum afd_status status = afd_gpu_reached(cuda->gpu, stream, *token);
+    if (status == AFD_PENDING) return status;
+    if (!is_ffn) take_route(device, op->slot);
+    if (!status && op->kind == AFD_OP_FFN) status = afd_cuda_ffn_found(device, op, *token);
+    if (!status && op->kind == AFD_OP_SAMPLE) status = afd_cuda_sample_more(device, op, token);
+    if (status != AFD_PENDING) cuda->under_way[stream]--;
+    return status;
 }
 
 static void *cuda_alloc(struct afd_device *device, uint64_t bytes)
@@ -383,7 +465,8 @@ const struct afd_backend afd_backend_cuda = {.open = cuda_open,
                                              .fits = cuda_fits,
                                              .work_bytes = cuda_work_bytes,
                                              .close = cuda_close,
-                                             .run = cuda_run,
+                                             .begin = cuda_begin,
+                                             .poll = cuda_poll,
                                              .alloc = cuda_alloc,
                                              .free = cuda_free,
                                              .alloc_local = cuda_alloc_local,

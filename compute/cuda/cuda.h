@@ -1,9 +1,10 @@
 /* cuda.h: the state of the CUDA back end. Internal to compute/cuda.
  *
- * The device's thread puts an op's kernels on one stream and, unless the op is quiet, waits for the flag that
- * the GPU raises after them; nothing else on the token path waits. Weights, KV cache and what lies between
- * two kernels are in the GPU's memory; what a transport reads or writes (afd_device_alloc) is pinned memory
- * of the host, which the kernels reach. */
+ * The device's thread puts an op's kernels on its slot's stream (FFN: one stream) and, unless the op is
+ * quiet, has the GPU raise a flag after them, which it looks at until it is there; meanwhile it puts ops of
+ * other slots on theirs. Nothing on the token path waits. The kernels of a stage are launched as a graph.
+ * Weights, KV cache and what lies between two kernels are in the GPU's memory; what a transport reads or
+ * writes (afd_device_alloc) is pinned memory of the host, which the kernels reach. */
 #ifndef AFD_COMPUTE_CUDA_CUDA_H
 #define AFD_COMPUTE_CUDA_CUDA_H
 
@@ -21,7 +22,11 @@ struct afd_cuda_layer {
     const uint8_t *shard_of; /* struct afd_ffn_desc */
 };
 
-enum { AFD_CUDA_CHOICES = 256 };                              /* of one launch of the kernel sample */
+enum {
+    AFD_CUDA_CHOICES = 256, /* of one launch of the kernel sample */
+    AFD_CUDA_AHEAD = 2,     /* ops of an FFN device that may be under way */
+    AFD_CUDA_BUCKETS = 17,  /* of rows: powers of two */
+};
 enum { AFD_CUDA_EMBED, AFD_CUDA_HEAD, AFD_CUDA_FIRST_LAYER }; /* the table's first matrices */
 
 struct afd_cuda_weights {
@@ -42,6 +47,11 @@ struct afd_cuda_slot {
     uint64_t *active;
     uint32_t *route; /* pinned: active [AFD_MAX_SHARDS], rows [AFD_MAX_DESTINATIONS] */
     int route_is_new;
+    void *work;                     /* what lies between its kernels */
+    struct afd_gpu_choice *choices; /* pinned, [AFD_CUDA_CHOICES] */
+    struct afd_gpu_chosen *chosen;
+    uint32_t choice_begin;          /* of the op under way: those that the last launch took, from here on */
+    int has_copied;                 /* rows of logits, for the CPU */
     uint32_t *lists, *staged_lists; /* of attention's items, one for each shape */
 };
 
@@ -66,34 +76,42 @@ struct afd_cuda_proj {
     uint32_t rows; /* that there is room for */
 };
 
-/* One batch of the FFN, as struct afd_ffn_plan has it, by item and by output. */
-struct afd_cuda_batch {
-    const void **records;
-    void **out;
-    float *weight;
-    uint32_t *row_of, *unit, *unit_begin, *tile_begin, *out_begin, *item_of;
-    uint64_t bytes;
+/* Rows that there is room for, elements of one, floats of parts of products and of scores (cuda_proj.c). */
+struct afd_cuda_proj_size {
+    uint64_t part_floats, score_floats;
+    uint32_t rows, elements;
+};
+
+/* What the CPU says of an FFN batch, and what it is told of it: pinned, and the same in the GPU's memory. */
+struct afd_cuda_said {
+    struct afd_gpu_head *head;
+    struct afd_gpu_part *parts;
+    struct afd_gpu_group *groups;
+    struct afd_gpu_found *found;
 };
 
 struct afd_cuda {
     struct afd_gpu *gpu;
-    uint64_t marked; /* the last value the flag was asked for */
+    uint64_t marked[AFD_GPU_STREAMS];    /* the last value each flag was asked for */
+    uint32_t under_way[AFD_GPU_STREAMS]; /* ops */
+    struct afd_gpu_graph **graphs;       /* [stages][AFD_CUDA_BUCKETS] */
+    uint32_t logits_taken;               /* device->logits: the slot + 1 that copies there, or 0 */
     char name[64];
     struct afd_cuda_weights weights;
     unsigned char *kv; /* all layers' pools */
     struct afd_cuda_slot slots[AFD_MAX_SLOTS];
     struct afd_sizes sizes;
-    void *memory; /* what follows, and the slots' */
+    void *memory; /* the slots'; and what follows, of the slot whose op is put on its stream */
     float *norm, *low, *q, *o, *k, *v, *latent[2], *gates, *logits;
     struct afd_cuda_proj proj;
+    struct afd_cuda_proj_size proj_size;
     struct afd_routed *routed;
     uint32_t *turns;
     struct afd_cuda_flash flash;
-    struct afd_gpu_choice *choices; /* pinned, [AFD_CUDA_CHOICES] */
-    struct afd_gpu_chosen *chosen;
     /* FFN */
-    struct afd_cuda_batch staged, batch; /* pinned, and the GPU's */
-    uint64_t staged_at;                  /* the mark after which `staged` may be written again */
+    struct afd_cuda_said said, here[AFD_CUDA_AHEAD]; /* the GPU's, and pinned: by the op's mark */
+    void *pinned;                                    /* what `here` points into */
+    struct afd_gpu_batch batch;                      /* but units and entries, which are the layer's */
     float *input, *gate, *up, *down;
     float *x_scale, *channel_scale; /* native: of the rows, of the channels between gate and down */
 };
@@ -105,7 +123,6 @@ struct afd_cuda_tiles {
 };
 void afd_cuda_tiles_size(const struct afd_device_config *config, const struct afd_sizes *sizes,
                          struct afd_cuda_tiles *out);
-uint32_t afd_cuda_tiles_of(uint32_t items); /* of one unit */
 
 /* Puts a kernel on the stream. A failure is the GPU's, sticky, and shows at the next mark. */
 #define AFD_CUDA_RUN(cuda, name, blocks, phases, ...)                                                        \
@@ -129,13 +146,28 @@ enum afd_status afd_cuda_logits(struct afd_device *device, const struct afd_op *
 enum afd_status afd_cuda_ffn(struct afd_device *device, const struct afd_op *op);
 /* 1 when the layer's weights are of types that the tensor cores have, all of one, and numerics are native. */
 int afd_cuda_ffn_has_tiles(const struct afd_device *device, uint32_t layer);
-/* The batch that is placed and staged. */
-void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op);
+/* The most that a batch of the layer can have. */
+struct afd_cuda_most {
+    uint32_t rows, items, outputs, units; /* units: with items */
+};
+/* The batch that the GPU puts in order. */
+void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_batch *batch,
+                        struct afd_cuda_most most);
+/* What the GPU told of the op with this mark, which it has done. */
+enum afd_status afd_cuda_ffn_found(struct afd_device *device, const struct afd_op *op, uint64_t mark);
 
-/* Waits until the GPU has done all that was put on its stream, and takes over what routes found. */
-enum afd_status afd_cuda_finish(struct afd_device *device);
-/* Waits, for what was chosen (cuda_sample.c). */
+/* What follows is put on the slot's stream, and works in its memory. */
+void afd_cuda_use(struct afd_device *device, uint32_t slot);
+/* A flag after all that is on the stream in use: the token for afd_gpu_reached. */
+enum afd_status afd_cuda_mark(struct afd_cuda *cuda, uint32_t stream, uint64_t *token_out);
+/* Launches what was recorded as the graph of a stage for so many rows; where it failed, forgets it. */
+enum afd_status afd_cuda_replay(struct afd_cuda *cuda, uint32_t stage, uint32_t rows, enum afd_status status);
+/* The power of two that is n or more, `most` at most. */
+uint32_t afd_cuda_bucket(uint32_t n, uint32_t most);
+/* cuda_sample.c. After its mark, `more` takes what was chosen: AFD_PENDING with another mark to wait for, or
+ * with the same one: it waits for another slot. */
 enum afd_status afd_cuda_sample(struct afd_device *device, const struct afd_op *op);
+enum afd_status afd_cuda_sample_more(struct afd_device *device, const struct afd_op *op, uint64_t *token);
 
 /* The partial sums of each shard, for a kernel; AFD_ERR_REQUEST: those of an active shard are missing. */
 enum afd_status afd_cuda_partials(const struct afd_device *device, uint32_t slot_index,
@@ -146,11 +178,6 @@ void afd_cuda_attend_heads(struct afd_device *device, const struct afd_op *op, c
 
 /* ---- the attention side with numerics native (cuda_proj.c, kernels_proj.h) */
 
-/* Rows that there is room for, elements of one, floats of parts of products and of scores. */
-struct afd_cuda_proj_size {
-    uint64_t part_floats, score_floats;
-    uint32_t rows, elements;
-};
 void afd_cuda_proj_size(const struct afd_device_config *config, const struct afd_sizes *sizes,
                         struct afd_cuda_proj_size *out);
 enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd_op *op);
@@ -177,8 +204,10 @@ void afd_cuda_product(struct afd_cuda *cuda, uint32_t index, const float *x, uin
 /* Vectors of n, one a row. */
 void afd_cuda_rmsnorm(struct afd_cuda *cuda, const float *x, uint32_t pitch, const float *weight, uint32_t n,
                       float eps, float *to, uint32_t to_pitch, uint32_t rows);
-/* Lays a batch out from `memory` (NULL: only its size). */
-void afd_cuda_batch_place(const struct afd_device_config *config, const struct afd_sizes *sizes, void *memory,
-                          struct afd_cuda_batch *out);
+/* Lay out from `memory` (NULL: nothing), and return the bytes: what is said of a batch, and its tables. */
+uint64_t afd_cuda_said_place(const struct afd_device_config *config, const struct afd_sizes *sizes,
+                             void *memory, struct afd_cuda_said *out);
+uint64_t afd_cuda_batch_place(const struct afd_device_config *config, const struct afd_sizes *sizes,
+                              void *memory, struct afd_gpu_batch *out);
 
 #endif

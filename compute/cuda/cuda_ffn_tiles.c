@@ -79,9 +79,13 @@ static uint32_t most_blocks(const struct afd_cuda *cuda, uint32_t index, uint32_
     return most / AFD_TILE_ROW_BYTES;
 }
 
-uint32_t afd_cuda_tiles_of(uint32_t items)
+/* Each unit may end with a part of a tile. */
+static uint32_t most_tiles(struct afd_cuda_most most)
 {
-    return (items + AFD_TILE_ITEMS - 1) / AFD_TILE_ITEMS;
+    uint32_t each = (most.rows + AFD_TILE_ITEMS - 1) / AFD_TILE_ITEMS;
+    uint32_t ends = most.units < most.items ? most.units : most.items;
+    uint32_t tiles = most.items / AFD_TILE_ITEMS + ends;
+    return tiles < most.units * each ? tiles : most.units * each;
 }
 
 static void launch_tiles(struct afd_cuda *cuda, enum afd_kernel kernel, uint32_t tiles, uint32_t phases,
@@ -90,22 +94,21 @@ static void launch_tiles(struct afd_cuda *cuda, enum afd_kernel kernel, uint32_t
     afd_gpu_launch(cuda->gpu, kernel, tiles * args->out_tiles, phases, args);
 }
 
-void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op)
+void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_batch *b,
+                        struct afd_cuda_most most)
 {
     struct afd_cuda *cuda = device->state;
-    const struct afd_ffn_plan *plan = &device->plan;
     const struct afd_device_config *c = &device->config;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
     const struct afd_ffn_desc *ffn = &c->model->layers[op->layer].ffn;
-    const struct afd_cuda_batch *b = &cuda->batch;
     const struct afd_gpu_matrix *table = cuda->weights.table;
     enum afd_dtype type = layer_type(cuda, w);
     int is_fp8 = type == AFD_FP8;
-    uint32_t hidden = c->wire.shape.hidden, units = plan->units, x_bytes = row_bytes(hidden, 16, type);
-    uint32_t tiles = cuda->staged.tile_begin[units], widest = most_rows(cuda, w->gate, units);
+    uint32_t hidden = c->wire.shape.hidden, units = b->units, x_bytes = row_bytes(hidden, 16, type);
+    uint32_t tiles = most_tiles(most), widest = most_rows(cuda, w->gate, units);
     uint32_t items = c->max_batch_rows * (c->wire.shape.top_k + 1);
-    struct afd_args_ffn_rows rows = {.wire = c->wire,
-                                     .records = b->records,
+    struct afd_args_ffn_rows rows = {.batch = *b,
+                                     .wire = c->wire,
                                      .x = cuda->input,
                                      .x_scale = cuda->x_scale,
                                      .x_bytes = x_bytes,
@@ -140,13 +143,12 @@ void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op)
     down.y_bytes = row_bytes(hidden, 8, AFD_BF16);
     down.weight = b->weight;
     down.out_tiles = (hidden + AFD_GROUP_COLUMNS - 1) / AFD_GROUP_COLUMNS;
-    afd_gpu_launch(cuda->gpu, AFD_KERNEL_ffn_rows, plan->rows, 1, &rows);
+    afd_gpu_launch(cuda->gpu, AFD_KERNEL_ffn_rows, most.rows, 1, &rows);
     launch_tiles(cuda, is_fp8 ? AFD_KERNEL_up_e4m3 : AFD_KERNEL_up_bf16, tiles,
                  most_blocks(cuda, w->gate, units, type) + 2, &up);
     launch_tiles(cuda, is_fp8 ? AFD_KERNEL_down_e4m3 : AFD_KERNEL_down_bf16, tiles,
                  most_blocks(cuda, w->down, units, type) + 3, &down);
-    AFD_CUDA_RUN(cuda, ffn_collect, plan->outputs, 1, .matrices = table + w->down, .begin = b->out_begin,
-                 .item_of = b->item_of, .unit = b->unit, .y = cuda->down, .out = b->out,
-                 .y_bytes = down.y_bytes, .hidden = hidden,
+    AFD_CUDA_RUN(cuda, ffn_collect, most.outputs, 1, .batch = *b, .matrices = table + w->down,
+                 .y = cuda->down, .y_bytes = down.y_bytes, .hidden = hidden,
                  .dtype = op->ffn.partials ? AFD_F32 : c->wire.shape.f2a);
 }

@@ -100,7 +100,8 @@ int afd_cuda_flash_attend(struct afd_device *device, const struct afd_op *op, co
                                   .rows = device->config.wire.shape.max_rows,
                                   .tile = tile,
                                   .scale = a->scale};
-    afd_gpu_flash(cuda->gpu, afd_flash_kernel_of(sum_dim), s->staged_lists[at] * a->kv_heads,
+    afd_gpu_flash(cuda->gpu, afd_flash_kernel_of(sum_dim),
+                  afd_cuda_bucket(s->staged_lists[at], flash->max_items) * a->kv_heads,
                   afd_flash_layout_of(kv, sum_dim, tile).bytes, &args);
     if (flash->parts > 1)
         AFD_CUDA_RUN(cuda, flash_join, rows * a->heads, 1, .positions = kv->positions,

@@ -351,7 +351,7 @@ enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *o
     if (wire->shape.a2f == AFD_BF16) records.x = cuda->proj.bf16, records.x_bytes = 2 * round_up(hidden, 16);
     for (uint32_t d = 0; d < op->route.to_count; d++) {
         const struct afd_route_to *to = &op->route.to[d];
-        count.to[d] = (struct afd_gpu_to){to->shards, to->records, to->every_row};
+        count.to[d] = (struct afd_gpu_to){to->shards, to->records, to->every_row, 0};
         records.to[d] = count.to[d];
     }
     afd_gpu_launch(cuda->gpu, AFD_KERNEL_route_count, 1, 1, &count);

@@ -70,6 +70,7 @@ struct afd_args_flash {
     float *stats;   /* [parts][rows][heads][2]: maximum (of the exponent of 2), sum */
     uint32_t q_pitch, o_pitch, heads, sum_dim, window, split, rows, tile;
     float scale;
+    uint32_t reserved;
 };
 
 /* Where things are in the block's shared memory: rows of bf16, 16 bytes more than they need, so that the 8

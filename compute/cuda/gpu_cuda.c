@@ -7,16 +7,26 @@
 #include "compute/cuda/arch.h"
 #include "compute/cuda/gpu.h"
 #include "compute/cuda/launch.h"
+#include "compute/cuda/launches.h"
 
 enum { POLLS_A_LOOK = 4096 }; /* between two questions whether the GPU has failed */
 
 struct afd_gpu {
     int index;
     char name[300];
-    int shared_bytes; /* that one block may take */
-    cudaStream_t stream;
-    _Atomic uint64_t *flag; /* pinned; the GPU writes it */
+    int shared_bytes;                              /* that one block may take */
+    cudaStream_t streams[AFD_GPU_STREAMS], stream; /* stream: what is put now goes there */
+    _Atomic uint64_t *flags;                       /* [streams], pinned; the GPU writes them */
+    uint32_t polls, stream_index;
+    int is_recording, has_no_graphs;
+    struct afd_launches recorded;
+    struct afd_gpu_graph_counts graphs;
     _Atomic int has_failed;
+};
+
+struct afd_gpu_graph {
+    cudaGraphExec_t exec;
+    struct afd_launches made_of;
 };
 
 /* The first failure is logged; what follows only fails. */
@@ -41,18 +51,21 @@ static enum afd_status describe(struct afd_gpu *g, struct afd_error *error_out)
                     g->index, g->name);
 }
 
-static enum afd_status make_stream(struct afd_gpu *g, struct afd_error *error_out)
+static enum afd_status make_streams(struct afd_gpu *g, struct afd_error *error_out)
 {
     cudaError_t error = cudaSetDevice(g->index);
-    if (!error) error = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking);
+    for (uint32_t s = 0; s < AFD_GPU_STREAMS && !error; s++)
+        error = cudaStreamCreateWithFlags(&g->streams[s], cudaStreamNonBlocking);
     if (!error)
         error = cudaDeviceGetAttribute(&g->shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, g->index);
     if (!error) error = afd_cuda_flash_prepare((uint32_t)g->shared_bytes);
-    if (!error) error = cudaHostAlloc((void **)&g->flag, sizeof *g->flag, cudaHostAllocMapped);
+    if (!error)
+        error = cudaHostAlloc((void **)&g->flags, AFD_GPU_STREAMS * sizeof *g->flags, cudaHostAllocMapped);
     if (!error) error = afd_cuda_prepare_ffn();
     if (!error) error = afd_cuda_prepare_proj();
     if (error) return afd_fail(error_out, AFD_ERR_DEVICE, "%s: %s", g->name, cudaGetErrorString(error));
-    atomic_init(g->flag, 0);
+    for (uint32_t s = 0; s < AFD_GPU_STREAMS; s++) atomic_init(&g->flags[s], 0);
+    g->stream = g->streams[0];
     return AFD_OK;
 }
 
@@ -69,7 +82,7 @@ enum afd_status afd_gpu_open(uint32_t index, struct afd_gpu **out, struct afd_er
     if (!g) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a GPU");
     g->index = (int)(index % (uint32_t)count);
     enum afd_status status = describe(g, error_out);
-    if (!status) status = make_stream(g, error_out);
+    if (!status) status = make_streams(g, error_out);
     if (!status) {
         *out = g;
         return AFD_OK;
@@ -82,11 +95,12 @@ void afd_gpu_close(struct afd_gpu *g)
 {
     if (!g) return;
     cudaSetDevice(g->index);
-    if (g->stream) {
-        cudaStreamSynchronize(g->stream);
-        cudaStreamDestroy(g->stream);
+    for (uint32_t s = 0; s < AFD_GPU_STREAMS; s++) {
+        if (!g->streams[s]) continue;
+        cudaStreamSynchronize(g->streams[s]);
+        cudaStreamDestroy(g->streams[s]);
     }
-    if (g->flag) cudaFreeHost((void *)g->flag);
+    if (g->flags) cudaFreeHost((void *)g->flags);
     free(g);
 }
 
@@ -148,23 +162,70 @@ enum afd_status afd_gpu_upload(struct afd_gpu *g, void *to, uint64_t to_pitch, c
                  "upload");
 }
 
+void afd_gpu_use(struct afd_gpu *g, uint32_t stream)
+{
+    g->stream = g->streams[stream];
+    g->stream_index = stream;
+}
+
 enum afd_status afd_gpu_copy(struct afd_gpu *g, void *to, const void *from, uint64_t bytes)
 {
     cudaSetDevice(g->index);
     return check(g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, g->stream), "copy");
 }
 
-enum afd_status afd_gpu_launch(struct afd_gpu *g, enum afd_kernel kernel, uint32_t blocks, uint32_t phases,
-                               const void *args)
+/* ---- kernels, one by one or as a graph */
+
+static const char *name_of(const struct afd_launch *launch)
 {
     static const char *const names[] = {
 #define X(name, ...) #name,
         AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X) AFD_PROJ_KERNEL_NAMES(X)
 #undef X
     };
-    if (!blocks || !phases) return AFD_OK;
+    return launch->is_flash ? "flash" : names[launch->kernel];
+}
+
+static cudaError_t put(struct afd_gpu *g, const struct afd_launch *launch, const void *args)
+{
+    return launch->is_flash ? afd_cuda_launch_flash((enum afd_flash_kernel)launch->kernel, launch->blocks,
+                                                    launch->phases, args, g->stream)
+                            : afd_cuda_launch((enum afd_kernel)launch->kernel, launch->blocks, launch->phases,
+                                              args, g->stream);
+}
+
+static enum afd_status put_list(struct afd_gpu *g, const struct afd_launches *list)
+{
+    enum afd_status status = AFD_OK;
+    for (uint32_t i = 0; i < list->count && !status; i++)
+        status = check(g, put(g, &list->launch[i], afd_launch_args(list, i)), name_of(&list->launch[i]));
+    return status;
+}
+
+/* A list that is full is launched as far as it goes, and what follows one by one. */
+static enum afd_status launch(struct afd_gpu *g, struct afd_launch launch, const void *args)
+{
+    if (!launch.blocks) return AFD_OK;
     cudaSetDevice(g->index);
-    return check(g, afd_cuda_launch(kernel, blocks, phases, args, g->stream), names[kernel]);
+    if (g->is_recording && afd_launches_add(&g->recorded, launch, args)) return AFD_OK;
+    if (g->is_recording) {
+        g->is_recording = 0;
+        enum afd_status status = put_list(g, &g->recorded);
+        if (status) return status;
+    }
+    return check(g, put(g, &launch, args), name_of(&launch));
+}
+
+enum afd_status afd_gpu_launch(struct afd_gpu *g, enum afd_kernel kernel, uint32_t blocks, uint32_t phases,
+                               const void *args)
+{
+    return launch(g, (struct afd_launch){0, kernel, phases ? blocks : 0, phases, 0, 0}, args);
+}
+
+enum afd_status afd_gpu_flash(struct afd_gpu *g, enum afd_flash_kernel kernel, uint32_t blocks,
+                              uint32_t shared_bytes, const struct afd_args_flash *args)
+{
+    return launch(g, (struct afd_launch){1, kernel, blocks, shared_bytes, 0, 0}, args);
 }
 
 uint32_t afd_gpu_shared_bytes(const struct afd_gpu *g)
@@ -172,26 +233,89 @@ uint32_t afd_gpu_shared_bytes(const struct afd_gpu *g)
     return (uint32_t)g->shared_bytes;
 }
 
-enum afd_status afd_gpu_flash(struct afd_gpu *g, enum afd_flash_kernel kernel, uint32_t blocks,
-                              uint32_t shared_bytes, const struct afd_args_flash *args)
+void afd_gpu_record(struct afd_gpu *g)
 {
-    if (!blocks) return AFD_OK;
-    cudaSetDevice(g->index);
-    return check(g, afd_cuda_launch_flash(kernel, blocks, shared_bytes, args, g->stream), "flash");
+    g->recorded.count = g->recorded.used = 0;
+    g->is_recording = !g->has_no_graphs;
 }
+
+/* The recorded kernels as a graph that can be launched: the old one brought up to date, or a new one. The
+ * capture is this thread's alone: the loader may allocate beside it. */
+static cudaError_t capture(struct afd_gpu *g, cudaGraphExec_t *exec)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExecUpdateResultInfo info;
+    cudaError_t error = cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), end;
+    if (error) return error;
+    for (uint32_t i = 0; i < g->recorded.count && !error; i++)
+        error = put(g, &g->recorded.launch[i], afd_launch_args(&g->recorded, i));
+    end = cudaStreamEndCapture(g->stream, &graph);
+    if (!error) error = end;
+    if (!error && *exec && cudaGraphExecUpdate(*exec, graph, &info) != cudaSuccess) {
+        cudaGetLastError(); /* other kernels than before */
+        cudaGraphExecDestroy(*exec);
+        *exec = NULL;
+    }
+    if (!error && !*exec) error = cudaGraphInstantiate(exec, graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    return error;
+}
+
+/* Brings the graph up to date; 0: it cannot be made. */
+static int prepare(struct afd_gpu *g, struct afd_gpu_graph **graph)
+{
+    if (*graph && afd_launches_equal(&(*graph)->made_of, &g->recorded)) return 1;
+    if (!*graph) *graph = calloc(1, sizeof **graph);
+    cudaError_t error = *graph ? capture(g, &(*graph)->exec) : cudaErrorMemoryAllocation;
+    g->graphs.captured++;
+    if (!error) {
+        afd_launches_copy(&(*graph)->made_of, &g->recorded);
+        return 1;
+    }
+    cudaGetLastError();
+    g->has_no_graphs = 1;
+    afd_log_warn("%s: no CUDA graphs, kernels are launched one by one: %s", g->name,
+                 cudaGetErrorString(error));
+    return 0;
+}
+
+enum afd_status afd_gpu_replay(struct afd_gpu *g, struct afd_gpu_graph **graph)
+{
+    if (!g->is_recording) return atomic_load(&g->has_failed) ? AFD_ERR_DEVICE : AFD_OK;
+    g->is_recording = 0;
+    if (!graph) return AFD_OK;
+    cudaSetDevice(g->index);
+    if (!prepare(g, graph)) return put_list(g, &g->recorded);
+    g->graphs.launched++;
+    return check(g, cudaGraphLaunch((*graph)->exec, g->stream), "graph");
+}
+
+struct afd_gpu_graph_counts afd_gpu_graph_counts(const struct afd_gpu *g)
+{
+    return g->graphs;
+}
+
+void afd_gpu_graph_free(struct afd_gpu *g, struct afd_gpu_graph *graph)
+{
+    cudaSetDevice(g->index);
+    if (graph && graph->exec) cudaGraphExecDestroy(graph->exec);
+    free(graph);
+}
+
+/* ---- how far the streams came */
 
 enum afd_status afd_gpu_mark(struct afd_gpu *g, uint64_t value)
 {
     cudaSetDevice(g->index);
-    return check(g, afd_cuda_launch_flag((uint64_t *)(void *)g->flag, value, g->stream), "flag");
+    return check(g, afd_cuda_launch_flag((uint64_t *)(void *)&g->flags[g->stream_index], value, g->stream),
+                 "flag");
 }
 
-enum afd_status afd_gpu_wait(struct afd_gpu *g, uint64_t value)
+enum afd_status afd_gpu_reached(struct afd_gpu *g, uint32_t stream, uint64_t value)
 {
-    for (uint32_t polls = 1; atomic_load_explicit(g->flag, memory_order_acquire) < value; polls++) {
-        if (polls % POLLS_A_LOOK) continue;
-        cudaError_t error = cudaStreamQuery(g->stream);
-        if (error != cudaErrorNotReady && check(g, error, "wait")) return AFD_ERR_DEVICE;
-    }
-    return atomic_load(&g->has_failed) ? AFD_ERR_DEVICE : AFD_OK;
+    if (atomic_load_explicit(&g->flags[stream], memory_order_acquire) >= value)
+        return atomic_load(&g->has_failed) ? AFD_ERR_DEVICE : AFD_OK;
+    if (++g->polls % POLLS_A_LOOK) return AFD_PENDING;
+    cudaError_t error = cudaStreamQuery(g->streams[stream]);
+    return error != cudaErrorNotReady && check(g, error, "wait") ? AFD_ERR_DEVICE : AFD_PENDING;
 }

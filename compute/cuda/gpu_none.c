@@ -89,8 +89,35 @@ enum afd_status afd_gpu_mark(struct afd_gpu *gpu, uint64_t value)
     return AFD_ERR_DEVICE;
 }
 
-enum afd_status afd_gpu_wait(struct afd_gpu *gpu, uint64_t value)
+enum afd_status afd_gpu_reached(struct afd_gpu *gpu, uint32_t stream, uint64_t value)
 {
-    (void)gpu, (void)value;
+    (void)gpu, (void)stream, (void)value;
     return AFD_ERR_DEVICE;
+}
+
+void afd_gpu_use(struct afd_gpu *gpu, uint32_t stream)
+{
+    (void)gpu, (void)stream;
+}
+
+void afd_gpu_record(struct afd_gpu *gpu)
+{
+    (void)gpu;
+}
+
+enum afd_status afd_gpu_replay(struct afd_gpu *gpu, struct afd_gpu_graph **graph)
+{
+    (void)gpu, (void)graph;
+    return AFD_ERR_DEVICE;
+}
+
+struct afd_gpu_graph_counts afd_gpu_graph_counts(const struct afd_gpu *gpu)
+{
+    (void)gpu;
+    return (struct afd_gpu_graph_counts){0};
+}
+
+void afd_gpu_graph_free(struct afd_gpu *gpu, struct afd_gpu_graph *graph)
+{
+    (void)gpu, (void)graph;
 }

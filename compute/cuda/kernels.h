@@ -49,6 +49,10 @@ enum {
     X(latent_query, 64, 1)                                                                                   \
     X(scores, 256, 2 * AFD_SCORE_TILE * AFD_SCORE_PITCH)                                                     \
     X(route_count, 64, 1)                                                                                    \
+    X(ffn_turns, 128, 1)                                                                                     \
+    X(ffn_counts, 128, 256)                                                                                  \
+    X(ffn_begins, 256, 1024)                                                                                 \
+    X(ffn_places, 128, 128)                                                                                  \
     X(ffn_input, 128, 1)                                                                                     \
     X(swiglu, 128, 1)                                                                                        \
     X(ffn_sum, 128, 1)                                                                                       \
@@ -74,6 +78,13 @@ struct afd_place {
 struct afd_own {
     float sum;
 };
+
+/* A graph is launched again as it was when its kernels' arguments have the same bytes: none of them is
+ * padding. */
+#ifndef __CUDACC__
+#pragma GCC diagnostic push
+#pragma GCC diagnostic error "-Wpadded"
+#endif
 
 /* A matrix in the GPU's memory; row r starts at data + r * row_bytes, on 16 bytes. rows 0: not held. */
 struct afd_gpu_matrix {
@@ -122,6 +133,7 @@ struct afd_args_rmsnorm {
     float *to;
     uint32_t pitch, step, to_pitch, to_step, vectors, n;
     float eps;
+    uint32_t reserved;
 };
 enum { AFD_RMSNORM_PHASES = 4 };
 
@@ -145,6 +157,7 @@ struct afd_args_rope {
     float *x;
     uint32_t pitch, step, vectors, dim;
     int interleaved;
+    uint32_t reserved;
 };
 
 /* Where a slot's rows stand in the KV cache, and a layer's pool. */
@@ -157,6 +170,7 @@ struct afd_gpu_kv {
     uint32_t block_tokens, kv_heads, key_dim;
     enum afd_dtype dtype;
     int latent;
+    uint32_t reserved;
 };
 
 /* K and V of each row and head, [rows] x pitch, head h at h * key_dim. A block a row. */
@@ -164,6 +178,7 @@ struct afd_args_kv_put {
     struct afd_gpu_kv kv;
     const float *k, *v;
     uint32_t pitch;
+    uint32_t reserved;
 };
 
 /* o [row][head] over absolute blocks of 64 tokens, merged ascending. A block of threads a row and head.
@@ -209,6 +224,7 @@ struct afd_args_scores {
     float *parts;
     uint64_t stride;
     uint32_t rows, x_pitch, pitch, row_tiles, out_tiles;
+    uint32_t reserved;
 };
 
 /* Where the rows go. */
@@ -216,6 +232,7 @@ struct afd_gpu_to {
     uint64_t shards;
     void *records;
     int every_row;
+    uint32_t reserved;
 };
 
 /* How many rows are active in each shard, and go to each destination. One block; a thread a shard and a
@@ -225,20 +242,108 @@ struct afd_args_route_count {
     const uint64_t *active;
     uint32_t *active_out, *rows_out; /* pinned */
     uint32_t rows, to_count, shards;
+    uint32_t reserved;
+};
+
+/* ---- an FFN batch, put in order by the GPU
+ *
+ * Unit u < experts is that expert; the last unit is the dense layer or the shared expert. An item is a row's
+ * share of a unit: the units' items stand behind each other, rows ascending. A group is a part and a shard
+ * that it asks for: its outputs are the rows active there, ascending. A row has `entries`: its experts, and
+ * its turn. Grids are for the most that a batch of so many rows can have: blocks without anything return. */
+#define AFD_GPU_NO_UNIT 0xffffu
+#define AFD_GPU_NO_PART 0xffffffffu
+#define AFD_GPU_NO_ITEM 0xffffffffu
+
+/* What the CPU says of a batch. */
+struct afd_gpu_head {
+    float *partials; /* NULL: outputs go where the groups say */
+    uint32_t rows, parts, groups;
+    uint32_t reserved;
+};
+struct afd_gpu_part {
+    const void *records;
+    uint64_t shards; /* asked, and held here */
+    uint32_t row_begin;
+    uint32_t op_part; /* its index in the op, where parts may be empty */
+    uint32_t is_counted_elsewhere;
+    uint32_t reserved;
+};
+struct afd_gpu_group {
+    void *out; /* F2A rows */
+    uint32_t part, shard;
+};
+
+/* What the CPU is told: rows of each unit (but those counted elsewhere), then of each group. */
+struct afd_gpu_found {
+    uint32_t bad_part; /* AFD_GPU_NO_PART: none */
+    uint32_t count[];
+};
+struct afd_gpu_totals {
+    uint32_t items, outputs;
+};
+
+struct afd_gpu_batch {
+    const struct afd_gpu_head *head;
+    const struct afd_gpu_part *parts;   /* [parts + 1]: the last begins behind the rows */
+    const struct afd_gpu_group *groups; /* by part, then shard */
+    struct afd_gpu_found *found;
+    struct afd_gpu_totals *totals;
+    const void **records;    /* [rows], as all up to entries */
+    uint32_t *part_of, *bad; /* bad: the part, or AFD_GPU_NO_PART */
+    uint64_t *active;        /* asked shards that the row is active in */
+    uint16_t *entry_unit;    /* [rows][entries]: AFD_GPU_NO_UNIT: not computed here */
+    uint8_t *entry_shard;
+    float *entry_weight;
+    uint32_t *item_at;                             /* of a computed entry */
+    uint32_t *count;                               /* [units + groups] items, outputs */
+    uint32_t *unit_begin, *tile_begin, *out_begin; /* [units + 1]: item, tile; [groups + 1]: output */
+    uint32_t *row_of, *unit;                       /* [items] */
+    float *weight;
+    void **out; /* [outputs] */
+    uint32_t *out_row;
+    uint8_t *out_shard;
+    uint32_t units, entries;
+};
+
+/* Reads and checks each row's routing, once. A thread a row. */
+struct afd_args_ffn_turns {
+    struct afd_gpu_batch batch;
+    struct afd_wire_layout wire;
+    struct afd_ffn_desc ffn; /* shard_of: the GPU's copy */
+    uint32_t ep;
+    int has_last_unit;
+};
+/* How much each unit and group has. A block a unit, then a block a group. Phases: runs of rows; their sum. */
+struct afd_args_ffn_counts {
+    struct afd_gpu_batch batch;
+};
+/* Where each unit's items and tiles, and each group's outputs, begin. One block. Phases: runs of units and
+ * groups; what is before each run; the beginnings. */
+struct afd_args_ffn_begins {
+    struct afd_gpu_batch batch;
+    uint32_t tile_items;
+    uint32_t reserved;
+};
+/* Items and outputs to their places. Blocks as ffn_counts. Phases: runs of rows; what is before; places. */
+struct afd_args_ffn_places {
+    struct afd_gpu_batch batch;
+    uint32_t hidden, f2a_stride;
 };
 
 /* x [row] of its record. A block a row. */
 struct afd_args_ffn_input {
+    struct afd_gpu_batch batch;
     struct afd_wire_layout wire;
-    const void *const *records;
     float *x;
     uint32_t pitch;
+    uint32_t reserved;
 };
 
-/* gate [item] = SiLU(gate) * up, clamped where the unit is. A block an item; `unit` [items]. */
+/* gate [item] = SiLU(gate) * up, clamped where the unit is. A block an item. */
 struct afd_args_swiglu {
+    struct afd_gpu_batch batch;
     const struct afd_gpu_matrix *matrices; /* gate, [units] */
-    const uint32_t *unit;
     float *gate;
     const float *up;
     uint32_t pitch, last_unit;
@@ -247,11 +352,9 @@ struct afd_args_swiglu {
 
 /* Output j = the sum over its items, in order, of weight * y. A block an output. */
 struct afd_args_ffn_sum {
+    struct afd_gpu_batch batch;
     const struct afd_gpu_matrix *matrices;
-    const uint32_t *begin, *item_of; /* [outputs + 1]; items in ascending order of units */
-    const uint32_t *unit;
-    const float *weight, *y;
-    void *const *out;
+    const float *y;
     uint32_t pitch, hidden, last_unit; /* the last unit, a dense layer or the shared expert, has no weight */
     enum afd_dtype dtype;
 };
@@ -262,6 +365,7 @@ struct afd_args_pack {
     void *to;
     uint32_t hidden, stride;
     enum afd_dtype dtype;
+    uint32_t reserved;
 };
 
 /* A choice that changes no logit (no bias, no penalty, no minimum of tokens), and what came of it. */
@@ -285,5 +389,9 @@ struct afd_args_sample {
     struct afd_gpu_chosen *out;
     uint32_t pitch, vocab;
 };
+
+#ifndef __CUDACC__
+#pragma GCC diagnostic pop
+#endif
 
 #endif

@@ -33,6 +33,11 @@ struct afd_rows_own {
     struct afd_async async;
 };
 
+#ifndef __CUDACC__ /* as in kernels.h */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic error "-Wpadded"
+#endif
+
 /* Gate and up, and SwiGLU; or down. A block a tile, the tiles of outputs of one tile of items side by side.
  */
 struct afd_args_ffn_tile {
@@ -56,23 +61,28 @@ struct afd_args_ffn_tile {
 /* Rows of records become rows of x, e4m3 or bf16: e4m3 records as they are, others in groups of 128. A block
  * a row. */
 struct afd_args_ffn_rows {
+    struct afd_gpu_batch batch;
     struct afd_wire_layout wire;
-    const void *const *records;
     void *x;
     float *x_scale; /* [hidden / 128][x_scale_pitch] */
     uint32_t x_bytes, x_scale_pitch;
     int to_fp8;
+    uint32_t reserved;
 };
 
 /* Output j = the sum of its items' rows, in order, bf16 to float32 to what the wire takes. A block an output.
  */
 struct afd_args_ffn_collect {
+    struct afd_gpu_batch batch;
     const struct afd_gpu_matrix *matrices; /* down: a unit without rows has made nothing */
-    const uint32_t *begin, *item_of, *unit;
     const void *y;
-    void *const *out;
     uint32_t y_bytes, hidden;
     enum afd_dtype dtype;
+    uint32_t reserved;
 };
+
+#ifndef __CUDACC__
+#pragma GCC diagnostic pop
+#endif
 
 #endif

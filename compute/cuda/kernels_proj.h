@@ -37,6 +37,11 @@ struct afd_line_own {
     struct afd_async async;
 };
 
+#ifndef __CUDACC__ /* as in kernels.h */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic error "-Wpadded"
+#endif
+
 /* Row r of a product: the sum of `count` parts, ascending, of which part i is at x + i * stride + r * pitch.
  * count 0: there is none. */
 struct afd_gpu_sum {
@@ -53,11 +58,12 @@ struct afd_args_product {
     struct {
         float *y;
         uint64_t stride;
-        uint32_t matrix, pitch, tile_begin;
+        uint32_t matrix, pitch, tile_begin, reserved;
     } output[AFD_PRODUCTS];
     const void *x; /* e4m3 or bf16, rows on 16 bytes, zero behind their end */
     const float *x_scale;
     uint32_t x_bytes, x_scale_pitch, rows, outputs, out_tiles, parts, part_blocks;
+    uint32_t reserved;
 };
 #define afd_args_product_e4m3 afd_args_product
 #define afd_args_product_bf16 afd_args_product
@@ -80,6 +86,7 @@ struct afd_args_norm_rows {
     uint32_t from_pitch, sum_pitch, out_pitch, e4m3_bytes, scale_pitch, bf16_bytes, gate_dim, n, stride;
     enum afd_dtype dtype; /* of partials */
     float eps;
+    uint32_t reserved;
 };
 enum { AFD_NORM_PHASES = 3 };
 
@@ -109,6 +116,7 @@ struct afd_args_route_row {
     uint32_t *turns;
     uint64_t *active;
     uint32_t ep;
+    uint32_t reserved;
 };
 enum { AFD_ROUTE_PHASES = 8 };
 
@@ -123,6 +131,11 @@ struct afd_args_records {
     const uint32_t *positions, *turns;
     const uint64_t *active;
     uint32_t x_bytes, scale_pitch, to_count;
+    uint32_t reserved;
 };
+
+#ifndef __CUDACC__
+#pragma GCC diagnostic pop
+#endif
 
 #endif

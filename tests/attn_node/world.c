@@ -58,7 +58,7 @@ static void answer(struct world_ffn *f, const struct afd_transport_event *event)
         die("ffn", "a malformed A2F message");
     if (header->shards & ~shards_of(f->world, f->instance)) die("ffn", "asked for a shard that is elsewhere");
     uint32_t layer = header->layer;
-    struct afd_ffn_part part = {records, header->rows, header->shards, {0}, NULL};
+    struct afd_ffn_part part = {.records = records, .rows = header->rows, .shards = header->shards};
     uint32_t rows[AFD_MAX_SHARDS] = {0};
     for (uint32_t s = 0; s < m->config.ep; s++) {
         part.out[s] = f2a_source(f, event->region, s) + sizeof(struct afd_f2a_header);
@@ -66,7 +66,7 @@ static void answer(struct world_ffn *f, const struct afd_transport_event *event)
             rows[s] += (uint32_t)afd_record_is_active(&m->wire, records + r * m->wire.a2f_stride,
                                                       &m->model->layers[layer].ffn, m->config.ep, s);
     }
-    struct afd_op op = {.kind = AFD_OP_FFN, .layer = layer, .ffn = {&part, 1, NULL, NULL}};
+    struct afd_op op = {.kind = AFD_OP_FFN, .layer = layer, .ffn = {.parts = &part, .part_count = 1}};
     if (header->rows && machine_run(m->ffn[0][0], op)) die("ffn", "the device failed");
     int lies = f->lie_after && f->messages == f->lie_after;
     for (uint32_t s = 0; s < m->config.ep; s++) {

@@ -1,32 +1,91 @@
 /* gpu.h on the CPU: the bodies of kernels.h run for each block, phase and thread in turn, so that the back
  * end and its kernels are checked, under sanitizers too, where there is no GPU. What this cannot show: a race
  * between threads of one phase other than by the order of threads, and anything of the GPU's own. Threads run
- * forwards in even phases and backwards in odd ones, so that such an order shows. */
+ * forwards in even phases and backwards in odd ones, so that such an order shows.
+ *
+ * Nothing runs when it is put on a stream: each look at a flag does one thing of one stream, which a random
+ * number chooses. So memory that the CPU reads or writes too early shows, and what two streams share. A graph
+ * launches the arguments that it was made of. */
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/rng.h"
 #include "compute/cuda/bodies.h"
 #include "compute/cuda/bodies_ffn.h"
 #include "compute/cuda/bodies_flash.h"
 #include "compute/cuda/bodies_route.h"
 #include "compute/cuda/gpu.h"
+#include "compute/cuda/launches.h"
 
 enum { ALIGN = 4096, MAX_THREADS = 256, MAX_COPIES = 2048 };
 
+/* Something put on a stream: a copy, kernels, or a value for the flag. */
+struct item {
+    struct item *next;
+    void *to;
+    const void *from;
+    uint64_t bytes, mark;
+    struct afd_launches *kernels;
+};
+
 struct afd_gpu {
-    uint64_t mark;
+    struct stream {
+        struct item *first, **last;
+        uint64_t mark;
+    } streams[AFD_GPU_STREAMS], *stream;
+    pthread_mutex_t lock; /* memory is freed by other threads than the device's */
+    int is_recording;
+    struct afd_launches recorded;
+    uint64_t looks;
+    struct afd_gpu_graph_counts graphs;
+};
+
+struct afd_gpu_graph {
+    struct afd_launches kernels;
 };
 
 enum afd_status afd_gpu_open(uint32_t index, struct afd_gpu **out, struct afd_error *error_out)
 {
     (void)index;
     *out = calloc(1, sizeof **out);
-    return *out ? AFD_OK : afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a GPU");
+    if (!*out) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a GPU");
+    for (uint32_t s = 0; s < AFD_GPU_STREAMS; s++) (*out)->streams[s].last = &(*out)->streams[s].first;
+    (*out)->stream = (*out)->streams;
+    pthread_mutex_init(&(*out)->lock, NULL);
+    return AFD_OK;
+}
+
+static void do_one(struct stream *stream); /* the lock is held */
+
+/* As cudaFree does. */
+static void drain(struct afd_gpu *gpu)
+{
+    pthread_mutex_lock(&gpu->lock);
+    for (uint32_t s = 0; s < AFD_GPU_STREAMS; s++)
+        while (gpu->streams[s].first) do_one(&gpu->streams[s]);
+    pthread_mutex_unlock(&gpu->lock);
 }
 
 void afd_gpu_close(struct afd_gpu *gpu)
 {
+    if (gpu) drain(gpu);
     free(gpu);
+}
+
+void afd_gpu_use(struct afd_gpu *gpu, uint32_t stream)
+{
+    gpu->stream = &gpu->streams[stream];
+}
+
+static void append(struct afd_gpu *gpu, struct item what)
+{
+    struct item *item = malloc(sizeof *item);
+    *item = what;
+    pthread_mutex_lock(&gpu->lock);
+    *gpu->stream->last = item;
+    gpu->stream->last = &item->next;
+    pthread_mutex_unlock(&gpu->lock);
 }
 
 const char *afd_gpu_name(const struct afd_gpu *gpu)
@@ -51,7 +110,7 @@ void *afd_gpu_alloc(struct afd_gpu *gpu, uint64_t bytes)
 
 void afd_gpu_free(struct afd_gpu *gpu, void *memory)
 {
-    (void)gpu;
+    if (memory) drain(gpu);
     free(memory);
 }
 
@@ -76,8 +135,7 @@ enum afd_status afd_gpu_upload(struct afd_gpu *gpu, void *to, uint64_t to_pitch,
 
 enum afd_status afd_gpu_copy(struct afd_gpu *gpu, void *to, const void *from, uint64_t bytes)
 {
-    (void)gpu;
-    memcpy(to, from, bytes);
+    append(gpu, (struct item){.to = to, .from = from, .bytes = bytes});
     return AFD_OK;
 }
 
@@ -129,19 +187,6 @@ AFD_FFN_KERNELS(X)
 AFD_PROJ_KERNELS(X)
 #undef X
 
-enum afd_status afd_gpu_launch(struct afd_gpu *gpu, enum afd_kernel kernel, uint32_t blocks, uint32_t phases,
-                               const void *args)
-{
-    (void)gpu;
-    static void (*const run[])(uint32_t, uint32_t, const void *) = {
-#define X(name, ...) run_##name,
-        AFD_KERNELS(X) AFD_FFN_KERNELS(X) AFD_PROJ_KERNELS(X)
-#undef X
-    };
-    run[kernel](blocks, phases, args);
-    return AFD_OK;
-}
-
 uint32_t afd_gpu_shared_bytes(const struct afd_gpu *gpu)
 {
     (void)gpu;
@@ -161,15 +206,14 @@ static void flash_warps_init(struct afd_flash_warp *own, const struct afd_args_f
 }
 
 /* Warps forwards in even blocks and backwards in odd ones. Shared memory and registers are poisoned. */
-enum afd_status afd_gpu_flash(struct afd_gpu *gpu, enum afd_flash_kernel kernel, uint32_t blocks,
-                              uint32_t shared_bytes, const struct afd_args_flash *args)
+static void run_flash(enum afd_flash_kernel kernel, uint32_t blocks, uint32_t shared_bytes,
+                      const struct afd_args_flash *args)
 {
     static const uint32_t tiles[] = {
 #define X(name, tiles) tiles,
         AFD_FLASH_KERNELS(X)
 #undef X
     };
-    (void)gpu;
     size_t o_bytes = AFD_FLASH_WARPS * tiles[kernel] * sizeof(struct afd_mma_c);
     unsigned char *shared = aligned_alloc(16, (shared_bytes + 15) / 16 * 16);
     struct afd_flash_warp *own = malloc(AFD_FLASH_WARPS * sizeof *own);
@@ -182,16 +226,111 @@ enum afd_status afd_gpu_flash(struct afd_gpu *gpu, enum afd_flash_kernel kernel,
         for (uint32_t w = 0; w < AFD_FLASH_WARPS; w++) free(own[w].async.copies);
     }
     free(o), free(own), free(shared);
+}
+
+static void run_list(const struct afd_launches *list)
+{
+    static void (*const run[])(uint32_t, uint32_t, const void *) = {
+#define X(name, ...) run_##name,
+        AFD_KERNELS(X) AFD_FFN_KERNELS(X) AFD_PROJ_KERNELS(X)
+#undef X
+    };
+    for (uint32_t i = 0; i < list->count; i++) {
+        const struct afd_launch *l = &list->launch[i];
+        if (l->is_flash)
+            run_flash((enum afd_flash_kernel)l->kernel, l->blocks, l->phases, afd_launch_args(list, i));
+        else
+            run[l->kernel](l->blocks, l->phases, afd_launch_args(list, i));
+    }
+}
+
+static void do_one(struct stream *stream)
+{
+    struct item *item = stream->first;
+    if (item->bytes) memcpy(item->to, item->from, item->bytes);
+    if (item->kernels) run_list(item->kernels);
+    if (item->mark) stream->mark = item->mark;
+    stream->first = item->next;
+    if (!stream->first) stream->last = &stream->first;
+    free(item->kernels);
+    free(item);
+}
+
+static struct afd_launches *copy_of(const struct afd_launches *list)
+{
+    struct afd_launches *copy = malloc(sizeof *copy);
+    afd_launches_copy(copy, list);
+    return copy;
+}
+
+static enum afd_status launch(struct afd_gpu *gpu, struct afd_launch launch, const void *args)
+{
+    if (gpu->is_recording) return afd_launches_add(&gpu->recorded, launch, args) ? AFD_OK : AFD_ERR_DEVICE;
+    struct afd_launches *one = calloc(1, sizeof *one);
+    afd_launches_add(one, launch, args);
+    append(gpu, (struct item){.kernels = one});
     return AFD_OK;
+}
+
+enum afd_status afd_gpu_launch(struct afd_gpu *gpu, enum afd_kernel kernel, uint32_t blocks, uint32_t phases,
+                               const void *args)
+{
+    return launch(gpu, (struct afd_launch){0, kernel, blocks, phases, 0, 0}, args);
+}
+
+enum afd_status afd_gpu_flash(struct afd_gpu *gpu, enum afd_flash_kernel kernel, uint32_t blocks,
+                              uint32_t shared_bytes, const struct afd_args_flash *args)
+{
+    return launch(gpu, (struct afd_launch){1, kernel, blocks, shared_bytes, 0, 0}, args);
+}
+
+void afd_gpu_record(struct afd_gpu *gpu)
+{
+    gpu->recorded.count = gpu->recorded.used = 0;
+    gpu->is_recording = 1;
+}
+
+enum afd_status afd_gpu_replay(struct afd_gpu *gpu, struct afd_gpu_graph **graph)
+{
+    gpu->is_recording = 0;
+    if (!graph) return AFD_OK;
+    gpu->graphs.launched++;
+    if (!*graph || !afd_launches_equal(&(*graph)->kernels, &gpu->recorded)) {
+        gpu->graphs.captured++;
+        if (!*graph) *graph = calloc(1, sizeof **graph);
+        afd_launches_copy(&(*graph)->kernels, &gpu->recorded);
+    }
+    append(gpu, (struct item){.kernels = copy_of(&(*graph)->kernels)});
+    return AFD_OK;
+}
+
+struct afd_gpu_graph_counts afd_gpu_graph_counts(const struct afd_gpu *gpu)
+{
+    return gpu->graphs;
+}
+
+void afd_gpu_graph_free(struct afd_gpu *gpu, struct afd_gpu_graph *graph)
+{
+    (void)gpu;
+    free(graph);
 }
 
 enum afd_status afd_gpu_mark(struct afd_gpu *gpu, uint64_t value)
 {
-    gpu->mark = value;
+    append(gpu, (struct item){.mark = value});
     return AFD_OK;
 }
 
-enum afd_status afd_gpu_wait(struct afd_gpu *gpu, uint64_t value)
+enum afd_status afd_gpu_reached(struct afd_gpu *gpu, uint32_t stream, uint64_t value)
 {
-    return gpu->mark >= value ? AFD_OK : AFD_ERR_DEVICE;
+    enum afd_status status = AFD_OK;
+    pthread_mutex_lock(&gpu->lock);
+    if (gpu->streams[stream].mark < value) {
+        struct stream *chosen = &gpu->streams[afd_random(7, gpu->looks++, 0) % AFD_GPU_STREAMS];
+        if (!chosen->first) chosen = &gpu->streams[stream];
+        status = chosen->first ? AFD_PENDING : AFD_ERR_DEVICE; /* nothing that would set it was put there */
+        if (chosen->first) do_one(chosen);
+    }
+    pthread_mutex_unlock(&gpu->lock);
+    return status;
 }

@@ -184,13 +184,16 @@ static void reduce(struct machine *m, uint32_t instance, const struct afd_route_
 static void run_ffn(struct machine *m, uint32_t layer, const struct afd_route_result *result)
 {
     for (uint32_t i = 0; i < m->config.instances; i++) {
-        struct afd_ffn_part part = {m->records[i], result->rows[i], m->shards[i], {0}, NULL};
+        struct afd_ffn_part part = {
+            .records = m->records[i], .rows = result->rows[i], .shards = m->shards[i]};
         for (uint32_t s = 0; s < m->config.ep; s++) part.out[s] = m->sums[s];
         for (uint32_t t = 0; t < m->config.tp; t++)
             must_run(m->ffn[i][t],
                      (struct afd_op){.kind = AFD_OP_FFN,
                                      .layer = layer,
-                                     .ffn = {&part, 1, m->config.tp > 1 ? m->partial[t] : NULL, NULL}});
+                                     .ffn = {.parts = &part,
+                                             .part_count = 1,
+                                             .partials = m->config.tp > 1 ? m->partial[t] : NULL}});
         if (m->config.tp > 1) reduce(m, i, result);
     }
     for (uint32_t s = 0; s < m->config.ep; s++) {

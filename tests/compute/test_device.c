@@ -156,8 +156,8 @@ static void steps_and_ops_out_of_range_are_refused(void **state)
     assert_int_equal(afd_device_submit(m.attn, &op, NULL), AFD_ERR_REQUEST);
     op = (struct afd_op){.kind = AFD_OP_FFN};
     assert_int_equal(afd_device_submit(m.attn, &op, NULL), AFD_ERR_REQUEST);
-    struct afd_ffn_part part = {m.records[0], 129, 1, {0}, NULL};
-    op = (struct afd_op){.kind = AFD_OP_FFN, .ffn = {&part, 1, NULL, NULL}};
+    struct afd_ffn_part part = {.records = m.records[0], .rows = 129, .shards = 1};
+    op = (struct afd_op){.kind = AFD_OP_FFN, .ffn = {.parts = &part, .part_count = 1}};
     assert_int_equal(afd_device_submit(m.ffn[0][0], &op, NULL), AFD_ERR_REQUEST);
     machine_close(&m);
 }
@@ -182,8 +182,9 @@ static void hostile_records_are_refused(void **state)
         memset(m.records[0], 0, 4 * m.wire.a2f_stride);
         for (uint32_t r = 0; r < 4; r++)
             for (uint16_t i = 0; i < 3; i++) set_expert(&m, r, i, (uint16_t)(2 * i + 1));
-        struct afd_ffn_part parts[] = {{m.records[0], 2, 1, {m.sums[0]}, NULL},
-                                       {m.records[0] + 2 * m.wire.a2f_stride, 2, 1, {m.sums[0]}, NULL}};
+        struct afd_ffn_part parts[] = {
+            {.records = m.records[0], .rows = 2, .shards = 1, .out = {m.sums[0]}},
+            {.records = m.records[0] + 2 * m.wire.a2f_stride, .rows = 2, .shards = 1, .out = {m.sums[0]}}};
         uint32_t bad = 77;
         struct afd_op op = {.kind = AFD_OP_FFN, .layer = 1, .ffn = {parts, 2, NULL, &bad}};
         assert_int_equal(machine_run(m.ffn[0][0], op), AFD_OK);

@@ -29,6 +29,7 @@ struct geometry {
 struct scene {
     struct geometry g;
     struct afd_gpu *gpu;
+    uint64_t marked;
     struct afd_gpu_kv kv;
     uint32_t sequences, tokens[MAX_SEGMENTS]; /* of each */
     uint32_t per;                             /* blocks of a table */
@@ -180,7 +181,7 @@ static void step_add(const struct scene *s, struct step *step, uint32_t sequence
     }
 }
 
-static void step_run(const struct scene *s, struct step *step, uint32_t split)
+static void step_run(struct scene *s, struct step *step, uint32_t split)
 {
     const struct geometry *g = &s->g;
     uint32_t group = g->heads / g->kv_heads, parts = (MAX_TOKENS - 1) / split + 1, count;
@@ -223,6 +224,8 @@ static void step_run(const struct scene *s, struct step *step, uint32_t split)
     struct afd_args_flash_join join = {step->position, partial,    stats,     step->o, step->o_pitch,
                                        g->heads,       g->sum_dim, g->window, split,   step->rows};
     afd_gpu_launch(s->gpu, AFD_KERNEL_flash_join, step->rows * g->heads, 1, &join);
+    afd_gpu_mark(s->gpu, ++s->marked);
+    assert_int_equal(afd_gpu_wait(s->gpu, 0, s->marked), AFD_OK);
     afd_gpu_free(s->gpu, items), afd_gpu_free(s->gpu, partial), afd_gpu_free(s->gpu, stats);
 }
 

@@ -19,6 +19,7 @@ enum { MAX_VOCAB = 9000, SEEDS = 6, NO_TOKEN_FORCED = -1 };
 
 struct bench {
     struct afd_gpu *gpu;
+    uint64_t marked;
     struct afd_sampler *sampler;
     uint32_t vocab;
     float *logits;
@@ -67,6 +68,8 @@ static int compare(struct bench *b, struct afd_sampling s, int64_t forced)
     for (uint32_t i = 0; i < MAX_VOCAB; i++) b->logits[i] = NAN;
     assert_false(afd_choice_changes_logits(&choice));
     afd_gpu_launch(b->gpu, AFD_KERNEL_sample, 1, AFD_SAMPLE_PHASES, &args);
+    afd_gpu_mark(b->gpu, ++b->marked);
+    assert_int_equal(afd_gpu_wait(b->gpu, 0, b->marked), AFD_OK);
     assert_true(got.is_chosen <= 1);
     b->left += !got.is_chosen, b->chosen += got.is_chosen;
     if (!got.is_chosen) return 0;

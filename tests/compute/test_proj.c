@@ -37,6 +37,15 @@ static struct afd_gpu *open_gpu(void)
     return gpu;
 }
 
+static void launch(struct afd_gpu *gpu, enum afd_kernel kernel, uint32_t blocks, uint32_t phases,
+                   const void *args)
+{
+    static uint64_t mark;
+    assert_int_equal(afd_gpu_launch(gpu, kernel, blocks, phases, args), AFD_OK);
+    afd_gpu_mark(gpu, ++mark);
+    assert_int_equal(afd_gpu_wait(gpu, 0, mark), AFD_OK);
+}
+
 static void *poisoned(struct afd_gpu *gpu, uint64_t bytes)
 {
     return memset(afd_gpu_alloc(gpu, bytes), 0xff, bytes);
@@ -129,8 +138,8 @@ static uint32_t run_product(struct afd_gpu *gpu, const struct product *p, const 
         args.out_tiles += round_up(p->outputs[m], AFD_GROUP_COLUMNS) / AFD_GROUP_COLUMNS;
     }
     uint32_t tiles = round_up(rows, AFD_TILE_ITEMS) / AFD_TILE_ITEMS * args.out_tiles;
-    afd_gpu_launch(gpu, p->is_fp8 ? AFD_KERNEL_product_e4m3 : AFD_KERNEL_product_bf16, tiles * args.parts,
-                   p->part_blocks + 2, &args);
+    launch(gpu, p->is_fp8 ? AFD_KERNEL_product_e4m3 : AFD_KERNEL_product_bf16, tiles * args.parts,
+           p->part_blocks + 2, &args);
     return args.parts;
 }
 
@@ -329,7 +338,7 @@ static void check_rows(const struct rows *r)
     if (r->has_partials) args.active = m.active;
     if (r->gate_dim)
         args.gates = (struct afd_gpu_sum){m.gates, (uint64_t)r->rows * m.gate_pitch, m.gate_pitch, PARTS};
-    afd_gpu_launch(gpu, AFD_KERNEL_norm_rows, r->rows, AFD_NORM_PHASES, &args);
+    launch(gpu, AFD_KERNEL_norm_rows, r->rows, AFD_NORM_PHASES, &args);
     for (uint32_t block = 0; block < r->rows; block++) {
         expected_row(r, &m, from, block, x);
         expect_row(r, &m, x, block);
@@ -398,7 +407,7 @@ static void check_choice(const struct afd_ffn_desc *ffn, uint32_t ep, uint32_t v
         .turns = turns,
         .active = active,
         .ep = ep};
-    afd_gpu_launch(gpu, AFD_KERNEL_route_row, ROUTE_ROWS, AFD_ROUTE_PHASES, &args);
+    launch(gpu, AFD_KERNEL_route_row, ROUTE_ROWS, AFD_ROUTE_PHASES, &args);
     for (uint32_t r = 0; r < ROUTE_ROWS; r++) {
         float scores[AFD_MAX_EXPERTS];
         struct afd_routed want;

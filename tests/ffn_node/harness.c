@@ -20,7 +20,8 @@
 #include "deploy/agreement.h"
 #include "model/tiny_model.h"
 
-enum { WATCHDOG_S = 60, RETRY_US = 5000 };
+/* A group of members that get no processor for a lease would end. */
+enum { WATCHDOG_S = 60, RETRY_US = 5000, LEASE_MS = 60000, SHORT_LEASE_MS = 1000 };
 
 /* ---- the scheduler */
 
@@ -60,7 +61,7 @@ static void send_assign(struct harness *h, struct afd_channel *channel, uint32_t
     assign.n_shards = shard_count;
     assign.shards = shards;
     assign.heartbeat_ms = 20;
-    assign.lease_ms = 1000;
+    assign.lease_ms = h->deaf_fd ? SHORT_LEASE_MS : LEASE_MS;
     e.body_case = AFD__ENVELOPE__BODY_ASSIGN;
     e.assign = &assign;
     afd_channel_send(channel, &e);
@@ -220,6 +221,7 @@ void h_leave_out(struct harness *h, int is_left_out)
     h->deaf_fd = is_left_out ? afd_listen("127.0.0.1:0", &port, &error) : 0;
     if (h->deaf_fd < 0) fail_msg("%s", error.text);
     if (h->deaf_fd) snprintf(h->deaf, sizeof h->deaf, "127.0.0.1:%d", port);
+    for (uint32_t i = 0; i < h->tp; i++) send_assign(h, h->ranks[i].channel, h->assign_shards);
     send_peers(h);
 }
 

@@ -63,8 +63,8 @@ void h_stop(struct harness *h);
 void h_rank_start(struct harness *h, uint32_t rank);
 void h_rank_kill(struct harness *h, uint32_t rank); /* makes the process end by itself, and waits for it */
 void h_drain(struct harness *h);
-/* The scheduler leaves the instance out, or no more; meanwhile rank 0 is at an address where nobody answers.
- */
+/* The scheduler leaves the instance out, or no more; meanwhile leases are short, and rank 0 is at an address
+ * where nobody answers. */
 void h_leave_out(struct harness *h, int is_left_out);
 
 /* Runs the loop until `condition` holds; a watchdog fails the test instead of hanging it. */

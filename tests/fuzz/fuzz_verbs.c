@@ -128,14 +128,13 @@ static void find_stated(uint32_t region, uint64_t *base_out, const struct verbs_
     assert(!"a write to a region that the address does not have");
 }
 
-static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
+static void take_write(const struct ibv_qp *qp, const struct ibv_send_wr *wr)
 {
     uint32_t notice = ntohl(wr->imm_data), rail = qp->send_cq == &cqs[1];
     const struct verbs_run *run;
     uint64_t base, part = write_count * (uint64_t)VERBS_PART_BYTES;
-    (void)bad;
-    assert(!wr->next && wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM);
-    if (!wr->num_sge) return 0; /* a notice alone: the device writes nothing */
+    assert(wr->opcode == IBV_WR_RDMA_WRITE_WITH_IMM);
+    if (!wr->num_sge) return; /* a notice alone: the device writes nothing */
     const unsigned char *from = (const unsigned char *)(uintptr_t)wr->sg_list[0].addr;
     uint32_t region = notice >> 16, bytes = wr->sg_list[0].length;
     assert(region < PEER_REGIONS && rail < stated->rail_count);
@@ -144,6 +143,12 @@ static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_
     assert(wr->wr.rdma.rkey == run->rkey[rail] && wr->wr.rdma.remote_addr == base + part);
     assert(part + bytes <= stated_regions[region]);
     write_count++;
+}
+
+static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr, struct ibv_send_wr **bad)
+{
+    (void)bad;
+    for (; wr; wr = wr->next) take_write(qp, wr);
     return 0;
 }
 
@@ -256,6 +261,7 @@ static void write_to_peer(struct afd_pair *pair)
         uint64_t bytes = pair->peer_regions[r] < SOURCE_BYTES ? pair->peer_regions[r] : SOURCE_BYTES;
         write_count = 0;
         enum afd_status status = afd_pair_put(pair, (uint16_t)r, slab, (uint32_t)bytes, 7);
+        afd_backend_verbs.progress(transport); /* what was chained goes */
         assert(!status && write_count == (bytes + VERBS_PART_BYTES - 1) / VERBS_PART_BYTES);
     }
 }

@@ -63,7 +63,7 @@ search() {
     grep -oh '"[A-Za-z0-9_.|<>{}%-]\{2,40\}"' $(sources "$name") | sort -u >"$words"
     export ASAN_OPTIONS=abort_on_error=1:allocator_may_return_null=1:quarantine_size_mb=16
     export UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
-    { time chrt -i 0 nice -n 19 "$BUILD/tests/fuzz_$name" "$corpus" -dict="$words" -max_len=131072 -timeout=600 \
+    { time chrt -i 0 nice -n 19 "$BUILD/tests/fuzz_$name" "$corpus" -dict="$words" -max_len=131072 -timeout=600 -report_slow_units=600 \
         -rss_limit_mb=3000 -max_total_time="$seconds" -print_final_stats=1 \
         -artifact_prefix="$BUILD/found/$name-"; } >"$BUILD/$name.log" 2>&1 || true
 }

@@ -1,15 +1,19 @@
 /* Weights that are stored nowhere. Guards: a value that no kernel may meet (NaN), a view that leaves the
- * mapping, all weights alike. */
+ * mapping, all weights alike; a model without tensors that is taken for another, or guessed at. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "base/half.h"
 #include "model/random_weights.h"
+#include "model/tiny_model.h"
 
 static void weights_are_finite_and_differ(void **state)
 {
@@ -47,8 +51,55 @@ static void weights_are_finite_and_differ(void **state)
     afd_checkpoint_close(checkpoint);
 }
 
+/* The hash of the model in `dir`, whose file says `line`. */
+static enum afd_status hash_with(const char *dir, const char *line, uint8_t *hash, struct afd_error *error)
+{
+    char path[64];
+    snprintf(path, sizeof path, "%s/%s", dir, AFD_RANDOM_WEIGHTS_FILE);
+    FILE *file = fopen(path, "w");
+    assert_true(file && fputs(line, file) >= 0 && !fclose(file));
+    return afd_model_hash(dir, hash, error);
+}
+
+static void a_directory_says_that_its_weights_are_random(void **state)
+{
+    (void)state;
+    static const char *const files[] = {"config.json", "tokenizer.json", "tokenizer_config.json",
+                                        AFD_RANDOM_WEIGHTS_FILE};
+    char dir[] = "/tmp/afd-random-XXXXXX", path[64];
+    struct afd_tiny_model tiny = afd_tiny_model_fp8();
+    struct afd_checkpoint *checkpoint = NULL;
+    struct afd_error error;
+    uint8_t made[AFD_HASH_BYTES], again[AFD_HASH_BYTES], other[AFD_HASH_BYTES];
+    tiny.no_weights = 1;
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(afd_tiny_model_write(&tiny, dir, &error), AFD_OK);
+    assert_int_equal(afd_checkpoint_open(dir, &checkpoint, &error), AFD_OK);
+    assert_non_null(afd_checkpoint_random_weights(checkpoint));
+    afd_checkpoint_close(checkpoint);
+    assert_int_equal(afd_model_hash(dir, made, &error), AFD_OK);
+    assert_int_equal(hash_with(dir, "fp8\n", again, &error), AFD_OK);
+    assert_memory_equal(made, again, sizeof made);
+    assert_int_equal(hash_with(dir, "bf16\n", other, &error), AFD_OK);
+    assert_memory_not_equal(made, other, sizeof made);
+    const char *const bad[] = {"", "fp8", "f32\n", "fp8\nfp8\n"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_int_equal(hash_with(dir, bad[i], other, &error), AFD_ERR_CONFIG);
+        assert_int_equal(afd_checkpoint_open(dir, &checkpoint, &error), AFD_ERR_CONFIG);
+        assert_non_null(strstr(error.text, "fp8 or bf16"));
+    }
+    tiny.dtype = AFD_F16;
+    assert_int_equal(afd_tiny_model_write(&tiny, dir, &error), AFD_ERR_CONFIG);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(path, sizeof path, "%s/%s", dir, files[i]);
+        unlink(path);
+    }
+    assert_int_equal(rmdir(dir), 0);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(weights_are_finite_and_differ)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(weights_are_finite_and_differ),
+                                       cmocka_unit_test(a_directory_says_that_its_weights_are_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

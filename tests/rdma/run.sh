@@ -4,6 +4,7 @@
 # measurements, and a small cluster that completes a prompt.
 #
 #   sh tests/rdma/run.sh [NAME...]      the steps (file steps) whose names match one of the patterns; default: all
+#   STEPS=FILE sh tests/rdma/run.sh     other steps
 #
 # BUILD names the build folder (default build/release); it is brought up to date first. The build is one without
 # sanitizers: the machine is emulated where KVM does not work, its memory is small, and speeds are compared there.
@@ -60,7 +61,7 @@ ROOT=$WORK/root
 LIB=usr/lib/x86_64-linux-gnu
 rm -rf "$ROOT"
 mkdir -p "$ROOT/usr/bin" "$ROOT/usr/lib64" "$ROOT/$LIB/ucx" "$ROOT/$LIB/libibverbs" "$ROOT/modules" "$ROOT/etc" \
-    "$ROOT/proc" "$ROOT/sys" "$ROOT/dev" "$ROOT/tmp" "$ROOT/afd/model" "$ROOT/afd/tests"
+    "$ROOT/proc" "$ROOT/sys" "$ROOT/dev" "$ROOT/tmp" "$ROOT/afd/model" "$ROOT/afd/tests" "$ROOT/afd/bench"
 for link in bin lib lib64; do ln -s "usr/$link" "$ROOT/$link"; done
 ln -s usr/bin "$ROOT/sbin"
 for name in $MODULES; do
@@ -84,7 +85,8 @@ add_programs() {
     cp "$@" "$ROOT/usr/bin/"
     add_libraries "$@"
 }
-add_programs "$(command -v busybox)" "$(command -v rdma)" "$(command -v ib_write_lat)" "$(command -v ib_write_bw)"
+add_programs "$(command -v busybox)" "$(command -v rdma)"
+for tool in ib_write_lat ib_write_bw ib_send_lat ib_send_bw; do add_programs "$(command -v "$tool")"; done
 for applet in $(busybox --list); do [ -e "$ROOT/bin/$applet" ] || ln -s busybox "$ROOT/bin/$applet"; done
 for program in $PROGRAMS; do add_programs "$BUILD/bin/$program"; done
 for program in $TESTS; do add_programs "$BUILD/tests/$program"; done
@@ -98,11 +100,12 @@ for file in "/$LIB"/ucx/libuct_*.so.0; do
 done
 cp -r model/nano "$ROOT/afd/model/"
 cp -r tests/rdma "$ROOT/afd/tests/"
+cp bench/transport.sh "$ROOT/afd/bench/"
 echo "127.0.0.1 localhost" >"$ROOT/etc/hosts"
 echo "hosts: files" >"$ROOT/etc/nsswitch.conf"
 cp tests/rdma/guest.sh "$ROOT/init"
 chmod +x "$ROOT/init"
-grep -v '^#' tests/rdma/steps | while IFS= read -r step; do
+grep -v '^#' "${STEPS:-tests/rdma/steps}" | while IFS= read -r step; do
     [ $# = 0 ] && echo "$step"
     for pattern in "$@"; do
         case ${step%%|*} in $pattern) echo "$step" && break ;; esac
@@ -134,9 +137,9 @@ echo "tests/rdma: kernel $(ls "$WORK/cache/tree/lib/modules"), accelerator ${acc
 {
     code=0
     machine "$accelerator" "$LIMIT" -initrd "$WORK/initrd.gz" -device isa-debug-exit,iobase=0xf4,iosize=4 \
-        -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off" || code=$?
+        -append "console=ttyS0 quiet panic=-1 oops=panic mitigations=off no_timer_check" || code=$?
     echo "$code" >"$WORK/status"
-} | tr -d '\r' | tee "$WORK/console.log"
+} | sed -u 's/\r//g' | tee "$WORK/console.log"
 code=$(cat "$WORK/status")
 
 # What the guest printed between "guest: file NAME" and "guest: end" becomes results/NAME.

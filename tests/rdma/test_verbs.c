@@ -284,6 +284,39 @@ static void test_refused_ports(void **state)
     }
 }
 
+/* Guards: sockets between ranks that both have a port, a port that only one side has, and a choice that does
+ * not say why, or not the same on both sides. */
+static void test_auto(void **state)
+{
+    static const struct {
+        enum afd_data_path a, f;
+        const char *chosen;
+    } cases[] = {
+        {AFD_PATH_RDMA, AFD_PATH_RDMA, "verbs (RoCE v2 (IPv4), rxe0:1)"},
+        {AFD_PATH_RDMA, AFD_PATH_AUTO, "verbs (shm: not offered; RoCE v2 (IPv4), rxe0:1)"},
+        {AFD_PATH_TCP, AFD_PATH_AUTO, "tcp (shm: not offered; verbs: not offered; "},
+        {AFD_PATH_AUTO, AFD_PATH_AUTO, "shm (same host)"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct two t;
+        struct afd_pair *other;
+        net_open(&t.net);
+        struct afd_transport_config a = config_of(AFD_ROLE_ATTN, 3, "rxe0", NULL),
+                                    f = config_of(AFD_ROLE_FFN, 1, "rxe0", NULL);
+        a.kind = f.kind = AFD_DATA_AUTO;
+        a.path = cases[i].a;
+        f.path = cases[i].f;
+        t.a = node_open(&t.net, &a, 4096);
+        t.f = node_open(&t.net, &f, 4096);
+        struct afd_pair *pair = node_pair(t.a, t.f, &other);
+        assert_string_equal(afd_pair_path(pair), afd_pair_path(other));
+        if (strncmp(afd_pair_path(pair), cases[i].chosen, strlen(cases[i].chosen)))
+            fail_msg("'%s' does not begin '%s'", afd_pair_path(pair), cases[i].chosen);
+        net_close(&t.net);
+    }
+}
+
 /* Guards: two sides that speak RoCE over different protocols wait for each other until a deadline. */
 static void test_other_family(void **state)
 {
@@ -451,6 +484,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_two_rails),
         cmocka_unit_test(test_uneven_rails),
         cmocka_unit_test(test_refused_ports),
+        cmocka_unit_test(test_auto),
         cmocka_unit_test(test_other_family),
         cmocka_unit_test(test_completion_queue),
         cmocka_unit_test(test_full_send_queue),

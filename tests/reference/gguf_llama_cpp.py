@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from llama_cpp import Llama
 
-TYPES = ["f32", "bf16", "f16", "q8_0", "q6_k", "q5_1", "q5_0", "q4_k", "q4_1", "q4_0"]
+TYPES = ["q8_0", "q4_k", "q6_k", "q4_0", "q4_1", "q5_0", "q5_1", "bf16", "f16", "f32"]
 GENERATED = 32
 GGML_TYPE_F32 = 0
 

@@ -278,11 +278,9 @@ static void test_chosen_path(void **state)
         {AFD_DATA_AUTO, AFD_PATH_TCP, AFD_PATH_AUTO, "tcp (shm: not offered; "},
         {AFD_DATA_AUTO, AFD_PATH_AUTO, AFD_PATH_TCP, "tcp (sockets over lo)"},
         {AFD_DATA_TCP, AFD_PATH_AUTO, AFD_PATH_AUTO, "shm (same host)"},
-#ifndef __SANITIZE_THREAD__ /* UCX is not built for it */
         {AFD_DATA_UCX, AFD_PATH_AUTO, AFD_PATH_AUTO, "shm (same host)"},
         {AFD_DATA_UCX, AFD_PATH_TCP, AFD_PATH_AUTO, "ucx (shm: not offered; "},
         {AFD_DATA_UCX, AFD_PATH_AUTO, AFD_PATH_TCP, "ucx ("},
-#endif
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
