@@ -11,10 +11,7 @@
 #include "deploy/nic.h"
 #include "ffn_node/shell.h"
 
-enum { SIGNAL_EVENTS = 2, EVENTS = 32 };
-
-/* When the event base gets its turn although there is work: by time, because a pass may copy megabytes. */
-#define BASE_TURN_NS ((afd_ns)200000)
+enum { SIGNAL_EVENTS = 2, EVENTS = 32, PASSES_PER_LOOK = 16 };
 
 /* ---- the end */
 
@@ -261,7 +258,7 @@ static void loop(struct afd_ffn_node *node)
 {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     afd_ns spin = (afd_ns)afd_topology_spin_us(node->topology, cores > 0 ? (uint32_t)cores : 1) * 1000;
-    afd_ns turned_at = 0;
+    uint32_t passes = 0;
     afd_thread_answers();
     while (!node->is_exiting) {
         load_assigned(node);
@@ -271,12 +268,9 @@ static void loop(struct afd_ffn_node *node)
             node->active_at = now;
         else if (!spin || now - node->active_at >= spin || !is_answer_near(node)) {
             sleep_until_event(node);
-            turned_at = afd_now();
             continue;
         }
-        if (now - turned_at < BASE_TURN_NS) continue;
-        event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
-        turned_at = now;
+        if (++passes % PASSES_PER_LOOK == 0) event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
     }
 }
 
