@@ -4,8 +4,9 @@
 
 #include "compute/cuda/bodies_rows.h"
 #include "compute/cuda/bodies_sort.h"
+#include "compute/cuda/bodies_tile.h"
 #include "compute/cuda/kernels_ffn.h"
-#include "compute/cuda/tile.h"
+#include "compute/cuda/lanes.h"
 
 /* 0: the block has none (the grid is for the most tiles that a batch can have). */
 AFD_DEVICE int afd_tile_find(const struct afd_args_ffn_tile *a, uint32_t block, uint32_t outputs,
@@ -24,166 +25,36 @@ AFD_DEVICE int afd_tile_find(const struct afd_args_ffn_tile *a, uint32_t block, 
     out->item0 = a->item_begin[low] + (tile - a->tile_begin[low]) * AFD_TILE_ITEMS;
     out->items = a->item_begin[low + 1] - out->item0;
     out->out0 = block % a->out_tiles * outputs;
+    out->k0 = 0;
     return out->out0 < a->matrices[low].rows;
 }
 
-/* Where this lane's rows are: of items 32 i + t / 8, of outputs the same, chunk t mod 8 of each, t the lane's
- * number in the block. Gate and up: outputs 0 .. 63 of gate, then 64 .. 127 of up. */
-AFD_DEVICE void afd_tile_rows(const struct afd_args_ffn_tile *a, struct afd_tile_at at, uint32_t warp,
-                              struct afd_tile_own *own)
+AFD_DEVICE struct afd_tile_of afd_ffn_tile_of(const struct afd_args_ffn_tile *a, struct afd_tile_at at)
 {
-    AFD_EACH_LANE(lane, s)
-    {
-        uint32_t r0 = (warp * 32 + lane) / AFD_TILE_CHUNKS;
-        AFD_UNROLL
-        for (uint32_t i = 0; i < 4; i++) {
-            uint32_t item = 32 * i + r0, out = 32 * i + r0;
-            own->from[s][i] = NULL;
-            if (item < at.items) {
-                uint32_t row = a->row_of ? a->row_of[at.item0 + item] : at.item0 + item;
-                own->from[s][i] = (const unsigned char *)a->x + (uint64_t)row * a->x_bytes;
-            }
-            const struct afd_gpu_matrix *m = &a->matrices[at.unit];
-            if (a->up && out >= AFD_TILE_CHANNELS) m = &a->up[at.unit], out -= AFD_TILE_CHANNELS;
-            own->from[s][4 + i] = at.out0 + out < m->rows ? (const unsigned char *)m->data +
-                                                                (uint64_t)(at.out0 + out) * m->row_bytes
-                                                          : NULL;
-        }
-    }
+    struct afd_tile_of of;
+    of.low = of.high = &a->matrices[at.unit];
+    of.low_row = at.out0, of.high_row = at.out0 + AFD_TILE_HALF;
+    if (a->up) of.high = &a->up[at.unit], of.high_row = at.out0;
+    of.row_of = a->row_of;
+    of.x = a->x, of.x_scale = a->x_scale;
+    of.x_bytes = a->x_bytes, of.x_scale_pitch = a->x_scale_pitch;
+    return of;
 }
 
-/* Begins to copy block `k` of K into its stage, zeros where there is nothing. */
-AFD_DEVICE void afd_tile_copy(unsigned char *shared, uint32_t k, uint32_t row_bytes, uint32_t warp,
-                              struct afd_tile_own *own)
-{
-    unsigned char *stage = shared + k % AFD_TILE_STAGES * AFD_TILE_STAGE_BYTES;
-    AFD_EACH_LANE(lane, s)
-    {
-        uint32_t t = warp * 32 + lane, chunk = t % AFD_TILE_CHUNKS;
-        uint32_t at = k * AFD_TILE_ROW_BYTES + chunk * 16;
-        AFD_UNROLL
-        for (uint32_t i = 0; i < 8; i++) {
-            const unsigned char *from = own->from[s][i];
-            int is_there = from && at < row_bytes;
-            afd_async_copy(&own->async, stage + afd_tile_offset(32 * i + t / AFD_TILE_CHUNKS, chunk),
-                           is_there ? from + at : shared, is_there ? 16 : 0);
-        }
-    }
-}
-
-AFD_DEVICE void afd_tile_item_rows(const struct afd_args_ffn_tile *a, uint32_t warp, struct afd_tile_own *own)
-{
-    AFD_EACH_LANE(lane, s)
-    AFD_UNROLL
-    for (uint32_t i = 0; i < 2; i++) {
-        uint32_t item = 16 * warp + lane / 4 + 8 * i, row = own->at.item0 + item;
-        own->item_row[s][i] = item >= own->at.items ? UINT32_MAX : a->row_of ? a->row_of[row] : row;
-    }
-}
-
-/* The scales of this lane's two items for group `g` of K, into item_scale[to], [to + 1]. */
-AFD_DEVICE void afd_tile_item_scales(const struct afd_args_ffn_tile *a, uint32_t g, uint32_t to,
-                                     struct afd_tile_own *own)
-{
-    AFD_EACH_SLOT(s)
-    AFD_UNROLL
-    for (uint32_t i = 0; i < 2; i++) {
-        uint32_t row = own->item_row[s][i];
-        own->item_scale[s][to + i] =
-            row == UINT32_MAX ? 0.0f : a->x_scale[(uint64_t)g * a->x_scale_pitch + row];
-    }
-}
-
-AFD_DEVICE float afd_tile_weight_scale(const struct afd_gpu_matrix *m, uint32_t out, uint32_t k)
-{
-    return m->block ? m->scale[(uint64_t)(out / m->block) * m->scale_pitch + k] : 1.0f;
-}
-
-/* sum += part * the item's scale * the weights': `first` of outputs 0 .. 63, `second` of the others. */
-AFD_DEVICE void afd_tile_add(struct afd_tile_own *own, uint32_t scales, float first, float second)
-{
-    AFD_EACH_SLOT(s)
-    {
-        float low[2], high[2];
-        AFD_UNROLL
-        for (uint32_t i = 0; i < 2; i++) {
-            low[i] = own->item_scale[s][scales + i] * first;
-            high[i] = own->item_scale[s][scales + i] * second;
-        }
-        AFD_UNROLL
-        for (uint32_t i = 0; i < AFD_GROUP_SUMS; i++)
-            own->sum.r[s][i] =
-                fmaf(own->part.r[s][i], (i < AFD_GROUP_SUMS / 2 ? low : high)[i / 2 % 2], own->sum.r[s][i]);
-    }
-}
-
-/* One block of K. `groups`: of the items' scales in it: 1 (a scale for 128) or 2 (for each 64). */
-AFD_DEVICE void afd_tile_multiply_e4m3(const struct afd_args_ffn_tile *a, struct afd_tile_at at,
-                                       const unsigned char *stage, uint32_t k, uint32_t groups, uint32_t warp,
-                                       struct afd_tile_own *own)
-{
-    const struct afd_gpu_matrix *m = &a->matrices[at.unit], *up = a->up ? &a->up[at.unit] : m;
-    const unsigned char *b = stage + AFD_TILE_ITEMS * AFD_TILE_ROW_BYTES;
-    const unsigned char *items = stage + warp / 4 * AFD_GROUP_ROWS * AFD_TILE_ROW_BYTES;
-    uint32_t bytes = AFD_TILE_ROW_BYTES / groups;
-    float first = afd_tile_weight_scale(m, at.out0, k), second = afd_tile_weight_scale(up, at.out0, k);
-    AFD_UNROLL
-    for (uint32_t g = 0; g < groups; g++) {
-        afd_tile_product_e4m3(&own->part, items, b, g * bytes, bytes, 1, warp % 4);
-        afd_tile_add(own, 2 * g, first, second);
-    }
-}
-
-/* `groups` 0: bf16. */
-AFD_DEVICE void afd_tile_begin(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
-                               unsigned char *shared, uint32_t groups, uint32_t outputs,
-                               struct afd_tile_own *own)
-{
-    own->blocks = 0;
-    if (!afd_tile_find(a, p.block, outputs, &own->at)) return;
-    own->row_bytes = a->matrices[own->at.unit].columns * (groups ? 1 : 2);
-    own->blocks = (own->row_bytes + AFD_TILE_ROW_BYTES - 1) / AFD_TILE_ROW_BYTES;
-    afd_tile_rows(a, own->at, p.warp, own);
-    afd_tile_item_rows(a, p.warp, own);
-    afd_tile_zero(&own->sum);
-    AFD_UNROLL
-    for (uint32_t g = 0; g < groups; g++) afd_tile_item_scales(a, g, 2 * g, own);
-    for (uint32_t k = 0; k < AFD_TILE_STAGES - 1; k++) {
-        afd_tile_copy(shared, k, own->row_bytes, p.warp, own);
-        afd_async_commit(&own->async);
-    }
-    AFD_ASYNC_WAIT(&own->async, AFD_TILE_STAGES - 2);
-    afd_tile_publish();
-}
-
-/* Phases 0 .. blocks; 1 in those behind them, when the tile's sums are complete. */
-AFD_DEVICE int afd_tile_sum(const struct afd_args_ffn_tile *a, struct afd_warp_place p, unsigned char *shared,
-                            uint32_t groups, uint32_t outputs, struct afd_tile_own *own)
+/* Phases 0 .. blocks; 1 in those behind them, when the tile's sums are complete. `groups`, `outputs`: of the
+ * loop, and of the tile. */
+AFD_DEVICE int afd_ffn_tile_sum(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
+                                unsigned char *shared, uint32_t groups, uint32_t outputs,
+                                struct afd_tile_own *own)
 {
     if (p.phase == 0) {
-        afd_tile_begin(a, p, shared, groups, outputs, own);
-        return 0;
+        own->blocks = 0;
+        if (!afd_tile_find(a, p.block, outputs, &own->at)) return 0;
+        own->blocks = afd_tile_blocks(&a->matrices[own->at.unit], groups);
     }
-    if (p.phase > own->blocks) return own->blocks != 0;
-    uint32_t k = p.phase - 1;
-    const unsigned char *stage = shared + k % AFD_TILE_STAGES * AFD_TILE_STAGE_BYTES;
-    if (k + AFD_TILE_STAGES - 1 < own->blocks)
-        afd_tile_copy(shared, k + AFD_TILE_STAGES - 1, own->row_bytes, p.warp, own);
-    afd_async_commit(&own->async);
-    if (p.warp / 4 * AFD_GROUP_ROWS < own->at.items) { /* the second warpgroup may have no items */
-        if (groups)
-            afd_tile_multiply_e4m3(a, own->at, stage, k, groups, p.warp, own);
-        else
-            afd_tile_product_bf16(&own->sum, stage + p.warp / 4 * AFD_GROUP_ROWS * AFD_TILE_ROW_BYTES,
-                                  stage + AFD_TILE_ITEMS * AFD_TILE_ROW_BYTES, 0, AFD_TILE_ROW_BYTES, 0,
-                                  p.warp % 4);
-        AFD_UNROLL
-        for (uint32_t g = 0; g < groups; g++)
-            if (k + 1 < own->blocks) afd_tile_item_scales(a, (k + 1) * groups + g, 2 * g, own);
-    }
-    AFD_ASYNC_WAIT(&own->async, AFD_TILE_STAGES - 2);
-    afd_tile_publish();
-    return 0;
+    if (!own->blocks) return 0;
+    struct afd_tile_of of = afd_ffn_tile_of(a, own->at);
+    return afd_tile_sum(&of, p, shared, groups, own);
 }
 
 /* ---- gate and up */
@@ -249,7 +120,7 @@ AFD_DEVICE void afd_tile_channels(const struct afd_args_ffn_tile *a, struct afd_
 AFD_DEVICE void afd_tile_up(const struct afd_args_ffn_tile *a, struct afd_warp_place p, unsigned char *shared,
                             uint32_t groups, struct afd_tile_own *own)
 {
-    if (afd_tile_sum(a, p, shared, groups, AFD_TILE_CHANNELS, own) && p.phase == own->blocks + 1)
+    if (afd_ffn_tile_sum(a, p, shared, groups, AFD_TILE_CHANNELS, own) && p.phase == own->blocks + 1)
         afd_tile_channels(a, own->at, p.warp, groups > 0, own);
 }
 
@@ -309,7 +180,7 @@ AFD_DEVICE void afd_tile_store(const struct afd_args_ffn_tile *a, struct afd_til
 AFD_DEVICE void afd_tile_down(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
                               unsigned char *shared, uint32_t groups, struct afd_tile_own *own)
 {
-    if (!afd_tile_sum(a, p, shared, groups, AFD_GROUP_COLUMNS, own)) return;
+    if (!afd_ffn_tile_sum(a, p, shared, groups, AFD_GROUP_COLUMNS, own)) return;
     if (p.phase == own->blocks + 1)
         afd_tile_outputs(a, own->at, p.warp, shared, own);
     else if (p.phase == own->blocks + 2)
@@ -344,61 +215,27 @@ AFD_DEVICE void afd_rows_read(const struct afd_wire_layout *wire, const void *re
                                                 : 0.0f;
 }
 
-AFD_DEVICE void afd_rows_to_bf16(const struct afd_args_ffn_rows *a, uint32_t row, uint32_t channel,
-                                 const float *x)
+/* A record of another type. */
+AFD_DEVICE void afd_rows_to_e4m3(const struct afd_args_ffn_rows *a, uint32_t row, const unsigned char *record,
+                                 uint32_t warp)
 {
-    uint32_t *to = (uint32_t *)(void *)((char *)a->x + (uint64_t)row * a->x_bytes + 2 * channel);
-    AFD_UNROLL
-    for (uint32_t i = 0; i < 4; i++)
-        to[i] = afd_float_to_bf16(x[2 * i]) | (uint32_t)afd_float_to_bf16(x[2 * i + 1]) << 16;
-}
-
-/* Sixteen lanes have a group of 128, eight channels each; all of them meet at its maximum. */
-AFD_DEVICE void afd_rows_to_e4m3(const struct afd_args_ffn_rows *a, uint32_t row, const void *record,
-                                 uint32_t warp, struct afd_rows_own *own)
-{
-    const struct afd_wire_layout *wire = &a->wire;
-    uint32_t padded = (wire->shape.hidden + 2 * AFD_FP8_GROUP - 1) / (2 * AFD_FP8_GROUP) * 2 * AFD_FP8_GROUP;
-    for (uint32_t begin = warp * 2 * AFD_FP8_GROUP; begin < padded; begin += 8 * AFD_FP8_GROUP) {
-        AFD_EACH_LANE(lane, s)
-        {
-            float x[8];
-            afd_rows_read(wire, record, begin + 8 * lane, x);
-            own->max[s] = 1e-4f;
-            AFD_UNROLL
-            for (uint32_t i = 0; i < 8; i++)
-                own->max[s] = fabsf(x[i]) > own->max[s] ? fabsf(x[i]) : own->max[s];
-        }
-        for (uint32_t mask = 1; mask < 16; mask *= 2) {
-            float other[AFD_WARP_SLOTS];
-            afd_lane_xor(own->max, mask, other);
-            AFD_EACH_SLOT(s) own->max[s] = other[s] > own->max[s] ? other[s] : own->max[s];
-        }
-        AFD_EACH_LANE(lane, s)
-        {
-            uint32_t channel = begin + 8 * lane;
-            float x[8], scale = own->max[s] / 448.0f;
-            if (channel >= a->x_bytes) continue;
-            afd_rows_read(wire, record, channel, x);
-            unsigned char *to = (unsigned char *)a->x + (uint64_t)row * a->x_bytes + channel;
-            AFD_UNROLL
-            for (uint32_t i = 0; i < 8; i++)
-                if (channel + i < a->x_bytes) to[i] = afd_float_to_e4m3(x[i] / scale);
-            if (lane % 16 == 0)
-                a->x_scale[(uint64_t)(channel / AFD_FP8_GROUP) * a->x_scale_pitch + row] = scale;
-        }
+    for (uint32_t begin = warp * AFD_WARP_CHANNELS; begin < a->x_bytes; begin += 4 * AFD_WARP_CHANNELS) {
+        float x[AFD_WARP_SLOTS][AFD_LANE_CHANNELS];
+        AFD_EACH_LANE(lane, s) afd_rows_read(&a->wire, record, begin + AFD_LANE_CHANNELS * lane, x[s]);
+        afd_warp_to_e4m3(x, begin, (unsigned char *)a->x + (uint64_t)row * a->x_bytes, a->x_bytes,
+                         a->x_scale + row, a->x_scale_pitch);
     }
 }
 
 AFD_DEVICE void afd_body_ffn_rows(const struct afd_args_ffn_rows *a, struct afd_warp_place p,
                                   unsigned char *shared, struct afd_rows_own *own)
 {
-    (void)shared;
+    (void)shared, (void)own;
     uint32_t row = p.block, hidden = a->wire.shape.hidden;
     if (row >= a->batch.head->rows) return;
     const unsigned char *record = (const unsigned char *)a->batch.records[row];
     if (a->to_fp8 && a->wire.shape.a2f != AFD_FP8) {
-        afd_rows_to_e4m3(a, row, record, p.warp, own);
+        afd_rows_to_e4m3(a, row, record, p.warp);
         return;
     }
     AFD_EACH_LANE(lane, s)
@@ -409,7 +246,7 @@ AFD_DEVICE void afd_body_ffn_rows(const struct afd_args_ffn_rows *a, struct afd_
             for (uint32_t channel = 8 * t; channel < hidden; channel += 8 * 128) {
                 float x[8];
                 afd_rows_read(&a->wire, record, channel, x);
-                afd_rows_to_bf16(a, row, channel, x);
+                afd_lane_to_bf16((char *)a->x + (uint64_t)row * a->x_bytes + 2 * channel, x);
             }
             continue;
         }
@@ -432,11 +269,7 @@ AFD_DEVICE void afd_rows_write(void *row, enum afd_dtype dtype, uint32_t channel
         for (uint32_t i = 0; i < 8 && channel + i < end; i++) afd_gpu_write(row, dtype, channel + i, x[i]);
         return;
     }
-    uint32_t words[4] __attribute__((aligned(16)));
-    AFD_UNROLL
-    for (uint32_t i = 0; i < 4; i++)
-        words[i] = afd_float_to_bf16(x[2 * i]) | (uint32_t)afd_float_to_bf16(x[2 * i + 1]) << 16;
-    afd_copy16((char *)row + 2 * channel, words);
+    afd_lane_to_bf16((char *)row + 2 * channel, x);
 }
 
 AFD_DEVICE void afd_body_ffn_collect(const struct afd_args_ffn_collect *a, struct afd_warp_place p,

@@ -168,6 +168,57 @@ AFD_INLINE void afd_body_matmul(const struct afd_args_matmul *a, struct afd_plac
     }
 }
 
+AFD_INLINE void afd_gpu_read4(const float *from, float *to)
+{
+#ifdef __CUDACC__
+    *(float4 *)to = *(const float4 *)from;
+#else
+    for (uint32_t i = 0; i < 4; i++) to[i] = from[i];
+#endif
+}
+
+/* shared: 32 rows of x and 32 of the matrix. Thread t makes outputs t mod 16 and + 16 of rows t / 16 and +
+ * 16, each by the one chain over the block's K. */
+AFD_INLINE void afd_body_scores(const struct afd_args_scores *a, struct afd_place at, float *shared,
+                                struct afd_own *own)
+{
+    enum { TILE = AFD_SCORE_TILE, PITCH = AFD_SCORE_PITCH, HALF = AFD_SCORE_TILE / 2 };
+    const struct afd_gpu_matrix *m = a->matrix;
+    uint32_t out0 = at.block % a->out_tiles * TILE, tile = at.block / a->out_tiles;
+    uint32_t row0 = tile % a->row_tiles * TILE, b = tile / a->row_tiles, k0 = b * AFD_DOT_BLOCK;
+    uint32_t n = m->columns - k0 < AFD_DOT_BLOCK ? m->columns - k0 : AFD_DOT_BLOCK;
+    float *x = shared, *w = shared + TILE * PITCH;
+    (void)own;
+    if (at.phase == 0) {
+        for (uint32_t i = at.thread; i < TILE * AFD_DOT_BLOCK; i += 256) {
+            uint32_t r = i / AFD_DOT_BLOCK, k = i % AFD_DOT_BLOCK;
+            int has_row = k < n && row0 + r < a->rows, has_out = k < n && out0 + r < m->rows;
+            x[r * PITCH + k] = has_row ? a->x[(uint64_t)(row0 + r) * a->x_pitch + k0 + k] : 0.0f;
+            w[r * PITCH + k] =
+                has_out ? afd_gpu_read(afd_gpu_matrix_row(m, out0 + r), m->dtype, k0 + k) : 0.0f;
+        }
+        return;
+    }
+    float sum[2][2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
+    uint32_t r = at.thread / HALF, o = at.thread % HALF;
+    for (uint32_t k = 0; k < AFD_DOT_BLOCK; k += 4) {
+        float xs[2][4] __attribute__((aligned(16))), ws[2][4] __attribute__((aligned(16)));
+        for (uint32_t i = 0; i < 2; i++) {
+            afd_gpu_read4(x + (r + i * HALF) * PITCH + k, xs[i]);
+            afd_gpu_read4(w + (o + i * HALF) * PITCH + k, ws[i]);
+        }
+        for (uint32_t i = 0; i < 4; i++)
+            for (uint32_t j = 0; j < 4; j++)
+                sum[j / 2][j % 2] = fmaf(xs[j / 2][i], ws[j % 2][i], sum[j / 2][j % 2]);
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        uint32_t row = row0 + r + i / 2 * HALF, out = out0 + o + i % 2 * HALF;
+        if (row >= a->rows || out >= m->rows) continue;
+        float scale = m->block ? m->scale[(uint64_t)(out / m->block) * m->scale_pitch + b] : 1.0f;
+        a->parts[b * a->stride + (uint64_t)row * a->pitch + out] = scale * sum[i / 2][i % 2];
+    }
+}
+
 /* Rotates pairs of halves; interleaved pairs as afd_rope_interleaved. */
 AFD_INLINE void afd_body_rope(const struct afd_args_rope *a, struct afd_place at, float *shared,
                               struct afd_own *own)

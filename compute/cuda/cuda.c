@@ -58,6 +58,18 @@ static void place_slot(const struct afd_device *device, struct afd_cuda_slot *s,
     s->lists = take(l, afd_cuda_flash_words(&cuda->flash), sizeof *s->lists);
 }
 
+static void place_proj(struct afd_cuda *cuda, struct layout *l)
+{
+    struct afd_cuda_proj *p = &cuda->proj;
+    const struct afd_cuda_proj_size *size = &cuda->proj_size;
+    p->rows = size->rows;
+    p->e4m3 = take(l, size->rows, size->elements);
+    p->bf16 = take(l, size->rows, 2ull * size->elements);
+    p->scale = take(l, (uint64_t)size->rows * (size->elements / AFD_FP8_GROUP + 1), sizeof *p->scale);
+    p->parts = take(l, size->part_floats, sizeof *p->parts);
+    p->scores = take(l, size->score_floats, sizeof *p->scores);
+}
+
 /* What lies between the kernels of one slot. */
 static void place_work(const struct afd_device *device, struct layout *l)
 {
@@ -73,10 +85,10 @@ static void place_work(const struct afd_device *device, struct layout *l)
     cuda->v = take(l, rows * z->kv_pitch, f);
     for (int i = 0; i < 2; i++) cuda->latent[i] = take(l, rows * z->latent_pitch, f);
     cuda->gates = take(l, rows * z->heads_pitch, f);
-    cuda->scores = take(l, rows * 2 * afd_pitch(z->experts), f);
     cuda->logits = take(l, (uint64_t)c->max_logit_rows * z->vocab_pitch, f);
     cuda->routed = take(l, rows, sizeof *cuda->routed);
     cuda->turns = take(l, rows, sizeof *cuda->turns);
+    place_proj(cuda, l);
     cuda->flash.partial = take(l, cuda->flash.channels, f);
     cuda->flash.stats = take(l, 2 * cuda->flash.sums, f);
 }
@@ -197,6 +209,7 @@ static uint64_t cuda_work_bytes(const struct afd_device_config *config)
         device->config = *config;
         device->state = cuda;
         cuda->sizes = afd_device_sizes(config);
+        afd_cuda_proj_size(config, &cuda->sizes, &cuda->proj_size);
         /* As on a GPU whose blocks have all the shared memory that attention may ask for: no less than
          * needed. */
         if (!config->share.ffn) afd_cuda_flash_init(&cuda->flash, config, NULL, UINT32_MAX);
@@ -269,6 +282,7 @@ static enum afd_status cuda_open(struct afd_device *device, struct afd_error *er
     if (!cuda) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a CUDA device");
     device->state = cuda;
     cuda->sizes = afd_device_sizes(&device->config);
+    afd_cuda_proj_size(&device->config, &cuda->sizes, &cuda->proj_size);
     cuda->graphs = afd_arena_alloc(device->arena, graph_count(device), sizeof *cuda->graphs);
     if (!cuda->graphs) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a CUDA device");
     enum afd_status status = afd_gpu_open(device->config.gpu, &cuda->gpu, error_out);
@@ -278,7 +292,7 @@ static enum afd_status cuda_open(struct afd_device *device, struct afd_error *er
     if (status) return status;
     snprintf(cuda->name, sizeof cuda->name, "cuda: %s", afd_gpu_name(cuda->gpu));
     device->instructions = cuda->name;
-    device->numerics = device->config.numerics == AFD_NUMERICS_NATIVE ? "cuda-native/1" : "cuda/1";
+    device->numerics = device->config.numerics == AFD_NUMERICS_NATIVE ? "cuda-native/2" : "cuda/1";
     return AFD_OK;
 }
 

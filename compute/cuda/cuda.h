@@ -68,6 +68,20 @@ struct afd_cuda_flash {
     float *partial, *stats;
 };
 
+/* Rows between products, as kernels_proj.h has them; parts of products, and of the router's scores. */
+struct afd_cuda_proj {
+    unsigned char *e4m3, *bf16;
+    float *scale, *parts, *scores;
+    uint64_t used; /* floats of parts that are waited for */
+    uint32_t rows; /* that there is room for */
+};
+
+/* Rows that there is room for, elements of one, floats of parts of products and of scores (cuda_proj.c). */
+struct afd_cuda_proj_size {
+    uint64_t part_floats, score_floats;
+    uint32_t rows, elements;
+};
+
 /* What the CPU says of an FFN batch, and what it is told of it: pinned, and the same in the GPU's memory. */
 struct afd_cuda_said {
     struct afd_gpu_head *head;
@@ -88,7 +102,9 @@ struct afd_cuda {
     struct afd_cuda_slot slots[AFD_MAX_SLOTS];
     struct afd_sizes sizes;
     void *memory; /* the slots'; and what follows, of the slot whose op is put on its stream */
-    float *norm, *low, *q, *o, *k, *v, *latent[2], *gates, *scores, *logits;
+    float *norm, *low, *q, *o, *k, *v, *latent[2], *gates, *logits;
+    struct afd_cuda_proj proj;
+    struct afd_cuda_proj_size proj_size;
     struct afd_routed *routed;
     uint32_t *turns;
     struct afd_cuda_flash flash;
@@ -125,7 +141,7 @@ void afd_cuda_weights_remove(struct afd_device *device, uint32_t shard);
 
 enum afd_status afd_cuda_embed(struct afd_device *device, const struct afd_op *op);
 enum afd_status afd_cuda_attn(struct afd_device *device, const struct afd_op *op);
-enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *op);
+enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *op); /* cuda_proj.c */
 enum afd_status afd_cuda_logits(struct afd_device *device, const struct afd_op *op);
 enum afd_status afd_cuda_ffn(struct afd_device *device, const struct afd_op *op);
 /* 1 when the layer's weights are of types that the tensor cores have, all of one, and numerics are native. */
@@ -152,6 +168,21 @@ uint32_t afd_cuda_bucket(uint32_t n, uint32_t most);
  * with the same one: it waits for another slot. */
 enum afd_status afd_cuda_sample(struct afd_device *device, const struct afd_op *op);
 enum afd_status afd_cuda_sample_more(struct afd_device *device, const struct afd_op *op, uint64_t *token);
+
+/* The partial sums of each shard, for a kernel; AFD_ERR_REQUEST: those of an active shard are missing. */
+enum afd_status afd_cuda_partials(const struct afd_device *device, uint32_t slot_index,
+                                  const struct afd_partials *partials, const void **out);
+struct afd_gpu_kv afd_cuda_kv_of(const struct afd_device *device, uint32_t layer, uint32_t slot_index);
+/* From queries, rotated, in cuda->q to the heads' sums in cuda->o; K and V are stored. */
+void afd_cuda_attend_heads(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv);
+
+/* ---- the attention side with numerics native (cuda_proj.c, kernels_proj.h) */
+
+void afd_cuda_proj_size(const struct afd_device_config *config, const struct afd_sizes *sizes,
+                        struct afd_cuda_proj_size *out);
+enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd_op *op);
+/* The rows that are asked for are in the slot's logit_rows. */
+enum afd_status afd_cuda_logits_native(struct afd_device *device, const struct afd_op *op);
 
 /* ---- attention on the tensor cores (cuda_flash.c) */
 

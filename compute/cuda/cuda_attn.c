@@ -1,6 +1,6 @@
-/* The attention side's stages: the same sequence of operations as compute/ref, over all rows of a step at
- * once: every row's K and V are stored before any row attends, and a row looks no further than its own
- * position. */
+/* The attention side's stages with numerics portable (native, and route: cuda_proj.c): the same sequence of
+ * operations as compute/ref, over all rows of a step at once: every row's K and V are stored before any row
+ * attends, and a row looks no further than its own position. */
 #include "compute/cuda/cuda.h"
 
 void afd_cuda_product(struct afd_cuda *cuda, uint32_t index, const float *x, uint32_t x_pitch, float *y,
@@ -83,6 +83,16 @@ enum afd_status afd_cuda_embed(struct afd_device *device, const struct afd_op *o
     return AFD_OK;
 }
 
+enum afd_status afd_cuda_partials(const struct afd_device *device, uint32_t slot_index,
+                                  const struct afd_partials *partials, const void **out)
+{
+    for (uint32_t i = 0; i < device->config.share.ep; i++) {
+        out[i] = partials->rows[i];
+        if (device->slots[slot_index].route.active[i] && !partials->rows[i]) return AFD_ERR_REQUEST;
+    }
+    return AFD_OK;
+}
+
 /* `rows` [count], or NULL for all. */
 static enum afd_status combine(struct afd_device *device, uint32_t slot_index,
                                const struct afd_partials *partials, const uint32_t *rows, uint32_t count,
@@ -99,14 +109,11 @@ static enum afd_status combine(struct afd_device *device, uint32_t slot_index,
                                     .hidden = device->config.model->hidden,
                                     .stride = wire->f2a_stride,
                                     .dtype = wire->shape.f2a};
-    for (uint32_t i = 0; i < device->config.share.ep; i++) {
-        args.partials[i] = partials->rows[i];
-        if (device->slots[slot_index].route.active[i] && !partials->rows[i]) return AFD_ERR_REQUEST;
-    }
-    return afd_gpu_launch(cuda->gpu, AFD_KERNEL_combine, count, 2, &args);
+    enum afd_status status = afd_cuda_partials(device, slot_index, partials, args.partials);
+    return status ? status : afd_gpu_launch(cuda->gpu, AFD_KERNEL_combine, count, 2, &args);
 }
 
-static struct afd_gpu_kv kv_of(const struct afd_device *device, uint32_t layer, uint32_t slot_index)
+struct afd_gpu_kv afd_cuda_kv_of(const struct afd_device *device, uint32_t layer, uint32_t slot_index)
 {
     const struct afd_cuda *cuda = device->state;
     const struct afd_cuda_slot *s = &cuda->slots[slot_index];
@@ -138,17 +145,14 @@ static uint32_t attend_phases(const struct afd_slot *slot, const struct afd_attn
     return most * AFD_ATTEND_PHASES + 1;
 }
 
-static void attend(struct afd_device *device, const struct afd_op *op, const float *q, uint32_t q_pitch,
-                   float *o, uint32_t o_pitch)
+static void attend(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv,
+                   const float *q, uint32_t q_pitch, float *o, uint32_t o_pitch)
 {
     struct afd_cuda *cuda = device->state;
     const struct afd_slot *slot = &device->slots[op->slot];
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
-    struct afd_gpu_kv kv = kv_of(device, op->layer, op->slot);
-    AFD_CUDA_RUN(cuda, kv_put, slot->rows, 1, .kv = kv, .k = cuda->k, .v = cuda->v,
-                 .pitch = cuda->sizes.kv_pitch);
-    if (afd_cuda_flash_attend(device, op, &kv, q, q_pitch, o, o_pitch)) return;
-    AFD_CUDA_RUN(cuda, attend, slot->rows * a->heads, attend_phases(slot, a), .kv = kv, .q = q, .o = o,
+    if (afd_cuda_flash_attend(device, op, kv, q, q_pitch, o, o_pitch)) return;
+    AFD_CUDA_RUN(cuda, attend, slot->rows * a->heads, attend_phases(slot, a), .kv = *kv, .q = q, .o = o,
                  .q_pitch = q_pitch, .o_pitch = o_pitch, .heads = a->heads, .sum_dim = afd_attn_sum_dim(a),
                  .window = a->window, .scale = a->scale);
 }
@@ -171,7 +175,34 @@ static void project_query(struct afd_device *device, const struct afd_op *op)
                      a->q_rank ? z->q_rank_pitch : z->hidden_pitch, cuda->q, z->attn_pitch, rows, 0);
 }
 
-static void grouped(struct afd_device *device, const struct afd_op *op)
+static void kv_put(struct afd_cuda *cuda, const struct afd_gpu_kv *kv, uint32_t rows)
+{
+    AFD_CUDA_RUN(cuda, kv_put, rows, 1, .kv = *kv, .k = cuda->k, .v = cuda->v, .pitch = cuda->sizes.kv_pitch);
+}
+
+void afd_cuda_attend_heads(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv)
+{
+    struct afd_cuda *cuda = device->state;
+    const struct afd_sizes *z = &cuda->sizes;
+    const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
+    const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
+    uint32_t rows = device->slots[op->slot].rows, nope = a->head_dim - a->rope.dim, key = afd_attn_key_dim(a);
+    if (a->kind != AFD_ATTN_LATENT) {
+        attend(device, op, kv, cuda->q, z->attn_pitch, cuda->o, z->attn_pitch);
+        return;
+    }
+    /* Absorbed: queries are brought into the latent space, and sums out of it. */
+    product_by_head(cuda, w->k_up, a->heads, cuda->q, z->attn_pitch, a->head_dim, cuda->latent[0],
+                    z->latent_pitch, key, rows);
+    AFD_CUDA_RUN(cuda, latent_query, rows * a->heads, 1, .q = cuda->q, .to = cuda->latent[0],
+                 .q_pitch = z->attn_pitch, .q_step = a->head_dim, .to_pitch = z->latent_pitch, .to_step = key,
+                 .heads = a->heads, .nope = nope, .kv_rank = a->kv_rank, .rope = a->rope.dim);
+    attend(device, op, kv, cuda->latent[0], z->latent_pitch, cuda->latent[1], z->latent_pitch);
+    product_by_head(cuda, w->v_up, a->heads, cuda->latent[1], z->latent_pitch, a->kv_rank, cuda->o,
+                    z->attn_pitch, a->value_dim, rows);
+}
+
+static void grouped(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv)
 {
     struct afd_cuda *cuda = device->state;
     const struct afd_sizes *z = &cuda->sizes;
@@ -188,7 +219,8 @@ static void grouped(struct afd_device *device, const struct afd_op *op)
     }
     rotate(cuda, a, table, cuda->q, z->attn_pitch, dim, a->heads, rows);
     rotate(cuda, a, table, cuda->k, z->kv_pitch, dim, a->kv_heads, rows);
-    attend(device, op, cuda->q, z->attn_pitch, cuda->o, z->attn_pitch);
+    kv_put(cuda, kv, rows);
+    afd_cuda_attend_heads(device, op, kv);
     if (!a->head_gate) return;
     afd_cuda_product(cuda, w->use + AFD_W_HEAD_GATE, cuda->norm, z->hidden_pitch, cuda->gates, z->heads_pitch,
                      rows, 0);
@@ -196,14 +228,13 @@ static void grouped(struct afd_device *device, const struct afd_op *op)
                  .gate_pitch = z->heads_pitch, .heads = a->heads, .dim = dim);
 }
 
-/* Absorbed: queries are brought into the latent space, and sums out of it. */
-static void latent(struct afd_device *device, const struct afd_op *op)
+static void latent(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv)
 {
     struct afd_cuda *cuda = device->state;
     const struct afd_sizes *z = &cuda->sizes;
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    uint32_t rows = device->slots[op->slot].rows, nope = a->head_dim - a->rope.dim, key = afd_attn_key_dim(a);
+    uint32_t rows = device->slots[op->slot].rows, nope = a->head_dim - a->rope.dim;
     const float *table = cuda->slots[op->slot].rope[w->rope];
     project_query(device, op);
     afd_cuda_product(cuda, w->use + AFD_W_KV_DOWN, cuda->norm, z->hidden_pitch, cuda->k, z->kv_pitch, rows,
@@ -212,14 +243,8 @@ static void latent(struct afd_device *device, const struct afd_op *op)
                      cuda->k, z->kv_pitch, rows);
     rotate(cuda, a, table, cuda->k + a->kv_rank, z->kv_pitch, 0, 1, rows);
     rotate(cuda, a, table, cuda->q + nope, z->attn_pitch, a->head_dim, a->heads, rows);
-    product_by_head(cuda, w->k_up, a->heads, cuda->q, z->attn_pitch, a->head_dim, cuda->latent[0],
-                    z->latent_pitch, key, rows);
-    AFD_CUDA_RUN(cuda, latent_query, rows * a->heads, 1, .q = cuda->q, .to = cuda->latent[0],
-                 .q_pitch = z->attn_pitch, .q_step = a->head_dim, .to_pitch = z->latent_pitch, .to_step = key,
-                 .heads = a->heads, .nope = nope, .kv_rank = a->kv_rank, .rope = a->rope.dim);
-    attend(device, op, cuda->latent[0], z->latent_pitch, cuda->latent[1], z->latent_pitch);
-    product_by_head(cuda, w->v_up, a->heads, cuda->latent[1], z->latent_pitch, a->kv_rank, cuda->o,
-                    z->attn_pitch, a->value_dim, rows);
+    kv_put(cuda, kv, rows);
+    afd_cuda_attend_heads(device, op, kv);
 }
 
 enum afd_status afd_cuda_attn(struct afd_device *device, const struct afd_op *op)
@@ -229,59 +254,18 @@ enum afd_status afd_cuda_attn(struct afd_device *device, const struct afd_op *op
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
     struct afd_cuda_slot *s = &cuda->slots[op->slot];
     uint32_t rows = device->slots[op->slot].rows, pitch = cuda->sizes.hidden_pitch;
+    if (device->config.numerics == AFD_NUMERICS_NATIVE) return afd_cuda_attn_native(device, op);
+    struct afd_gpu_kv kv = afd_cuda_kv_of(device, op->layer, op->slot);
     enum afd_status status =
         op->layer ? combine(device, op->slot, op->attn.partials, NULL, rows, s->x) : AFD_OK;
     if (status) return status;
     afd_cuda_rmsnorm(cuda, s->x, pitch, w->attn_norm, model->hidden, model->norm_eps, cuda->norm, pitch,
                      rows);
     if (model->layers[op->layer].attn.kind == AFD_ATTN_LATENT)
-        latent(device, op);
+        latent(device, op, &kv);
     else
-        grouped(device, op);
+        grouped(device, op, &kv);
     afd_cuda_product(cuda, w->use + AFD_W_O, cuda->o, cuda->sizes.attn_pitch, s->x, pitch, rows, 1);
-    return AFD_OK;
-}
-
-enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *op)
-{
-    struct afd_cuda *cuda = device->state;
-    const struct afd_device_config *c = &device->config;
-    const struct afd_model *model = c->model;
-    const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    struct afd_cuda_slot *s = &cuda->slots[op->slot];
-    uint32_t rows = device->slots[op->slot].rows, pitch = cuda->sizes.hidden_pitch;
-    uint32_t score_pitch = afd_pitch(cuda->sizes.experts);
-    struct afd_ffn_desc ffn = model->layers[op->layer].ffn;
-    ffn.shard_of = w->shard_of; /* the GPU's copy */
-    afd_cuda_rmsnorm(cuda, s->x, pitch, w->ffn_norm, model->hidden, model->norm_eps, cuda->norm, pitch, rows);
-    if (w->units > 1)
-        afd_cuda_product(cuda, w->use + AFD_W_ROUTER, cuda->norm, pitch, cuda->scores, 2 * score_pitch, rows,
-                         0);
-    AFD_CUDA_RUN(cuda, route_row, rows, AFD_ROUTE_PHASES, .ffn = ffn, .scores = cuda->scores,
-                 .bias = w->router_bias, .tokens = s->tokens, .positions = s->positions,
-                 .routed = cuda->routed, .turns = cuda->turns, .active = s->active,
-                 .score_pitch = score_pitch, .ep = c->share.ep);
-    struct afd_args_route_count count = {.active = s->active,
-                                         .active_out = s->route,
-                                         .rows_out = s->route + AFD_MAX_SHARDS,
-                                         .rows = rows,
-                                         .to_count = op->route.to_count};
-    struct afd_args_records records = {.wire = c->wire,
-                                       .x = cuda->norm,
-                                       .routed = cuda->routed,
-                                       .positions = s->positions,
-                                       .turns = cuda->turns,
-                                       .active = s->active,
-                                       .pitch = pitch,
-                                       .to_count = op->route.to_count};
-    for (uint32_t d = 0; d < op->route.to_count; d++) {
-        const struct afd_route_to *to = &op->route.to[d];
-        count.to[d] = (struct afd_gpu_to){to->shards, to->records, to->every_row, 0};
-        records.to[d] = count.to[d];
-    }
-    afd_gpu_launch(cuda->gpu, AFD_KERNEL_route_count, 1, 1, &count);
-    afd_gpu_launch(cuda->gpu, AFD_KERNEL_records, rows * op->route.to_count, 3, &records);
-    s->route_is_new = 1;
     return AFD_OK;
 }
 
@@ -294,6 +278,7 @@ enum afd_status afd_cuda_logits(struct afd_device *device, const struct afd_op *
     uint32_t *staged = s->staged + (s->logit_rows - s->tokens);
     memcpy(staged, op->logits.rows, count * sizeof *staged);
     afd_gpu_copy(cuda->gpu, s->logit_rows, staged, count * sizeof *staged);
+    if (device->config.numerics == AFD_NUMERICS_NATIVE) return afd_cuda_logits_native(device, op);
     enum afd_status status = combine(device, op->slot, op->logits.partials, s->logit_rows, count, cuda->norm);
     if (status) return status;
     afd_cuda_rmsnorm(cuda, cuda->norm, pitch, cuda->weights.final_norm, model->hidden, model->norm_eps,

@@ -62,6 +62,7 @@ static enum afd_status make_streams(struct afd_gpu *g, struct afd_error *error_o
     if (!error)
         error = cudaHostAlloc((void **)&g->flags, AFD_GPU_STREAMS * sizeof *g->flags, cudaHostAllocMapped);
     if (!error) error = afd_cuda_prepare_ffn();
+    if (!error) error = afd_cuda_prepare_proj();
     if (error) return afd_fail(error_out, AFD_ERR_DEVICE, "%s: %s", g->name, cudaGetErrorString(error));
     for (uint32_t s = 0; s < AFD_GPU_STREAMS; s++) atomic_init(&g->flags[s], 0);
     g->stream = g->streams[0];
@@ -179,7 +180,7 @@ static const char *name_of(const struct afd_launch *launch)
 {
     static const char *const names[] = {
 #define X(name, ...) #name,
-        AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X)
+        AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X) AFD_PROJ_KERNEL_NAMES(X)
 #undef X
     };
     return launch->is_flash ? "flash" : names[launch->kernel];

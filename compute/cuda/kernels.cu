@@ -8,7 +8,7 @@
     static __global__ void __launch_bounds__(threads)                                                        \
         afd_kernel_##name(const __grid_constant__ struct afd_args_##name args, uint32_t phases)              \
     {                                                                                                        \
-        __shared__ float shared[floats];                                                                     \
+        __shared__ __align__(16) float shared[floats];                                                       \
         struct afd_own own = {0.0f};                                                                         \
         for (uint32_t phase = 0; phase < phases; phase++) {                                                  \
             struct afd_place at = {blockIdx.x, threadIdx.x, phase};                                          \
@@ -35,8 +35,9 @@ cudaError_t afd_cuda_launch(enum afd_kernel kernel, uint32_t blocks, uint32_t ph
         break;
         AFD_KERNELS(X)
 #undef X
-    default:
-        return afd_cuda_launch_ffn(kernel, blocks, phases, args, stream);
+    default: /* those of kernels_ffn.h, then of kernels_proj.h */
+        return (kernel < AFD_KERNEL_product_e4m3 ? afd_cuda_launch_ffn : afd_cuda_launch_proj)(
+            kernel, blocks, phases, args, stream);
     }
     return cudaGetLastError();
 }

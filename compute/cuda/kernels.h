@@ -14,7 +14,13 @@
 #include "compute/choose.h"
 #include "compute/compute.h"
 
-enum { AFD_GPU_TILE = 16, AFD_GPU_DESTINATIONS = 64 };
+enum {
+    AFD_GPU_TILE = 16,
+    AFD_GPU_DESTINATIONS = 64,
+    /* Of the kernel scores. The pitch keeps rows on 16 bytes and eight of them in different banks. */
+    AFD_SCORE_TILE = 32,
+    AFD_SCORE_PITCH = 128 + 4,
+};
 
 /* Of the kernel sample, below. */
 enum {
@@ -41,9 +47,8 @@ enum {
     X(flash_join, 128, 1)                                                                                    \
     X(head_gate, 128, 1)                                                                                     \
     X(latent_query, 64, 1)                                                                                   \
-    X(route_row, 128, 1)                                                                                     \
+    X(scores, 256, 2 * AFD_SCORE_TILE * AFD_SCORE_PITCH)                                                     \
     X(route_count, 64, 1)                                                                                    \
-    X(records, 128, 130)                                                                                     \
     X(ffn_turns, 128, 1)                                                                                     \
     X(ffn_counts, 128, 256)                                                                                  \
     X(ffn_begins, 256, 1024)                                                                                 \
@@ -54,12 +59,13 @@ enum {
     X(pack, 128, 1)                                                                                          \
     X(sample, AFD_SAMPLE_THREADS, AFD_SAMPLE_WORDS)
 
-/* Of kernels_ffn.h. */
+/* Of kernels_ffn.h and kernels_proj.h, by warps. */
 #define AFD_FFN_KERNEL_NAMES(X) X(up_e4m3) X(up_bf16) X(down_e4m3) X(down_bf16) X(ffn_rows) X(ffn_collect)
+#define AFD_PROJ_KERNEL_NAMES(X) X(product_e4m3) X(product_bf16) X(norm_rows) X(heads) X(route_row) X(records)
 
 enum afd_kernel {
 #define X(name, ...) AFD_KERNEL_##name,
-    AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X)
+    AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X) AFD_PROJ_KERNEL_NAMES(X)
 #undef X
         AFD_KERNEL_COUNT
 };
@@ -209,19 +215,17 @@ struct afd_args_latent_query {
     uint32_t q_pitch, q_step, to_pitch, to_step, heads, nope, kv_rank, rope;
 };
 
-/* Of each row's scores its experts, weights and shards. A block a row. Phases: maximum (softmax), terms, sum,
- * probabilities, choice. A dense layer has the choice of nothing. */
-struct afd_args_route_row {
-    struct afd_ffn_desc ffn;
-    float *scores; /* [rows] x 2 * score_pitch: scores, scratch */
-    const float *bias;
-    const uint32_t *tokens, *positions;
-    struct afd_routed *routed; /* [rows] */
-    uint32_t *turns;
-    uint64_t *active;
-    uint32_t score_pitch, ep;
+/* The terms of matrix x [row], block of 128 of K by block: parts [block][row] at parts + block * stride + row
+ * * pitch, which are the scores, added ascending. Tiles of 32 rows and 32 outputs; blocks: blocks of K *
+ * tiles of rows * tiles of outputs. Phases: load, add. */
+struct afd_args_scores {
+    const struct afd_gpu_matrix *matrix;
+    const float *x;
+    float *parts;
+    uint64_t stride;
+    uint32_t rows, x_pitch, pitch, row_tiles, out_tiles;
+    uint32_t reserved;
 };
-enum { AFD_ROUTE_PHASES = 5 };
 
 /* Where the rows go. */
 struct afd_gpu_to {
@@ -239,17 +243,6 @@ struct afd_args_route_count {
     uint32_t *active_out, *rows_out; /* pinned */
     uint32_t rows, to_count, shards;
     uint32_t reserved;
-};
-
-/* The records of row and destination block mod to_count. Phases: rows before, their sum, write. */
-struct afd_args_records {
-    struct afd_gpu_to to[AFD_GPU_DESTINATIONS];
-    struct afd_wire_layout wire;
-    const float *x; /* normed rows */
-    const struct afd_routed *routed;
-    const uint32_t *positions, *turns;
-    const uint64_t *active;
-    uint32_t pitch, to_count;
 };
 
 /* ---- an FFN batch, put in order by the GPU

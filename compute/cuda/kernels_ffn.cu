@@ -1,58 +1,9 @@
-/* kernels_ffn.cu: the bodies of kernels_ffn.h on the GPU: a warp's body for each warp, a loop over the phases
- * with a barrier between. */
+/* kernels_ffn.cu: the bodies of kernels_ffn.h on the GPU. Compiled as kernels.cu. */
 #define _Static_assert static_assert
 #include "compute/cuda/bodies_ffn.h"
 #include "compute/cuda/launch.h"
 
-#define X(name, warps, bytes, own_type)                                                                      \
-    static __global__ void __launch_bounds__((warps)*32, 1)                                                  \
-        afd_kernel_##name(const __grid_constant__ struct afd_args_##name args, uint32_t phases)              \
-    {                                                                                                        \
-        extern __shared__ __align__(AFD_TILE_ALIGN) unsigned char shared[];                                  \
-        own_type own;                                                                                        \
-        for (uint32_t phase = 0; phase < phases; phase++) {                                                  \
-            struct afd_warp_place at = {blockIdx.x, threadIdx.x / 32, phase};                                \
-            afd_body_##name(&args, at, shared, &own);                                                        \
-            __syncthreads();                                                                                 \
-        }                                                                                                    \
-    }
-AFD_FFN_KERNELS(X)
-#undef X
-
-/* What the kernel takes, or all that there is: then it was compiled with a stage less. */
-static int shared_bytes(int bytes)
-{
-    int device = 0, most = 0;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    return bytes < most ? bytes : most;
-}
-
-cudaError_t afd_cuda_prepare_ffn(void)
-{
-    cudaError_t error = cudaSuccess;
-#define X(name, warps, bytes, own_type)                                                                      \
-    if (!error)                                                                                              \
-        error = cudaFuncSetAttribute((const void *)afd_kernel_##name,                                        \
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(bytes));
-    AFD_FFN_KERNELS(X)
-#undef X
-    return error;
-}
-
-cudaError_t afd_cuda_launch_ffn(enum afd_kernel kernel, uint32_t blocks, uint32_t phases, const void *args,
-                                cudaStream_t stream)
-{
-    switch (kernel) {
-#define X(name, warps, bytes, own_type)                                                                      \
-    case AFD_KERNEL_##name:                                                                                  \
-        afd_kernel_##name<<<blocks, (warps)*32, shared_bytes(bytes), stream>>>(                              \
-            *(const struct afd_args_##name *)args, phases);                                                  \
-        break;
-        AFD_FFN_KERNELS(X)
-#undef X
-    default:
-        return cudaErrorInvalidValue;
-    }
-    return cudaGetLastError();
-}
+#define AFD_WARP_KERNELS AFD_FFN_KERNELS
+#define AFD_WARP_PREPARE afd_cuda_prepare_ffn
+#define AFD_WARP_LAUNCH afd_cuda_launch_ffn
+#include "compute/cuda/warp_kernels.h"

@@ -8,31 +8,17 @@
  * a scale for each 128 of K (the wire's own) before gate and up, and for each 64 between them and down: a
  * tile makes 64 intermediate channels whole, gate and up side by side, so that it can quantize them alone.
  *
- *   phase 0            begins to copy the first blocks of K into shared memory (AFD_TILE_STAGES - 1)
- *   phase 1 .. blocks  one block of K, 128 bytes of each row: begins the copy of a later one, multiplies,
- * adds the block's sums times its scales into float32 the last           gate and up: SwiGLU, scales, rows
- * out. down, two phases: times the item's weight, to bf16 by shared memory, so that rows leave in 16 bytes
+ * After the loop over K (tile_loop.h): gate and up: SwiGLU, scales, rows out. down, two phases: times the
+ * item's weight, to bf16 by shared memory, so that rows leave in 16 bytes.
  *
  * Sums of a block of K are the tensor cores'; all else is float32 in a fixed order. A result depends on its
  * row and its unit's weights, not on the batch, nor on where in a tile it was made. */
 #ifndef AFD_COMPUTE_CUDA_KERNELS_FFN_H
 #define AFD_COMPUTE_CUDA_KERNELS_FFN_H
 
-#include "compute/cuda/kernels.h"
-#include "compute/cuda/mma.h"
+#include "compute/cuda/tile_loop.h"
 
-enum {
-    AFD_TILE_ITEMS = 128,
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 890 /* of whose shared memory a block can have 99 KiB */
-    AFD_TILE_STAGES = 3,
-#else
-    AFD_TILE_STAGES = 4,
-#endif
-    AFD_TILE_STAGE_BYTES = (AFD_TILE_ITEMS + AFD_GROUP_COLUMNS) * AFD_TILE_ROW_BYTES,
-    AFD_TILE_BYTES = AFD_TILE_STAGES * AFD_TILE_STAGE_BYTES,
-    AFD_TILE_CHANNELS =
-        64, /* intermediate channels of a tile of gate and up; one scale between them and down */
-};
+enum { AFD_TILE_CHANNELS = AFD_TILE_HALF }; /* of a tile of gate and up; one scale between them and down */
 
 /* name, warps of a block, bytes of shared memory, what a warp keeps between phases */
 #define AFD_FFN_KERNELS(X)                                                                                   \
@@ -43,28 +29,7 @@ enum {
     X(ffn_rows, 4, 16, struct afd_rows_own)                                                                  \
     X(ffn_collect, 4, 16, struct afd_rows_own)
 
-struct afd_warp_place {
-    uint32_t block, warp, phase;
-};
-
-/* Which tile a block makes: its unit, first item, items from there on in the unit, first output. */
-struct afd_tile_at {
-    uint32_t unit, item0, items, out0;
-};
-
-/* The tile, found once, and its blocks of K (0: the block has none). A lane's rows of it, 0 .. 3 of items and
- * 4 .. 7 of outputs, NULL: nothing there. Of the items whose sums the lane has the rows (UINT32_MAX: none),
- * and the scales for the block of K that comes. The block's sums, and all. */
-struct afd_tile_own {
-    struct afd_tile_at at;
-    uint32_t blocks, row_bytes, item_row[AFD_WARP_SLOTS][2];
-    const unsigned char *from[AFD_WARP_SLOTS][8];
-    float item_scale[AFD_WARP_SLOTS][4];
-    struct afd_group_c part, sum;
-    struct afd_async async;
-};
 struct afd_rows_own {
-    float max[AFD_WARP_SLOTS];
     struct afd_async async;
 };
 

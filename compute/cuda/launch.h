@@ -12,10 +12,13 @@ extern "C" {
 
 cudaError_t afd_cuda_launch(enum afd_kernel kernel, uint32_t blocks, uint32_t phases, const void *args,
                             cudaStream_t stream);
-/* The kernels of kernels_ffn.h; once a device, before the first of them: prepare. */
+/* The kernels of kernels_ffn.h and of kernels_proj.h; once a device, before the first of them: prepare. */
 cudaError_t afd_cuda_prepare_ffn(void);
 cudaError_t afd_cuda_launch_ffn(enum afd_kernel kernel, uint32_t blocks, uint32_t phases, const void *args,
                                 cudaStream_t stream);
+cudaError_t afd_cuda_prepare_proj(void);
+cudaError_t afd_cuda_launch_proj(enum afd_kernel kernel, uint32_t blocks, uint32_t phases, const void *args,
+                                 cudaStream_t stream);
 /* Writes the value to pinned memory, after all that the stream did before is visible there. */
 cudaError_t afd_cuda_launch_flag(uint64_t *flag, uint64_t value, cudaStream_t stream);
 

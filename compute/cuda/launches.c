@@ -3,12 +3,13 @@
 #include <string.h>
 
 #include "compute/cuda/kernels_ffn.h"
+#include "compute/cuda/kernels_proj.h"
 
 uint32_t afd_kernel_args_bytes(enum afd_kernel kernel)
 {
     static const uint32_t bytes[] = {
 #define X(name, ...) sizeof(struct afd_args_##name),
-        AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X)
+        AFD_KERNELS(X) AFD_FFN_KERNEL_NAMES(X) AFD_PROJ_KERNEL_NAMES(X)
 #undef X
     };
     return bytes[kernel];

@@ -24,11 +24,13 @@
 #ifdef __CUDACC__
 #define AFD_DEVICE static __device__ __forceinline__
 #define AFD_UNROLL _Pragma("unroll")
+#define AFD_ONE_BY_ONE _Pragma("unroll 1")
 #define AFD_EACH_LANE(lane, s) for (uint32_t lane = threadIdx.x % 32, s = 0; s < 1; s++)
 enum { AFD_WARP_SLOTS = 1 };
 #else
 #define AFD_DEVICE static inline
 #define AFD_UNROLL
+#define AFD_ONE_BY_ONE
 #define AFD_EACH_LANE(lane, s) for (uint32_t lane = 0, s = 0; s < AFD_WARP_SLOTS; lane = ++s)
 enum { AFD_WARP_SLOTS = 32 };
 #endif
@@ -74,6 +76,16 @@ AFD_DEVICE void afd_copy16(void *to, const void *from)
     *(uint4 *)to = *(const uint4 *)from;
 #else
     memcpy(to, from, 16);
+#endif
+}
+
+/* The lowest set bit's number; there is one. */
+AFD_DEVICE uint32_t afd_lowest_bit(uint64_t set)
+{
+#ifdef __CUDACC__
+    return (uint32_t)__ffsll((long long)set) - 1;
+#else
+    return (uint32_t)__builtin_ctzll(set);
 #endif
 }
 

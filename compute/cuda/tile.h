@@ -89,13 +89,14 @@ AFD_DEVICE void afd_tile_zero(struct afd_group_c *c)
 /* c = a b, or with begin 0 c += a b, over `bytes` of K from byte `k` on. a: the warpgroup's 64 rows, b: 128;
  * `warp` of the group; all four call. */
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+/* Step by step: else operands of the next steps are loaded early, and registers spill (sm_100). */
 #define AFD_TILE_PRODUCT(type, is_fp8)                                                                       \
     AFD_DEVICE void afd_tile_product_##type(struct afd_group_c *c, const unsigned char *a,                   \
                                             const unsigned char *b, uint32_t k, uint32_t bytes, int begin,   \
                                             uint32_t warp)                                                   \
     {                                                                                                        \
         if (begin) afd_tile_zero(c);                                                                         \
-        AFD_UNROLL                                                                                           \
+        AFD_ONE_BY_ONE                                                                                       \
         for (uint32_t at = k; at < k + bytes; at += 32) afd_tile_by_warp(c, a, b, at, is_fp8, warp);         \
     }
 #else

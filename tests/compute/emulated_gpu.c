@@ -14,6 +14,7 @@
 #include "compute/cuda/bodies.h"
 #include "compute/cuda/bodies_ffn.h"
 #include "compute/cuda/bodies_flash.h"
+#include "compute/cuda/bodies_route.h"
 #include "compute/cuda/gpu.h"
 #include "compute/cuda/launches.h"
 
@@ -183,6 +184,7 @@ AFD_KERNELS(X)
         free(shared);                                                                                        \
     }
 AFD_FFN_KERNELS(X)
+AFD_PROJ_KERNELS(X)
 #undef X
 
 uint32_t afd_gpu_shared_bytes(const struct afd_gpu *gpu)
@@ -230,7 +232,7 @@ static void run_list(const struct afd_launches *list)
 {
     static void (*const run[])(uint32_t, uint32_t, const void *) = {
 #define X(name, ...) run_##name,
-        AFD_KERNELS(X) AFD_FFN_KERNELS(X)
+        AFD_KERNELS(X) AFD_FFN_KERNELS(X) AFD_PROJ_KERNELS(X)
 #undef X
     };
     for (uint32_t i = 0; i < list->count; i++) {
