@@ -271,7 +271,6 @@ static void send_ready(struct afd_attn_follower *f)
 static void set_heartbeat(struct afd_attn_follower *f, uint32_t ms)
 {
     struct timeval t = {.tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000};
-    if (!ms) return;
     event_add(f->heartbeat, &t);
     afd_hostload_plan(&f->load, AFD_MS(ms), afd_now());
 }
@@ -301,10 +300,14 @@ static void on_heartbeat(evutil_socket_t fd, short what, void *user)
 static void on_message(const Afd__Envelope *message, void *user)
 {
     struct afd_attn_follower *f = user;
+    struct afd_error error;
     if (afd_tracer_message(f->tracer, f->member, message)) return;
     switch (message->body_case) {
     case AFD__ENVELOPE__BODY_ASSIGN:
-        set_heartbeat(f, message->assign->heartbeat_ms);
+        if (afd_assign_check(message->assign, &error))
+            afd_log_error("from the scheduler: %s; ignored", error.text);
+        else
+            set_heartbeat(f, message->assign->heartbeat_ms);
         break;
     case AFD__ENVELOPE__BODY_PEERS:
         f->epoch = message->peers->epoch;
