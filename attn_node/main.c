@@ -7,6 +7,7 @@
 #include "attn_node/options.h"
 #include "base/descriptors.h"
 #include "base/log.h"
+#include "base/signals.h"
 #include "deploy/agreement.h"
 
 static void on_signal(evutil_socket_t fd, short what, void *user)
@@ -46,7 +47,7 @@ int main(int argc, char **argv)
                  model->layer_count, options.scheduler);
 
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGTERM, SIG_IGN); /* what comes again once it leaves: libevent puts this back */
+    afd_signals_hold(SIGTERM); /* what comes again once it leaves is dropped */
     config.base = event_base_new();
     config.topology = topology;
     config.model = model;
@@ -57,6 +58,7 @@ int main(int argc, char **argv)
         status = afd_fail(&error, AFD_ERR_MEMORY, "no event base");
         goto out;
     }
+    afd_signals_release(SIGTERM);
     if ((status = afd_health_open(config.base, options.health, &config.health, &error)) ||
         (status = afd_attn_node_create(&config, &node, &error)))
         goto out;

@@ -128,14 +128,14 @@ enum afd_status afd_launcher_bin(char out[AFD_PATH_BYTES], struct afd_error *err
 
 /* ---- starting one process */
 
-/* Between fork and exec: the standard streams are /dev/null and `log`, and the supervisor's death is this
- * one's. */
+/* Between fork and exec, signals being blocked: the standard streams are /dev/null and `log`, and the
+ * supervisor's death is this one's. */
 static void child_main(int log, char *const *argv, pid_t parent)
 {
     sigset_t none;
+    for (int s = 1; s < NSIG; s++) signal(s, SIG_DFL);
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    for (int s = 1; s < NSIG; s++) signal(s, SIG_DFL);
     setpgid(0, 0);
     /* nothing survives a killed supervisor; if it died before this line, getppid tells */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent) _exit(126);
@@ -160,8 +160,14 @@ static int spawn(struct launcher *l, struct process *p, char *const *argv)
         return -1;
     }
     fflush(NULL);
+    /* In the child the supervisor's handlers would be in place at first, and write what was meant for it into
+     * the descriptor that the two share: the supervisor would take it for its own. */
+    sigset_t all, before;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, &before);
     pid_t pid = fork();
     if (!pid) child_main(log, argv, self);
+    sigprocmask(SIG_SETMASK, &before, NULL);
     close(log);
     if (pid < 0) {
         afd_log_error("%s: fork: %s", p->name, strerror(errno));

@@ -4,6 +4,7 @@
 
 #include "base/descriptors.h"
 #include "base/log.h"
+#include "base/signals.h"
 #include "deploy/agreement.h"
 #include "ffn_node/node.h"
 #include "ffn_node/options.h"
@@ -38,7 +39,7 @@ int main(int argc, char **argv)
 
     /* signals: those that end the process are the node's */
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGTERM, SIG_IGN); /* what comes again once it leaves: libevent puts this back */
+    afd_signals_hold(SIGTERM); /* what comes again once it leaves is dropped */
 
     /* transport and join; run: device, weights, READY, loop, drain */
     config.topology = topology;
@@ -48,6 +49,7 @@ int main(int argc, char **argv)
     config.scheduler = options.scheduler;
     config.health = options.health;
     status = afd_ffn_node_open(&config, &node, &error);
+    afd_signals_release(SIGTERM);
 out:
     if (status) afd_log_error("%s", error.text);
     exit_status = status ? afd_exit_status(status) : afd_ffn_node_run(node);

@@ -1,6 +1,7 @@
 /* The small parts that every folder uses. */
 #include <fcntl.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -17,6 +18,7 @@
 #include "base/hostload.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "base/signals.h"
 #include "base/stages.h"
 
 /* ---- arena */
@@ -378,16 +380,41 @@ static void test_exit_status(void **state)
     assert_int_equal(afd_exit_status(AFD_AGAIN), AFD_EXIT_FAILED);
 }
 
+static volatile sig_atomic_t signals_seen;
+
+static void see_signal(int number)
+{
+    (void)number;
+    signals_seen++;
+}
+
+/* Guards: a signal that comes while a process starts is lost, or one that comes as it leaves ends it. */
+static void test_signals(void **state)
+{
+    (void)state;
+    afd_signals_hold(SIGUSR1);
+    raise(SIGUSR1);
+    struct sigaction handler = {.sa_handler = see_signal}, before;
+    sigaction(SIGUSR1, &handler, &before);
+    assert_int_equal(signals_seen, 0);
+    afd_signals_release(SIGUSR1);
+    assert_int_equal(signals_seen, 1);
+    sigaction(SIGUSR1, &before, NULL);
+    raise(SIGUSR1);
+    assert_int_equal(signals_seen, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_arena),        cmocka_unit_test(test_arena_limits),
-        cmocka_unit_test(test_error),        cmocka_unit_test(test_error_utf8),
-        cmocka_unit_test(test_status_names), cmocka_unit_test(test_exit_status),
-        cmocka_unit_test(test_stages),       cmocka_unit_test(test_stage_cells),
-        cmocka_unit_test(test_stage_bursts), cmocka_unit_test(test_hostload),
-        cmocka_unit_test(test_random),       cmocka_unit_test(test_crypto),
-        cmocka_unit_test(test_log),          cmocka_unit_test(test_log_on_full_disk),
+        cmocka_unit_test(test_signals),          cmocka_unit_test(test_arena),
+        cmocka_unit_test(test_arena_limits),     cmocka_unit_test(test_error),
+        cmocka_unit_test(test_error_utf8),       cmocka_unit_test(test_status_names),
+        cmocka_unit_test(test_exit_status),      cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_stage_cells),      cmocka_unit_test(test_stage_bursts),
+        cmocka_unit_test(test_hostload),         cmocka_unit_test(test_random),
+        cmocka_unit_test(test_crypto),           cmocka_unit_test(test_log),
+        cmocka_unit_test(test_log_on_full_disk),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
