@@ -108,7 +108,8 @@ static void stages_become_a_forecast(void **state)
         for (int f = 0; f < 6; f++)
             assert_true(json_number_value(json_object_get(json_array_get(stages, i), figures[f])) > 0);
         double share = json_number_value(json_object_get(json_array_get(stages, i), "ffn_ceiling_ratio"));
-        assert_true(share > 0); /* no bound above: the peak is measured at another moment, under another load */
+        assert_true(share >
+                    0); /* no bound above: the peak is measured at another moment, under another load */
     }
     int fd = mkstemp(path);
     assert_int_equal(write(fd, text, strlen(text)), strlen(text));
