@@ -34,6 +34,8 @@ uint32_t afd_plan_shards_of_fullest(uint32_t ep, uint32_t instances)
 static uint32_t largest_shard(const struct afd_ffn_desc *ffn, uint32_t ep)
 {
     uint32_t count[AFD_MAX_SHARDS] = {0}, most = 0;
+    if (!ffn->shard_of)
+        return (ffn->experts + ep - 1) / ep; /* ranges: asked for each batch of a simulation */
     for (uint32_t e = 0; e < ffn->experts; e++) {
         uint32_t *of = &count[afd_shard_of_expert(ffn, e, ep)];
         if (++*of > most) most = *of;
