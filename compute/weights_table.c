@@ -366,12 +366,39 @@ enum afd_status afd_weight_table_load(const struct afd_device_config *config, st
     return status;
 }
 
+struct expert_bytes {
+    const struct afd_device_config *config;
+    uint64_t bytes;
+};
+
+/* What cannot be viewed is refused by name when it is loaded. */
+static enum afd_status add_expert_bytes(const struct afd_weight *weight, void *user)
+{
+    struct expert_bytes *sum = user;
+    struct afd_weight_view view;
+    struct afd_error unused;
+    if (is_of_shard(weight) &&
+        !afd_weight_view(sum->config->model, sum->config->checkpoint, weight, &view, &unused))
+        sum->bytes += afd_weight_held_bytes(&view);
+    return AFD_OK;
+}
+
+uint64_t afd_weight_table_shard_bytes(const struct afd_device_config *config, uint64_t shards)
+{
+    struct expert_bytes sum = {.config = config};
+    struct afd_share share = config->share;
+    share.shards = shards;
+    afd_weights_each(config->model, &share, add_expert_bytes, &sum);
+    return sum.bytes;
+}
+
 enum afd_status afd_weight_table_add(const struct afd_device_config *config, struct afd_weight_table *table,
                                      uint32_t shard, struct afd_error *error_out)
 {
     struct afd_member alone = {.core = -1};
     struct load load = {.config = config, .table = table, .error_out = error_out};
     struct afd_share one = share_of_shard(&config->share, shard);
+    load.total = afd_weight_table_shard_bytes(config, one.shards);
     load.team = (struct afd_team){.threads = 1, .members = &alone};
     if (afd_team_start(&load.team))
         return afd_fail(error_out, AFD_ERR_MEMORY, "cannot start a thread to load with");

@@ -377,14 +377,15 @@ static enum afd_status link_scale(const struct afd_checkpoint *c, struct afd_ten
     uint32_t d = tensor->dims - 2;
     tensor->scale_rows = (tensor->shape[d] + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
     tensor->scale_columns = (tensor->shape[d + 1] + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
-    if (scale->dtype != AFD_F32 || scale->dims != tensor->dims ||
-        (d && scale->shape[0] != tensor->shape[0]) || scale->shape[d] != tensor->scale_rows ||
-        scale->shape[d + 1] != tensor->scale_columns)
+    int is_number = scale->dtype == AFD_F32 || scale->dtype == AFD_BF16 || scale->dtype == AFD_F16;
+    if (!is_number || scale->dims != tensor->dims || (d && scale->shape[0] != tensor->shape[0]) ||
+        scale->shape[d] != tensor->scale_rows || scale->shape[d + 1] != tensor->scale_columns)
         return afd_fail(error_out, AFD_ERR_CONFIG,
-                        "tensor %s: expected F32 with %u dimensions, the last two [%llu, %llu]", name,
-                        tensor->dims, (unsigned long long)tensor->scale_rows,
+                        "tensor %s: expected F32, BF16 or F16 with %u dimensions, the last two [%llu, %llu]",
+                        name, tensor->dims, (unsigned long long)tensor->scale_rows,
                         (unsigned long long)tensor->scale_columns);
     tensor->scale = scale->data;
+    tensor->scale_dtype = scale->dtype;
     return AFD_OK;
 }
 

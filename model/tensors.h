@@ -23,8 +23,10 @@ struct afd_tensor {
     uint64_t shape[AFD_MAX_DIMS]; /* row-major, outermost first */
     const void *data;             /* in the mapping, aligned to the element */
     uint64_t bytes;
-    /* block-FP8 only: NAME_scale_inv, float32 [.., ceil(out/128), ceil(in/128)]; w = q * scale */
-    const float *scale;
+    /* block-FP8 only: NAME_scale_inv [.., ceil(out/128), ceil(in/128)]; w = q * scale. Float32 as DeepSeek
+     * writes them, or 16 bits as Qwen does. */
+    const void *scale;
+    enum afd_dtype scale_dtype;
     uint64_t scale_rows, scale_columns; /* of one matrix */
 };
 
