@@ -40,6 +40,8 @@ struct afd_checkpoint;
  * for a GGUF model; or random weights, where DIR says so. */
 enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out,
                                     struct afd_error *error_out);
+/* 1: there is something to open, whole or not. */
+int afd_checkpoint_exists(const char *dir);
 /* One without files or tensors: every weight has random values, of matrices in `dtype` (random_weights.h). */
 enum afd_status afd_checkpoint_random(enum afd_dtype dtype, struct afd_checkpoint **out,
                                       struct afd_error *error_out);
