@@ -121,7 +121,7 @@ static struct afd_weight_view copy_shape(const struct load *load, const struct a
 static uint64_t scale_bytes(const struct afd_weight_view *copy)
 {
     uint64_t down = (copy->rows + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
-    return copy->block ? down * copy->scale_pitch * sizeof *copy->scale : 0;
+    return copy->block ? down * copy->scale_pitch * sizeof(float) : 0;
 }
 
 static void copy_scales(const struct afd_weight_view *view, const struct afd_weight_view *copy, float *scale)
@@ -129,7 +129,7 @@ static void copy_scales(const struct afd_weight_view *view, const struct afd_wei
     for (uint32_t r = 0; r < copy->rows; r += AFD_FP8_BLOCK)
         for (uint32_t c = 0; c < copy->columns; c += AFD_FP8_BLOCK)
             scale[r / AFD_FP8_BLOCK * copy->scale_pitch + c / AFD_FP8_BLOCK] =
-                view->scale[c / AFD_FP8_BLOCK * view->scale_pitch + r / AFD_FP8_BLOCK];
+                afd_weight_scale(view, c / AFD_FP8_BLOCK * view->scale_pitch + r / AFD_FP8_BLOCK);
 }
 
 static void copy_matrix(const struct afd_weight_view *view, const struct afd_weight_view *copy, void *data)
