@@ -65,6 +65,30 @@ static void keys_that_others_read(void **state)
     json_decref(o);
 }
 
+/* Cheapest for both by the file's prices; the other number of stages and the other dispatch are there too. */
+static void the_same_hardware_for_both(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/afd-plan-XXXXXX.json", arguments[128];
+    int fd = mkstemps(path, 5);
+    dprintf(fd, "{\"hardware\": [{\"name\": \"H800\", \"usd_per_hour\": 0.5}, {\"name\": \"H20\"}]}");
+    close(fd);
+    snprintf(arguments, sizeof arguments, "--model step3 --hardware %s --json", path);
+    assert_int_equal(plan(arguments, text, sizeof text), 0);
+    unlink(path);
+    json_t *o = json_loads(text, 0, NULL), *verdict = json_object_get(o, "verdict"),
+           *others = json_object_get(o, "others"), *ratio = json_object_get(o, "ratio");
+    assert_true(json_is_false(json_object_get(verdict, "pays")));
+    assert_string_equal(json_string_value(json_object_get(verdict, "reason")), "same_hardware");
+    double three = json_number_value(json_object_get(ratio, "tokens_per_s_per_gpu")),
+           four = json_number_value(
+               json_object_get(json_object_get(others, "4 stages"), "tokens_per_s_per_gpu")),
+           routed = json_number_value(json_object_get(json_object_get(others, "routed"), "network_ms"));
+    assert_true(four > 0 && four < three); /* 12.5 ms a stage instead of 16.7 */
+    assert_true(routed > 0 && routed <= json_number_value(json_object_get(ratio, "network_ms")));
+    json_decref(o);
+}
+
 static void a_price_that_is_not_known_is_null(void **state)
 {
     (void)state;
@@ -164,6 +188,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_that_others_read),
+        cmocka_unit_test(the_same_hardware_for_both),
         cmocka_unit_test(a_price_that_is_not_known_is_null),
         cmocka_unit_test(the_picture_is_well_formed),
         cmocka_unit_test(stages_become_a_forecast),
