@@ -121,7 +121,7 @@ static void the_picture_is_well_formed(void **state)
 static void stages_become_a_forecast(void **state)
 {
     (void)state;
-    char path[] = "/tmp/afd-stage-XXXXXX", arguments[256];
+    char path[] = "/tmp/afd-stage-XXXXXX.json", arguments[256];
     assert_int_equal(run("bench", "stage --model model/nano --rows 1,4 --steps 2 --json", text, sizeof text),
                      0);
     json_t *o = json_loads(text, 0, NULL), *stages = json_object_get(o, "stages");
@@ -135,7 +135,7 @@ static void stages_become_a_forecast(void **state)
         assert_true(share >
                     0); /* no bound above: the peak is measured at another moment, under another load */
     }
-    int fd = mkstemp(path);
+    int fd = mkstemps(path, 5);
     assert_int_equal(write(fd, text, strlen(text)), strlen(text));
     close(fd);
     snprintf(arguments, sizeof arguments,
@@ -147,6 +147,15 @@ static void stages_become_a_forecast(void **state)
     assert_int_equal(json_integer_value(json_object_get(json_array_get(rows, 1), "rows")), 2);
     json_decref(o);
     json_decref(forecast);
+    /* the machine it was measured on is a row of hardware: the operations of a layer over its own rate */
+    snprintf(arguments, sizeof arguments, "--model step3 --hardware %s --peak --json", path);
+    assert_int_equal(plan(arguments, text, sizeof text), 0);
+    o = json_loads(text, 0, NULL);
+    json_t *reach = json_object_get(json_object_get(o, "stage_reach"), "cpu"),
+           *ideal = json_object_get(json_object_get(o, "ideal_ffn_rows"), "cpu");
+    assert_true(json_number_value(json_object_get(reach, "layer_bytes")) > 0);
+    assert_true(json_number_value(json_object_get(ideal, "dense")) > 0);
+    json_decref(o);
     /* a table of another cut is no use */
     snprintf(arguments, sizeof arguments, "--calibrate %s --topology deploy/topologies/2a2f-local.yaml 2>&1",
              path);
