@@ -61,6 +61,8 @@ function drawRank(rank) {
     bar.append(part);
   });
   const more = element('span', {class: 'more dim'});
+  const slow = cluster.stragglers.find(s => s.role === rank.role && s.rank === rank.rank);
+  if (slow) more.append(element('span', {class: 'bad', title: slow.words}, `straggler: ${slow.score.toFixed(1)} times as slow at ${slow.stage}, by its ${slow.cause} · `));
   if (rank.state !== 'ready') more.append(element('span', {class: 'bad'}, rank.state + (rank.reason ? ': ' + rank.reason : '') + ' · '));
   if (rank.role === 'attn') {
     const kv = rank.kv_blocks ? ` · KV ${(100 * rank.kv_blocks_used / rank.kv_blocks).toFixed(0)}%` : '';
@@ -145,16 +147,29 @@ function roundUp(x) {
   return [1, 2, 5, 10].map(k => k * power).find(k => k >= x * 0.999);
 }
 
+// From 0 to a round number.
+function linear(values) {
+  const limit = roundUp(Math.max(1e-9, ...values));
+  return {ticks: [0, limit / 2, limit], share: v => v / limit};
+}
+// Powers of ten: what is usual and the worst one are far apart.
+function logarithmic(values) {
+  const seen = values.filter(v => v > 0), low = seen.length ? Math.floor(Math.log10(Math.min(...seen))) : 0;
+  const high = Math.max(low + 1, seen.length ? Math.ceil(Math.log10(Math.max(...seen))) : 0), ticks = [];
+  for (let power = low; power <= high; power++) ticks.push(10 ** power);
+  return {ticks, share: v => Math.max(0, (Math.log10(Math.max(v, 1e-12)) - low) / (high - low))};
+}
+
 // rows: [[class, key, factor, name]]
-function drawChart(id, rows) {
+function drawChart(id, scaleOf, rows) {
   const svg = $(id), width = svg.clientWidth || 320, height = 150, left = 40, top = 8, bottom = 30;
-  const most = Math.max(1e-9, ...rows.flatMap(([, key, factor]) => (past.values[key] || []).map(v => (v || 0) * factor)));
-  const limit = roundUp(most), y = v => top + (height - top - bottom) * (1 - v / limit);
+  const scale = scaleOf(rows.flatMap(([, key, factor]) => (past.values[key] || []).map(v => (v || 0) * factor)));
+  const y = v => top + (height - top - bottom) * (1 - scale.share(v));
   const x = (i, count) => width - 4 - (count - 1 - i) * (width - left - 4) / (SHOWN - 1);
   const parts = [];
-  for (const share of [0, 0.5, 1]) {
-    parts.push(shape('line', {class: 'grid', x1: left, x2: width - 4, y1: y(limit * share), y2: y(limit * share)}));
-    parts.push(shape('text', {x: left - 5, y: y(limit * share) + 4, 'text-anchor': 'end'}, axis(limit * share)));
+  for (const tick of scale.ticks) {
+    parts.push(shape('line', {class: 'grid', x1: left, x2: width - 4, y1: y(tick), y2: y(tick)}));
+    parts.push(shape('text', {x: left - 5, y: y(tick) + 4, 'text-anchor': 'end'}, axis(tick)));
   }
   parts.push(shape('text', {x: left, y: height - 16}, SHOWN / 60 + ' min ago'), shape('text', {x: width - 4, y: height - 16, 'text-anchor': 'end'}, 'now'));
   let at = left;
@@ -181,10 +196,10 @@ function axis(n) {
 }
 
 function drawCharts() {
-  drawChart('throughput', [['one', 'generated_tokens_per_s', 1, 'generated'], ['two', 'prompt_tokens_per_s', 1, 'prompt']]);
-  drawChart('latency', [['one', 'first_token_p50_s', 1e3, 'first token'], ['one-p99', 'first_token_p99_s', 1e3],
+  drawChart('throughput', linear, [['one', 'generated_tokens_per_s', 1, 'generated'], ['two', 'prompt_tokens_per_s', 1, 'prompt']]);
+  drawChart('latency', logarithmic, [['one', 'first_token_p50_s', 1e3, 'first token'], ['one-p99', 'first_token_p99_s', 1e3],
     ['two', 'inter_token_p50_s', 1e3, 'between tokens (dashed: p99)'], ['two-p99', 'inter_token_p99_s', 1e3]]);
-  drawChart('sequences', [['one', 'running', 1, 'running'], ['two', 'waiting', 1, 'waiting']]);
+  drawChart('sequences', linear, [['one', 'running', 1, 'running'], ['two', 'waiting', 1, 'waiting']]);
 }
 
 // ---- events: GET /afd/v1/events
