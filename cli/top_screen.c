@@ -177,10 +177,11 @@ static void draw_bar(const struct top_view *v, int row, int column, int width,
 
 static void draw_rank(const struct top_view *v, int row, int bar, const json_t *rank)
 {
-    const json_t *before = top_find_rank(v->before, rank);
+    const char *state = text_of(rank, "state");
+    const json_t *before =
+        strcmp(state, "lost") ? top_find_rank(v->before, rank) : NULL; /* what it did is over */
     double between_s = number_of(rank, "seen_s") - number_of(before, "seen_s");
     double share[AFD_STAGE_COUNT], rate = 0, blocks = number_of(rank, "kv_blocks");
-    const char *state = text_of(rank, "state");
     char rows[32];
     int is_attn = !strcmp(text_of(rank, "role"), "attn"), is_bad = strcmp(state, "ready") != 0;
     int right = NAME_COLUMNS + STATE_COLUMNS + bar + 1;

@@ -53,7 +53,7 @@ function shares(rank) {
 }
 
 function drawRank(rank) {
-  const share = shares(rank);
+  const isLost = rank.state === 'lost', share = isLost ? STAGES.map(() => 0) : shares(rank);
   const bar = element('div', {class: 'bar', title: STAGES.map((s, i) => `${s} ${(100 * share[i]).toFixed(1)}%`).join(', ')});
   STAGES.forEach((stage, i) => {
     const part = element('div', {class: stage});
@@ -71,7 +71,7 @@ function drawRank(rank) {
     more.append('shards ' + (rank.shards.join(', ') || 'none'));
   }
   return element('div', {class: 'rank'}, `${rank.role}/${rank.rank}`, bar,
-    element('span', {class: 'number'}, (100 * share[0]).toFixed(0) + '%'), more);
+    element('span', {class: 'number'}, isLost ? '–' : (100 * share[0]).toFixed(0) + '%'), more);
 }
 
 function drawPool(role, words) {
@@ -89,7 +89,7 @@ function drawPool(role, words) {
 function drawCluster() {
   const c = cluster;
   document.title = $('title').textContent = c.cluster;
-  $('state').textContent = c.state;
+  $('state').textContent = c.state === 'ready' && c.degraded ? 'degraded' : c.state;
   $('state').className = 'chip ' + (c.state === 'ready' && !c.degraded ? 'good' : c.degraded ? 'bad' : '');
   $('facts').textContent = `model ${c.model} · epoch ${c.epoch} · up ${age(c.uptime_s).replace(' ago', '')} · afd ${c.version}`;
   say(c.degraded);
@@ -149,7 +149,7 @@ function roundUp(x) {
 
 // From 0 to a round number.
 function linear(values) {
-  const limit = roundUp(Math.max(1e-9, ...values));
+  const limit = roundUp(Math.max(1, ...values));
   return {ticks: [0, limit / 2, limit], share: v => v / limit};
 }
 // Powers of ten: what is usual and the worst one are far apart.
@@ -253,7 +253,7 @@ function drawExperts(layers) {
       g.fillText('L' + layer, 0, r * tall + Math.min(tall, 13) - 3);
     }
   });
-  $('experts-words').textContent = `rows of an expert against the mean of its layer; the busiest: ${worst[0].toFixed(2)} times, ` +
+  $('experts-words').textContent = !worst[0] ? 'no rows yet' : `rows of an expert against the mean of its layer; the busiest: ${worst[0].toFixed(2)} times, ` +
     `layer ${worst[1]}, expert ${worst[2]}`;
 }
 
@@ -299,7 +299,7 @@ function drawGantt() {
     if (e.ph === 's') starts.push(e.ts);
   }
   if (!starts.length) {
-    $('gantt-words').textContent = 'Nothing is in flight.';
+    $('gantt-words').textContent = 'Nothing is in flight' + (svg.firstChild ? '; the last steps that were:' : '.');
     return;
   }
   starts.sort((a, b) => a - b);
