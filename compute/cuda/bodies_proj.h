@@ -9,12 +9,12 @@
 
 /* ---- products */
 
-AFD_DEVICE void afd_product_find(const struct afd_args_product *a, uint32_t block, uint32_t groups,
+AFD_DEVICE void afd_product_find(const struct afd_args_product *a, uint32_t block, uint32_t kind,
                                  struct afd_tile_own *own)
 {
     uint32_t tile = block / a->parts, out_tile = tile % a->out_tiles, i = 0;
     while (i + 1 < a->outputs && a->output[i + 1].tile_begin <= out_tile) i++;
-    uint32_t blocks = afd_tile_blocks(&a->table[a->output[i].matrix], groups);
+    uint32_t blocks = afd_tile_blocks(&a->table[a->output[i].matrix], kind);
     own->at.unit = i;
     own->at.item0 = tile / a->out_tiles * AFD_TILE_ITEMS;
     own->at.items = a->rows - own->at.item0;
@@ -56,28 +56,34 @@ AFD_DEVICE void afd_product_store(const struct afd_args_product *a, struct afd_w
 }
 
 AFD_DEVICE void afd_product(const struct afd_args_product *a, struct afd_warp_place p, unsigned char *shared,
-                            uint32_t groups, struct afd_tile_own *own)
+                            uint32_t kind, struct afd_tile_own *own)
 {
-    if (p.phase == 0) afd_product_find(a, p.block, groups, own);
+    if (p.phase == 0) afd_product_find(a, p.block, kind, own);
     struct afd_tile_of of;
     of.low = of.high = &a->table[a->output[own->at.unit].matrix];
     of.low_row = own->at.out0, of.high_row = own->at.out0 + AFD_TILE_HALF;
     of.row_of = NULL;
     of.x = a->x, of.x_scale = a->x_scale;
     of.x_bytes = a->x_bytes, of.x_scale_pitch = a->x_scale_pitch;
-    if (afd_tile_sum(&of, p, shared, groups, own) && p.phase == own->blocks + 1) afd_product_store(a, p, own);
+    if (afd_tile_sum(&of, p, shared, kind, own) && p.phase == own->blocks + 1) afd_product_store(a, p, own);
 }
 
 AFD_DEVICE void afd_body_product_e4m3(const struct afd_args_product *a, struct afd_warp_place p,
                                       unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_product(a, p, shared, 1, own);
+    afd_product(a, p, shared, AFD_TILE_E4M3, own);
 }
 
 AFD_DEVICE void afd_body_product_bf16(const struct afd_args_product *a, struct afd_warp_place p,
                                       unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_product(a, p, shared, 0, own);
+    afd_product(a, p, shared, AFD_TILE_BF16, own);
+}
+
+AFD_DEVICE void afd_body_product_int4(const struct afd_args_product *a, struct afd_warp_place p,
+                                      unsigned char *shared, struct afd_tile_own *own)
+{
+    afd_product(a, p, shared, AFD_TILE_INT4, own);
 }
 
 /* ---- rows */
