@@ -15,8 +15,8 @@ AFD_INLINE void afd_body_route_count(const struct afd_args_route_count *a, struc
                                      struct afd_own *own)
 {
     (void)shared, (void)own;
-    uint32_t active = 0, rows = 0;
-    for (uint32_t r = 0; r < a->rows; r++) {
+    uint32_t active = 0, rows = 0, all = afd_gpu_rows(a->count, 0, a->rows);
+    for (uint32_t r = 0; r < all; r++) {
         active += (uint32_t)(a->active[r] >> at.thread & 1);
         if (at.thread < a->to_count) rows += (uint32_t)afd_gpu_takes(&a->to[at.thread], a->active[r]);
     }
