@@ -149,8 +149,8 @@ static enum afd_status make_pinned(struct afd_device *device)
     for (uint32_t s = 0; s < c->slots && ok; s++) {
         struct afd_cuda_slot *slot = &cuda->slots[s];
         slot->staged = afd_gpu_alloc_host(cuda->gpu, table_words(c) * sizeof *slot->staged);
-        slot->route =
-            afd_gpu_alloc_host(cuda->gpu, (AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS) * sizeof *slot->route);
+        slot->route = afd_gpu_alloc_host(
+            cuda->gpu, (AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS + AFD_MAX_EXPERTS) * sizeof *slot->route);
         uint64_t words = afd_cuda_flash_words(&cuda->flash);
         slot->staged_lists = words ? afd_gpu_alloc_host(cuda->gpu, words * sizeof(uint32_t)) : NULL;
         slot->choices = afd_gpu_alloc_host(cuda->gpu, AFD_CUDA_CHOICES * sizeof *slot->choices);
@@ -426,6 +426,8 @@ static void take_route(struct afd_device *device, uint32_t slot)
     s->route_is_new = 0;
     memcpy(result->active, s->route, sizeof result->active);
     memcpy(result->rows, s->route + AFD_MAX_SHARDS, sizeof result->rows);
+    memcpy(result->experts, s->route + AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS,
+           s->route_experts * sizeof *result->experts);
 }
 
 static enum afd_status cuda_poll(struct afd_device *device, const struct afd_op *op, uint64_t *token)

@@ -45,7 +45,9 @@ struct afd_cuda_slot {
     float *x; /* the residual stream */
     float *rope[AFD_MAX_ROPES];
     uint64_t *active;
-    uint32_t *route; /* pinned: active [AFD_MAX_SHARDS], rows [AFD_MAX_DESTINATIONS] */
+    /* pinned: active [AFD_MAX_SHARDS], rows [AFD_MAX_DESTINATIONS], experts [AFD_MAX_EXPERTS] */
+    uint32_t *route;
+    uint32_t route_experts; /* of the layer */
     int route_is_new;
     const void *partials[AFD_MAX_SHARDS]; /* as they were last given */
     void *work;                           /* what lies between its kernels */

@@ -389,7 +389,9 @@ enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *o
     struct afd_args_route_count count = {.count = cuda->count,
                                          .active = s->active,
                                          .active_out = s->route,
+                                         .routed = cuda->routed,
                                          .rows_out = s->route + AFD_MAX_SHARDS,
+                                         .experts_out = s->route + AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS,
                                          .rows = rows,
                                          .to_count = op->route.to_count};
     struct afd_args_records records = {.count = cuda->count,
@@ -410,7 +412,8 @@ enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *o
         count.to[d] = (struct afd_gpu_to){to->shards, to->records, to->every_row, 0};
         records.to[d] = count.to[d];
     }
-    afd_gpu_launch(cuda->gpu, AFD_KERNEL_route_count, 1, 1, &count);
+    s->route_experts = cuda->weights.layers[op->layer].units - 1;
+    afd_gpu_launch(cuda->gpu, AFD_KERNEL_route_count, 1 + s->route_experts, 2, &count);
     afd_gpu_launch(cuda->gpu, AFD_KERNEL_records, rows * op->route.to_count, 2, &records);
     s->route_is_new = 1;
     return AFD_OK;

@@ -49,7 +49,7 @@ enum {
     X(head_gate, 128, 1)                                                                                     \
     X(latent_query, 64, 1)                                                                                   \
     X(scores, 256, 2 * AFD_SCORE_TILE * AFD_SCORE_PITCH)                                                     \
-    X(route_count, 64, 1)                                                                                    \
+    X(route_count, 64, 64)                                                                                   \
     X(ffn_turns, 128, 1)                                                                                     \
     X(ffn_counts, 128, 256)                                                                                  \
     X(ffn_begins, 256, 1024)                                                                                 \
@@ -294,13 +294,14 @@ struct afd_gpu_to {
     uint32_t reserved;
 };
 
-/* How many rows are active in each shard, and go to each destination. One block; a thread a shard and a
- * destination. */
+/* How many rows are active in each shard, and go to each destination: the first block, a thread a shard and a
+ * destination. How many chose each expert: the others, a block an expert. Phases: runs of rows; their sum. */
 struct afd_args_route_count {
     struct afd_gpu_to to[AFD_GPU_DESTINATIONS];
     const uint32_t *count;
     const uint64_t *active;
-    uint32_t *active_out, *rows_out; /* pinned */
+    const struct afd_routed *routed;
+    uint32_t *active_out, *rows_out, *experts_out; /* pinned */
     uint32_t rows, to_count, shards;
     uint32_t reserved;
 };
