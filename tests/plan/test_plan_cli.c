@@ -182,7 +182,9 @@ static void refusals(void **state)
         {"--model step3 --tpot-ms 0", "--tpot-ms"},
         {"--model step3 --svg /nowhere/x.svg", "/nowhere/x.svg"},
         {"--calibrate nothing.json", "--topology"},
-        {"--calibrate nothing.json --topology deploy/topologies/1a1f-local.yaml", "nothing.json"},
+        {"--calibrate nothing.json --topology deploy/topologies/1a1f-local.yaml",
+         "nothing.json: unable to open"},
+        {"--model step3 --hardware nothing.json", "nothing.json: unable to open"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         char arguments[256];
