@@ -82,7 +82,7 @@ static void the_same_hardware_for_both(void **state)
     assert_string_equal(json_string_value(json_object_get(verdict, "reason")), "same_hardware");
     double three = json_number_value(json_object_get(ratio, "tokens_per_s_per_gpu")),
            four = json_number_value(
-               json_object_get(json_object_get(others, "4 stages"), "tokens_per_s_per_gpu")),
+               json_object_get(json_object_get(others, "stages_4"), "tokens_per_s_per_gpu")),
            routed = json_number_value(json_object_get(json_object_get(others, "routed"), "network_ms"));
     assert_true(four > 0 && four < three); /* 12.5 ms a stage instead of 16.7 */
     assert_true(routed > 0 && routed <= json_number_value(json_object_get(ratio, "network_ms")));
