@@ -475,6 +475,20 @@ static enum afd_status cuda_upload(struct afd_device *device, void *to, const vo
     return afd_gpu_upload(cuda->gpu, to, bytes, from, bytes, bytes, 1);
 }
 
+static enum afd_status cuda_export(struct afd_device *device, void *local, uint64_t bytes, int *dmabuf_fd_out,
+                                   uint64_t *offset_out, struct afd_error *error_out)
+{
+    struct afd_cuda *cuda = device->state;
+    *offset_out = 0;
+    return afd_gpu_export(cuda->gpu, local, bytes, dmabuf_fd_out, error_out);
+}
+
+static enum afd_status cuda_move(struct afd_device *device, void *to, const void *from, uint64_t bytes)
+{
+    struct afd_cuda *cuda = device->state;
+    return afd_gpu_move(cuda->gpu, to, from, bytes);
+}
+
 const struct afd_backend afd_backend_cuda = {.open = cuda_open,
                                              .fits = cuda_fits,
                                              .work_bytes = cuda_work_bytes,
@@ -486,5 +500,7 @@ const struct afd_backend afd_backend_cuda = {.open = cuda_open,
                                              .alloc_local = cuda_alloc_local,
                                              .free_local = cuda_free_local,
                                              .upload = cuda_upload,
+                                             .export = cuda_export,
+                                             .move = cuda_move,
                                              .add = afd_cuda_weights_add,
                                              .remove = afd_cuda_weights_remove};

@@ -1,3 +1,4 @@
+#include <cuda.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -160,6 +161,43 @@ enum afd_status afd_gpu_upload(struct afd_gpu *g, void *to, uint64_t to_pitch, c
     cudaSetDevice(g->index);
     return check(g, cudaMemcpy2D(to, to_pitch, from, from_pitch, row_bytes, rows, cudaMemcpyHostToDevice),
                  "upload");
+}
+
+/* The default stream's copy is done when the stream is; a copy within the GPU is not when the call returns.
+ */
+enum afd_status afd_gpu_move(struct afd_gpu *g, void *to, const void *from, uint64_t bytes)
+{
+    cudaSetDevice(g->index);
+    cudaError_t error = cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
+    return check(g, error ? error : cudaStreamSynchronize(cudaStreamLegacy), "move");
+}
+
+enum afd_status afd_gpu_export(struct afd_gpu *g, void *memory, uint64_t bytes, int *dmabuf_fd_out,
+                               struct afd_error *error_out)
+{
+    int can = 0, order = 0;
+    void *entry = NULL;
+    enum cudaDriverEntryPointQueryResult found;
+    *dmabuf_fd_out = -1;
+    cudaSetDevice(g->index);
+    if (cudaDeviceGetAttribute(&can, cudaDevAttrGPUDirectRDMASupported, g->index) || !can)
+        return afd_fail(error_out, AFD_ERR_REFUSED, "%s does not support GPUDirect RDMA", g->name);
+    /* Else what an adapter wrote may be seen by a kernel later than the message that tells of it. */
+    if (cudaDeviceGetAttribute(&order, cudaDevAttrGPUDirectRDMAWritesOrdering, g->index) ||
+        order < cudaGPUDirectRDMAWritesOrderingOwner)
+        return afd_fail(error_out, AFD_ERR_REFUSED, "%s does not keep an adapter's writes in order", g->name);
+    if (cudaGetDriverEntryPointByVersion("cuMemGetHandleForAddressRange", &entry, 11070, cudaEnableDefault,
+                                         &found) ||
+        found != cudaDriverEntryPointSuccess) {
+        cudaGetLastError();
+        return AFD_OK;
+    }
+    CUresult (*get_handle)(void *, CUdeviceptr, size_t, CUmemRangeHandleType, unsigned long long);
+    memcpy(&get_handle, &entry, sizeof get_handle);
+    if (get_handle(dmabuf_fd_out, (CUdeviceptr)(uintptr_t)memory, bytes, CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD,
+                   0))
+        *dmabuf_fd_out = -1;
+    return AFD_OK;
 }
 
 void afd_gpu_use(struct afd_gpu *g, uint32_t stream)

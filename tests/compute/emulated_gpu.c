@@ -133,6 +133,21 @@ enum afd_status afd_gpu_upload(struct afd_gpu *gpu, void *to, uint64_t to_pitch,
     return AFD_OK;
 }
 
+enum afd_status afd_gpu_move(struct afd_gpu *gpu, void *to, const void *from, uint64_t bytes)
+{
+    (void)gpu;
+    memcpy(to, from, bytes);
+    return AFD_OK;
+}
+
+enum afd_status afd_gpu_export(struct afd_gpu *gpu, void *memory, uint64_t bytes, int *dmabuf_fd_out,
+                               struct afd_error *error_out)
+{
+    (void)gpu, (void)memory, (void)bytes;
+    *dmabuf_fd_out = -1;
+    return afd_fail(error_out, AFD_ERR_REFUSED, "an emulated GPU has no adapter beside it");
+}
+
 enum afd_status afd_gpu_copy(struct afd_gpu *gpu, void *to, const void *from, uint64_t bytes)
 {
     append(gpu, (struct item){.to = to, .from = from, .bytes = bytes});
