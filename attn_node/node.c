@@ -374,8 +374,13 @@ static uint32_t poll_device(struct afd_attn_node *n)
         afd_stages_at(&n->stages, slot, afd_pipeline_layer(n->pipeline, slot));
         afd_stages_computed(&n->stages, events[i].busy_ns, n->now);
         if (afd_trace_is_on(n->trace))
-            afd_spans_computed(n->trace, n->pipeline, slot, afd_batch_step_of(n->batch, slot)->rows,
-                               &events[i], count - i);
+            afd_spans_computed(
+                n->trace,
+                (struct afd_trace_event){.slot = (uint8_t)slot,
+                                         .layer = (uint16_t)afd_pipeline_layer(n->pipeline, slot),
+                                         .id = afd_pipeline_step(n->pipeline, slot),
+                                         .rows = afd_batch_step_of(n->batch, slot)->rows},
+                &events[i], count - i);
         if (is_over) end_compute(n, slot, afd_pipeline_layer(n->pipeline, slot));
     }
     return count;

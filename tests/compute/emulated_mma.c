@@ -137,6 +137,14 @@ void afd_group_mma_bf16(struct afd_group_c *c, const void *a, const void *b, uin
     group_product(c, a, b, k, begin, warp, 0);
 }
 
+uint32_t afd_add_pairs(uint32_t a, uint32_t b)
+{
+    uint16_t low = afd_float_to_bf16(afd_bf16_to_float((uint16_t)a) + afd_bf16_to_float((uint16_t)b));
+    uint16_t high =
+        afd_float_to_bf16(afd_bf16_to_float((uint16_t)(a >> 16)) + afd_bf16_to_float((uint16_t)(b >> 16)));
+    return low | (uint32_t)high << 16;
+}
+
 void afd_lane_xor(const float x[AFD_WARP_SLOTS], uint32_t mask, float out[AFD_WARP_SLOTS])
 {
     float from[AFD_WARP_SLOTS];
