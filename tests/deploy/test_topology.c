@@ -166,7 +166,7 @@ static const struct mistake mistakes[] = {
      "transport.group is nccl, which joins CUDA devices; expected p2p"},
     {MODEL "pools: { attn: { device: { type: cuda } }, ffn: { device: { type: cuda } } }\n"
            "transport: { path: shm, memory: gpu }\n",
-     "3:34", "transport.memory is gpu with path: shm, which copies with the CPU; expected host or auto"},
+     "3:33", "transport.memory is gpu with path: shm, which copies with the CPU; expected host or auto"},
     {MODEL "transport: { data: verbs, path: tcp }\n", "2:33",
      "transport.path is tcp with data: verbs, which is RDMA; expected path: rdma or auto, or data: auto"},
     {MODEL "transport: { data: verbs, path: shm }\n", "2:33",
