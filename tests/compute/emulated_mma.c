@@ -9,7 +9,7 @@
 #include "base/half.h"
 #include "compute/cuda/mma.h"
 
-enum { ROWS = 16, COLUMNS = 8, WORDS = 8, WORD = 4, MAX_K = 32 };
+enum { ROWS = 16, COLUMNS = 8, WORDS = 8, WORD = 4, MAX_K = 32, SCORE_COLUMNS = 64 };
 
 /* The lane and register of word `word` of row `row` of an A fragment; B has columns in place of rows. */
 static uint32_t a_word(const struct afd_mma_a *a, uint32_t row, uint32_t word)
@@ -135,6 +135,55 @@ void afd_group_mma_bf16(struct afd_group_c *c, const void *a, const void *b, uin
                         uint32_t warp)
 {
     group_product(c, a, b, k, begin, warp, 0);
+}
+
+/* Column `column` of the product of 16 rows beside those before. */
+static float *side_by_side(struct afd_mma_c *c, uint32_t row, uint32_t column)
+{
+    return c_at(&c[column / COLUMNS], row, column % COLUMNS);
+}
+
+void afd_group_scores_bf16(struct afd_mma_c *c, const void *a, const void *b, uint32_t k, int begin,
+                           uint32_t warp)
+{
+    assert((uintptr_t)a % AFD_TILE_ALIGN == 0 && (uintptr_t)b % AFD_TILE_ALIGN == 0);
+    struct line rows[ROWS], line;
+    for (uint32_t w = 0; w < WORDS; w++)
+        for (uint32_t i = 0; i < ROWS; i++) decode(&rows[i], tile_word(a, 16 * warp + i, k + WORD * w), w, 0);
+    for (uint32_t column = 0; column < SCORE_COLUMNS; column++) {
+        for (uint32_t w = 0; w < WORDS; w++) decode(&line, tile_word(b, column, k + WORD * w), w, 0);
+        for (uint32_t row = 0; row < ROWS; row++) {
+            float *out = side_by_side(c, row, column);
+            *out = line_product(begin ? 0.0f : *out, &rows[row], &line, 0);
+        }
+    }
+}
+
+/* A matrix whose columns lie side by side ("MN-major"): eight of K and 64 columns are 1024 bytes, K in steps
+ * of 128 bytes, swizzled as above; the next eight of K follow, the next 64 columns are at `leading`. */
+static float turned(const void *b, uint32_t leading, uint32_t k, uint32_t column)
+{
+    uint32_t linear = k % 8 * 128 + column % 64 * 2;
+    uint16_t two;
+    memcpy(&two, (const char *)b + column / 64 * leading + k / 8 * 1024 + (linear ^ (linear >> 3 & 0x70)),
+           sizeof two);
+    return afd_bf16_to_float(two);
+}
+
+void afd_group_values_bf16(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b, uint32_t next)
+{
+    assert((uintptr_t)b % AFD_TILE_ALIGN == 0 && next % AFD_TILE_ALIGN == 0);
+    struct line rows[ROWS];
+    for (uint32_t w = 0; w < WORDS; w++)
+        for (uint32_t i = 0; i < ROWS; i++) decode(&rows[i], a_word(a, i, w), w, 0);
+    for (uint32_t column = 0; column < AFD_GROUP_COLUMNS; column++) {
+        struct line y;
+        for (uint32_t k = 0; k < 16; k++) y.x[k] = turned(b, next, k, column);
+        for (uint32_t row = 0; row < ROWS; row++) {
+            float *out = side_by_side(c, row, column);
+            *out = line_product(*out, &rows[row], &y, 0);
+        }
+    }
 }
 
 void afd_lane_xor(const float x[AFD_WARP_SLOTS], uint32_t mask, float out[AFD_WARP_SLOTS])

@@ -23,6 +23,7 @@ struct geometry {
     uint32_t heads, kv_heads, key_dim, sum_dim; /* sum_dim < key_dim: latent */
     enum afd_dtype dtype;
     uint32_t window, block_tokens, tile;
+    int is_team; /* by warpgroups */
 };
 
 /* Sequences in a cache, and the queries of their last rows. */
@@ -181,6 +182,18 @@ static void step_add(const struct scene *s, struct step *step, uint32_t sequence
     }
 }
 
+/* The tile that is asked for: of less shared memory than there is. */
+static struct afd_flash_choice choice_of(const struct scene *s, const struct geometry *g)
+{
+    uint32_t bytes = g->is_team ? afd_gpu_shared_bytes(s->gpu)
+                                : afd_flash_layout_of(&s->kv, g->sum_dim, g->tile).bytes;
+    struct afd_flash_choice c = afd_flash_choose(&s->kv, g->sum_dim, bytes, g->is_team);
+    assert_true(bytes <= afd_gpu_shared_bytes(s->gpu) && c.shared_bytes <= bytes);
+    assert_int_equal(c.tile, g->is_team ? AFD_FLASH_MAX_TILE : g->tile);
+    assert_int_equal(c.kernel >= AFD_FLASH_flash_team_128, g->is_team);
+    return c;
+}
+
 static void step_run(struct scene *s, struct step *step, uint32_t split)
 {
     const struct geometry *g = &s->g;
@@ -217,10 +230,10 @@ static void step_run(struct scene *s, struct step *step, uint32_t split)
                                   .tile = g->tile,
                                   .scale = scale_of(g)};
     args.kv.blocks = s->tables, args.kv.block_begin = step->block_begin, args.kv.positions = step->position;
-    uint32_t bytes = afd_flash_layout_of(&args.kv, g->sum_dim, g->tile).bytes;
-    assert_true(bytes <= afd_gpu_shared_bytes(s->gpu));
+    struct afd_flash_choice choice = choice_of(s, g);
+    args.tile = choice.tile;
     /* More blocks than there are items: a captured graph has a fixed number. */
-    afd_gpu_flash(s->gpu, afd_flash_kernel_of(g->sum_dim), (count + 3) * g->kv_heads, bytes, &args);
+    afd_gpu_flash(s->gpu, choice.kernel, (count + 3) * g->kv_heads, choice.shared_bytes, &args);
     struct afd_args_flash_join join = {step->position, partial,    stats,     step->o, step->o_pitch,
                                        g->heads,       g->sum_dim, g->window, split,   step->rows};
     afd_gpu_launch(s->gpu, AFD_KERNEL_flash_join, step->rows * g->heads, 1, &join);
