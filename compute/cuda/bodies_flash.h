@@ -266,7 +266,8 @@ AFD_DEVICE void afd_flash_quad(float x[AFD_WARP_SLOTS], int is_sum)
     }
 }
 
-AFD_DEVICE void afd_flash_limits(const struct afd_flash_block *b, uint32_t warp, struct afd_flash_queries *own)
+AFD_DEVICE void afd_flash_limits(const struct afd_flash_block *b, uint32_t warp,
+                                 struct afd_flash_queries *own)
 {
     AFD_EACH_LANE(lane, s)
     AFD_UNROLL for (uint32_t i = 0; i < 2; i++)
@@ -412,7 +413,8 @@ AFD_DEVICE void afd_flash_join_sums(const struct afd_flash_block *b, uint32_t wa
 /* A row that this part is all of: O / sum. Else O, maximum and sum, where flash_join finds them. Warps 0 .. 3
  * have the first `half` channels, the others those behind. */
 AFD_DEVICE void afd_flash_store(const struct afd_flash_block *b, uint32_t half, uint32_t warp,
-                                const struct afd_flash_queries *own, const struct afd_mma_c *o, uint32_t tiles)
+                                const struct afd_flash_queries *own, const struct afd_mma_c *o,
+                                uint32_t tiles)
 {
     const struct afd_args_flash *a = b->a;
     AFD_EACH_LANE(lane, s)

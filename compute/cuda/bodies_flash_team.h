@@ -1,5 +1,5 @@
-/* bodies_flash_team.h: the kernels of flash.h by two teams of a warpgroup each, and its products (mma.h). What
- * the teams do in a phase, and which stage they read and fill, is drawn there. */
+/* bodies_flash_team.h: the kernels of flash.h by two teams of a warpgroup each, and its products (mma.h).
+ * What the teams do in a phase, and which stage they read and fill, is drawn there. */
 #ifndef AFD_COMPUTE_CUDA_BODIES_FLASH_TEAM_H
 #define AFD_COMPUTE_CUDA_BODIES_FLASH_TEAM_H
 
@@ -35,7 +35,7 @@ AFD_DEVICE unsigned char *afd_flash_team_stage(const struct afd_flash_team_block
 
 /* Where a lane's raw chunk of a stage's row r is. */
 AFD_DEVICE unsigned char *afd_flash_team_raw(const struct afd_flash_team_block *t, uint32_t index, uint32_t r,
-                                       uint32_t chunk)
+                                             uint32_t chunk)
 {
     return t->b.shared + t->l.raw + index % 2 * t->l.raw_bytes + (r * t->l.chunks + chunk) * 16;
 }
@@ -47,8 +47,8 @@ AFD_DEVICE unsigned char *afd_flash_team_panel_at(unsigned char *panels, uint32_
 }
 
 /* Whether a stage has row r of K, or of V; its token. K is of tile `index`, V of the one before. */
-AFD_DEVICE int afd_flash_team_has(const struct afd_flash_team_block *t, uint32_t index, uint32_t r, uint32_t is_value,
-                            uint32_t *token_out)
+AFD_DEVICE int afd_flash_team_has(const struct afd_flash_team_block *t, uint32_t index, uint32_t r,
+                                  uint32_t is_value, uint32_t *token_out)
 {
     if (is_value ? index == 0 : index >= t->b.tiles) return 0;
     *token_out = t->b.first + (index - is_value) * AFD_FLASH_MAX_TILE + r;
@@ -58,7 +58,7 @@ AFD_DEVICE int afd_flash_team_has(const struct afd_flash_team_block *t, uint32_t
 /* Begins to copy stage `index`, bf16 to its place, fp8 to the raw rows. What is outside of the part becomes
  * zero. */
 AFD_DEVICE void afd_flash_team_copy(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp,
-                              struct afd_async *async)
+                                    struct afd_async *async)
 {
     const struct afd_gpu_kv *kv = &t->b.a->kv;
     const struct afd_flash_team_layout *l = &t->l;
@@ -87,8 +87,8 @@ AFD_DEVICE void afd_flash_team_copy(const struct afd_flash_team_block *t, uint32
     afd_async_commit(async);
 }
 
-/* The raw rows of stage `index` to their place in bf16: what a lane has copied, it widens. Eight lanes' stores
- * are 128 bytes of other banks: those of an odd panel have the upper half first. */
+/* The raw rows of stage `index` to their place in bf16: what a lane has copied, it widens. Eight lanes'
+ * stores are 128 bytes of other banks: those of an odd panel have the upper half first. */
 AFD_DEVICE void afd_flash_team_widen(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp)
 {
     const struct afd_flash_team_layout *l = &t->l;
@@ -103,18 +103,20 @@ AFD_DEVICE void afd_flash_team_widen(const struct afd_flash_team_block *t, uint3
                 if (c0 + lane >= l->chunks) continue;
                 afd_flash_widen_chunk(afd_flash_team_raw(t, index, r, c0 + lane), out);
                 *(struct afd_flash_16 *)afd_flash_team_panel_at(to, r, 2 * c + odd) = odd ? out[1] : out[0];
-                *(struct afd_flash_16 *)afd_flash_team_panel_at(to, r, 2 * c + 1 - odd) = odd ? out[0] : out[1];
+                *(struct afd_flash_16 *)afd_flash_team_panel_at(to, r, 2 * c + 1 - odd) =
+                    odd ? out[0] : out[1];
             }
 }
 
 /* The channels that fill K up: nothing writes them later. */
-AFD_DEVICE void afd_flash_team_clear(const struct afd_flash_team_block *t, uint32_t warp)
+AFD_DEVICE void afd_flash_team_clear(const struct afd_flash_team_block *t, uint32_t warp, uint32_t tiles)
 {
-    for (uint32_t r = warp; r < AFD_FLASH_MAX_TILE; r += AFD_FLASH_WARPS) AFD_EACH_LANE(lane, s)
+    for (uint32_t r = warp; r < 2 * AFD_FLASH_MAX_TILE; r += AFD_FLASH_WARPS) AFD_EACH_LANE(lane, s)
         {
-            uint32_t chunk = t->b.a->kv.key_dim / 8 + lane / 2;
-            if (chunk < 2 * t->l.key_steps)
-                *(struct afd_flash_16 *)afd_flash_team_panel_at(afd_flash_team_stage(t, lane % 2), r, chunk) =
+            uint32_t chunk = t->b.a->kv.key_dim / 8 + lane;
+            unsigned char *to = afd_flash_team_stage(t, r / AFD_FLASH_MAX_TILE);
+            if (chunk < tiles)
+                *(struct afd_flash_16 *)afd_flash_team_panel_at(to, r % AFD_FLASH_MAX_TILE, chunk) =
                     (struct afd_flash_16){{0, 0, 0, 0}};
         }
 }
@@ -123,11 +125,13 @@ AFD_DEVICE void afd_flash_team_clear(const struct afd_flash_team_block *t, uint3
 
 /* Begins S of the team's queries and tile `index`. */
 AFD_DEVICE void afd_flash_team_scores(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp,
-                                struct afd_flash_team_warp *own)
+                                      struct afd_flash_team_warp *own, uint32_t tiles)
 {
     const unsigned char *k = afd_flash_team_stage(t, index);
-    afd_group_fence_8(own->s);
-    for (uint32_t step = 0; step < t->l.key_steps; step++) {
+    afd_group_settle_8(own->s);
+    afd_group_begin();
+    AFD_UNROLL for (uint32_t step = 0; step < tiles / 2; step++)
+    {
         uint32_t panel = step / 4 * AFD_FLASH_PANEL;
         afd_group_scores_bf16(own->s, t->b.shared + panel, k + panel, step % 4 * 32, step == 0, warp % 4);
     }
@@ -135,8 +139,8 @@ AFD_DEVICE void afd_flash_team_scores(const struct afd_flash_team_block *t, uint
 }
 
 /* The terms of the scores of tile `index`; O and the sum are brought to the new maximum. */
-AFD_DEVICE void afd_flash_team_terms(const struct afd_flash_team_block *t, uint32_t index, struct afd_flash_team_warp *own,
-                               struct afd_mma_c *o, uint32_t tiles)
+AFD_DEVICE void afd_flash_team_terms(const struct afd_flash_team_block *t, uint32_t index,
+                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
 {
     float most[2][AFD_WARP_SLOTS];
     afd_flash_see(&t->b, &own->rows, t->b.first + index * AFD_FLASH_MAX_TILE, AFD_FLASH_MAX_TILE, own->s,
@@ -159,16 +163,17 @@ AFD_DEVICE void afd_flash_team_terms(const struct afd_flash_team_block *t, uint3
 }
 
 /* Begins O += P V of tile `index`, whose V is in the stage behind its K's. */
-AFD_DEVICE void afd_flash_team_sums(const struct afd_flash_team_block *t, uint32_t index, struct afd_flash_team_warp *own,
-                              struct afd_mma_c *o, uint32_t tiles)
+AFD_DEVICE void afd_flash_team_sums(const struct afd_flash_team_block *t, uint32_t index,
+                                    struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
 {
     const unsigned char *v = afd_flash_team_stage(t, index + 1) + t->l.value;
-    AFD_UNROLL for (uint32_t i = 0; i < tiles; i += 16) afd_group_fence_16(o + i);
-    AFD_UNROLL for (uint32_t step = 0; step < AFD_FLASH_TEAM_STEPS; step++)
-        AFD_UNROLL for (uint32_t i = 0; i < tiles; i += 16)
-            afd_group_values_bf16(o + i, &own->p[step],
-                                  v + i / 8 * AFD_FLASH_PANEL + step * 16 * AFD_TILE_ROW_BYTES,
-                                  AFD_FLASH_PANEL);
+    AFD_UNROLL for (uint32_t i = 0; i < tiles; i += 16) afd_group_settle_16(o + i);
+    AFD_UNROLL for (uint32_t step = 0; step < AFD_FLASH_TEAM_STEPS; step++) afd_group_settle_a(&own->p[step]);
+    afd_group_begin();
+    AFD_UNROLL for (uint32_t step = 0; step < AFD_FLASH_TEAM_STEPS;
+                    step++) AFD_UNROLL for (uint32_t i = 0; i < tiles; i += 16)
+        afd_group_values_bf16(o + i, &own->p[step],
+                              v + i / 8 * AFD_FLASH_PANEL + step * 16 * AFD_TILE_ROW_BYTES, AFD_FLASH_PANEL);
     afd_group_commit();
 }
 
@@ -176,7 +181,7 @@ AFD_DEVICE void afd_flash_team_sums(const struct afd_flash_team_block *t, uint32
 
 /* Beside the products of phase `index`: widens the stage that the next phase reads. */
 AFD_DEVICE void afd_flash_team_beside(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp,
-                                struct afd_flash_team_warp *own)
+                                      struct afd_flash_team_warp *own)
 {
     if (!t->l.is_fp8) return;
     AFD_ASYNC_WAIT(&own->async, 1);
@@ -184,13 +189,13 @@ AFD_DEVICE void afd_flash_team_beside(const struct afd_flash_team_block *t, uint
     afd_flash_team_copy(t, index + 3, warp, &own->async);
 }
 
-AFD_DEVICE void afd_flash_team_begin(const struct afd_flash_team_block *t, uint32_t warp, struct afd_flash_team_warp *own,
-                               struct afd_mma_c *o, uint32_t tiles)
+AFD_DEVICE void afd_flash_team_begin(const struct afd_flash_team_block *t, uint32_t warp,
+                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
 {
     afd_flash_team_copy(t, 0, warp, &own->async);
     if (t->l.is_fp8) afd_flash_team_copy(t, 1, warp, &own->async);
-    afd_flash_load_queries(&t->b, t->l.key_steps, 0, warp);
-    afd_flash_team_clear(t, warp);
+    afd_flash_load_queries(&t->b, tiles / 2, 0, warp);
+    afd_flash_team_clear(t, warp, tiles);
     afd_flash_limits(&t->b, warp, &own->rows);
     AFD_EACH_SLOT(s)
     AFD_UNROLL for (uint32_t i = 0; i < 4 * tiles; i++) o[i / 4].r[s][i % 4] = 0.0f;
@@ -206,20 +211,22 @@ AFD_DEVICE void afd_flash_team_begin(const struct afd_flash_team_block *t, uint3
 
 /* Phase `index`, 0 .. tiles: a team's scores of tile `index`, the other's sums of the tile before. */
 AFD_DEVICE void afd_flash_team_phase(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp,
-                               struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
+                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
 {
     if (!t->l.is_fp8) afd_flash_team_copy(t, index + 1, warp, &own->async);
     if (warp / 4 == afd_flash_team_of(t, index)) {
-        if (index < t->b.tiles) afd_flash_team_scores(t, index, warp, own);
-        afd_flash_team_beside(t, index, warp, own);
-        afd_group_wait_8(own->s);
-    } else {
-        if (index) {
-            afd_flash_team_terms(t, index - 1, own, o, tiles);
-            afd_flash_team_sums(t, index - 1, own, o, tiles);
+        if (index < t->b.tiles) {
+            afd_flash_team_scores(t, index, warp, own, tiles);
+            afd_flash_team_beside(t, index, warp, own);
+            afd_group_wait_8(own->s);
         }
+    } else if (index) {
+        afd_flash_team_terms(t, index - 1, own, o, tiles);
+        afd_flash_team_sums(t, index - 1, own, o, tiles);
         afd_flash_team_beside(t, index, warp, own);
         AFD_UNROLL for (uint32_t i = 0; i < tiles; i += 16) afd_group_wait_16(o + i);
+    } else {
+        afd_flash_team_beside(t, index, warp, own);
     }
     if (!t->l.is_fp8) AFD_ASYNC_WAIT(&own->async, 0);
     afd_tile_publish();
@@ -233,7 +240,8 @@ AFD_DEVICE float *afd_flash_team_maxima(const struct afd_flash_team_block *t, ui
 }
 
 /* The team's maxima to shared memory. */
-AFD_DEVICE void afd_flash_team_tell(const struct afd_flash_team_block *t, uint32_t warp, const struct afd_flash_team_warp *own)
+AFD_DEVICE void afd_flash_team_tell(const struct afd_flash_team_block *t, uint32_t warp,
+                                    const struct afd_flash_team_warp *own)
 {
     AFD_EACH_LANE(lane, s)
     AFD_UNROLL for (uint32_t r = 0; r < 2; r++) if (lane % 4 == 0)
@@ -241,14 +249,14 @@ AFD_DEVICE void afd_flash_team_tell(const struct afd_flash_team_block *t, uint32
 }
 
 /* Where the stages were: what a lane of a warp of the other team gets of 8 channels. */
-AFD_DEVICE struct afd_flash_16 *afd_flash_team_given(const struct afd_flash_team_block *t, uint32_t warp, uint32_t i,
-                                               uint32_t tiles, uint32_t lane)
+AFD_DEVICE struct afd_flash_16 *afd_flash_team_given(const struct afd_flash_team_block *t, uint32_t warp,
+                                                     uint32_t i, uint32_t tiles, uint32_t lane)
 {
     return (struct afd_flash_16 *)(t->b.shared + t->l.stage) + (warp * tiles / 2 + i) * 32 + lane;
 }
 
-AFD_DEVICE void afd_flash_team_give(const struct afd_flash_team_block *t, uint32_t warp, const struct afd_mma_c *half,
-                              uint32_t tiles)
+AFD_DEVICE void afd_flash_team_give(const struct afd_flash_team_block *t, uint32_t warp,
+                                    const struct afd_mma_c *half, uint32_t tiles)
 {
     AFD_EACH_LANE(lane, s)
     AFD_UNROLL for (uint32_t i = 0; i < tiles / 2; i++)
@@ -260,8 +268,8 @@ AFD_DEVICE void afd_flash_team_give(const struct afd_flash_team_block *t, uint32
 }
 
 /* Sums and O of the team to the maximum of both; sums, and the half of O that the other stores, to it. */
-AFD_DEVICE void afd_flash_team_join(const struct afd_flash_team_block *t, uint32_t warp, struct afd_flash_team_warp *own,
-                              struct afd_mma_c *o, uint32_t tiles)
+AFD_DEVICE void afd_flash_team_join(const struct afd_flash_team_block *t, uint32_t warp,
+                                    struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
 {
     AFD_EACH_LANE(lane, s)
     AFD_UNROLL for (uint32_t r = 0; r < 2; r++)
@@ -280,8 +288,8 @@ AFD_DEVICE void afd_flash_team_join(const struct afd_flash_team_block *t, uint32
         afd_flash_team_give(t, warp, o, tiles);
 }
 
-AFD_DEVICE void afd_flash_team_store(const struct afd_flash_team_block *t, uint32_t warp, struct afd_flash_team_warp *own,
-                               struct afd_mma_c *half, uint32_t tiles)
+AFD_DEVICE void afd_flash_team_store(const struct afd_flash_team_block *t, uint32_t warp,
+                                     struct afd_flash_team_warp *own, struct afd_mma_c *half, uint32_t tiles)
 {
     AFD_EACH_LANE(lane, s)
     AFD_UNROLL for (uint32_t i = 0; i < tiles / 2; i++)
@@ -295,7 +303,8 @@ AFD_DEVICE void afd_flash_team_store(const struct afd_flash_team_block *t, uint3
 
 /* `own` and `o` [AFD_FLASH_HELD][tiles] are the warps'. */
 AFD_DEVICE void afd_flash_team_run(const struct afd_args_flash *a, uint32_t block, unsigned char *shared,
-                             int backwards, struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
+                                   int backwards, struct afd_flash_team_warp *own, struct afd_mma_c *o,
+                                   uint32_t tiles)
 {
     struct afd_flash_team_block t;
     (void)backwards;
@@ -304,9 +313,8 @@ AFD_DEVICE void afd_flash_team_run(const struct afd_args_flash *a, uint32_t bloc
     t.b.stats = (float *)(shared + t.l.stats);
     AFD_EACH_WARP(warp, backwards)
     afd_flash_team_begin(&t, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles);
-    for (uint32_t index = 0; index <= t.b.tiles; index++)
-        AFD_EACH_WARP(warp, backwards)
-        afd_flash_team_phase(&t, index, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles);
+    for (uint32_t index = 0; index <= t.b.tiles; index++) AFD_EACH_WARP(warp, backwards)
+    afd_flash_team_phase(&t, index, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles);
     AFD_EACH_WARP(warp, backwards) afd_flash_team_tell(&t, warp, &own[AFD_HELD(warp)]);
     AFD_EACH_WARP(warp, backwards)
     afd_flash_team_join(&t, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles);

@@ -12,7 +12,7 @@ uint32_t afd_flash_tile(const struct afd_gpu_kv *kv, uint32_t sum_dim, uint32_t 
 
 static int fits_teams(const struct afd_gpu_kv *kv, uint32_t sum_dim, uint32_t shared_bytes)
 {
-    if (kv->latent || sum_dim > 256 || sum_dim > kv->key_dim) return 0;
+    if (kv->latent || kv->key_dim > 256 || sum_dim > kv->key_dim) return 0;
     return afd_flash_team_layout_of(kv, sum_dim).bytes <= shared_bytes;
 }
 
@@ -22,7 +22,7 @@ struct afd_flash_choice afd_flash_choose(const struct afd_gpu_kv *kv, uint32_t s
     struct afd_flash_choice c = {AFD_FLASH_flash_512, afd_flash_tile(kv, sum_dim, shared_bytes), 0};
     if (!c.tile) return c;
     if (has_groups && fits_teams(kv, sum_dim, shared_bytes)) {
-        c.kernel = sum_dim <= 128 ? AFD_FLASH_flash_team_128 : AFD_FLASH_flash_team_256;
+        c.kernel = kv->key_dim <= 128 ? AFD_FLASH_flash_team_128 : AFD_FLASH_flash_team_256;
         c.tile = AFD_FLASH_MAX_TILE;
         c.shared_bytes = afd_flash_team_layout_of(kv, sum_dim).bytes;
         return c;

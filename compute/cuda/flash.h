@@ -19,8 +19,8 @@
  * So it is with `mma.sync`. On GPUs with warpgroups' products (sm_90a) the same block is two teams of 4 warps
  * that take tiles of 64 tokens in turn, by the tile's absolute number, with sums of their own, and are half a
  * turn apart: one multiplies Q K of tile n while the other has the terms and P V of tile n - 1. P stays in
- * registers; Q, K and V are tiles of mma.h ("panels" of 64 rows and 64 channels), so that a product reads them
- * once for all four warps. A stage of shared memory is what a phase reads:
+ * registers; Q, K and V are tiles of mma.h ("panels" of 64 rows and 64 channels), so that a product reads
+ * them once for all four warps. A stage of shared memory is what a phase reads:
  *
  *     phase      0         1         2         3                               tiles
  *     reads      K 0       K 1, V 0  K 2, V 1  K 3, V 2   ..                   V tiles - 1
@@ -45,8 +45,7 @@ enum {
     AFD_FLASH_MAX_PARTS = 16, /* of a sequence */
     AFD_FLASH_MIN_SPLIT = 1024,
     AFD_FLASH_MAX_SUM_DIM = 512,
-    AFD_FLASH_MAX_SHAPES = 4, /* kinds of layers with lists of their own */
-    AFD_FLASH_PANEL_CHANNELS = 64,
+    AFD_FLASH_MAX_SHAPES = 4,   /* kinds of layers with lists of their own */
     AFD_FLASH_PANEL = 64 * 128, /* bytes */
 };
 
@@ -56,7 +55,7 @@ enum {
     X(flash_256, 16)                                                                                         \
     X(flash_512, 32)
 
-/* name, tiles of 8 value channels a warp holds: all channels of its team's tokens */
+/* name, tiles of 8 channels, of K and of V: a warp holds all of V, of its team's tokens */
 #define AFD_FLASH_TEAM_KERNELS(X)                                                                            \
     X(flash_team_128, 16)                                                                                    \
     X(flash_team_256, 32)
@@ -92,7 +91,7 @@ struct afd_args_flash {
  * rows of a matrix lie in different banks. */
 struct afd_flash_layout {
     uint32_t tile, raw, p, stats; /* offsets; Q at 0 */
-    uint32_t next, value;            /* from a tile to the other, 0 with fp8; from a tile's K to its V */
+    uint32_t next, value;         /* from a tile to the other, 0 with fp8; from a tile's K to its V */
     uint32_t pitch, value_pitch, p_pitch, raw_pitch, bytes;
     uint32_t key_steps;  /* of 16 channels */
     uint32_t half;       /* value channels of a warp, a multiple of 16 */
@@ -132,25 +131,28 @@ AFD_INLINE struct afd_flash_layout afd_flash_layout_of(const struct afd_gpu_kv *
  * maxima and sums [2][64] of each. */
 struct afd_flash_team_layout {
     uint32_t stage, stage_bytes, value, raw, raw_bytes, stats, bytes;
-    uint32_t key_steps;          /* of 16 channels */
     uint32_t key_chunks, chunks; /* 16 bytes each as stored: of K, then of K and V */
     int is_fp8;
 };
+
+/* Of K, and of V: what the kernel's products read. */
+AFD_INLINE uint32_t afd_flash_team_panels(uint32_t key_dim)
+{
+    return key_dim <= 128 ? 2 : 4;
+}
 
 AFD_INLINE struct afd_flash_team_layout afd_flash_team_layout_of(const struct afd_gpu_kv *kv,
                                                                  uint32_t sum_dim)
 {
     struct afd_flash_team_layout l;
-    uint32_t panels = (kv->key_dim + AFD_FLASH_PANEL_CHANNELS - 1) / AFD_FLASH_PANEL_CHANNELS;
-    uint32_t sum_panels = sum_dim <= 128 ? 2 : 4; /* what a product reads, whether it is kept or not */
+    uint32_t panels = afd_flash_team_panels(kv->key_dim);
     l.is_fp8 = kv->dtype == AFD_FP8;
     uint32_t each = l.is_fp8 ? 16 : 8;
-    l.key_steps = (kv->key_dim + 15) / 16;
     l.key_chunks = kv->key_dim / each;
     l.chunks = l.key_chunks + (sum_dim + each - 1) / each;
     l.value = panels * AFD_FLASH_PANEL;
     l.stage = l.value;
-    l.stage_bytes = (panels + sum_panels) * AFD_FLASH_PANEL;
+    l.stage_bytes = 2 * panels * AFD_FLASH_PANEL;
     l.raw = l.stage + 2 * l.stage_bytes;
     l.raw_bytes = l.is_fp8 ? AFD_FLASH_MAX_TILE * l.chunks * 16 : 0;
     l.stats = l.raw + 2 * l.raw_bytes;

@@ -14,7 +14,7 @@ enum { POLLS_A_LOOK = 4096 }; /* between two questions whether the GPU has faile
 struct afd_gpu {
     int index;
     char name[300];
-    int shared_bytes;                              /* that one block may take */
+    int shared_bytes; /* that one block may take */
     int has_groups;
     cudaStream_t streams[AFD_GPU_STREAMS], stream; /* stream: what is put now goes there */
     _Atomic uint64_t *flags;                       /* [streams], pinned; the GPU writes them */

@@ -1,4 +1,5 @@
-/* kernels_flash.cu: the bodies of bodies_flash.h and bodies_flash_team.h on the GPU. Compiled as kernels.cu. */
+/* kernels_flash.cu: the bodies of bodies_flash.h and bodies_flash_team.h on the GPU. Compiled as kernels.cu.
+ */
 #define _Static_assert static_assert
 #include "compute/cuda/bodies_flash_team.h"
 #include "compute/cuda/launch.h"
@@ -7,7 +8,7 @@
     static __global__ void __launch_bounds__(32 * AFD_FLASH_WARPS, (tiles) == 8 ? 2 : 1)                     \
         afd_kernel_##name(const __grid_constant__ struct afd_args_flash args)                                \
     {                                                                                                        \
-        extern __shared__ __align__(AFD_TILE_ALIGN) unsigned char shared[];                                              \
+        extern __shared__ __align__(AFD_TILE_ALIGN) unsigned char shared[];                                  \
         struct afd_flash_warp own[AFD_FLASH_HELD];                                                           \
         struct afd_mma_c o[tiles];                                                                           \
         afd_flash_run(&args, blockIdx.x, shared, 0, own, o, tiles);                                          \
@@ -26,7 +27,8 @@ AFD_FLASH_KERNELS(X)
 #define AFD_FLASH_TEAMS(tiles) __trap();
 #else
 #define AFD_FLASH_TEAMS(tiles)                                                                               \
-    extern __shared__ __align__(AFD_TILE_ALIGN) unsigned char shared[];                                      \
+    extern __shared__ __align__(AFD_TILE_ALIGN)                                                              \
+    unsigned char shared[];                                                                                  \
     struct afd_flash_team_warp own[AFD_FLASH_HELD];                                                          \
     struct afd_mma_c o[tiles];                                                                               \
     afd_flash_team_run(&args, blockIdx.x, shared, 0, own, o, tiles);

@@ -129,16 +129,21 @@ AFD_DEVICE void afd_tile_publish(void) {}
 void afd_group_scores_bf16(struct afd_mma_c *c, const void *a, const void *b, uint32_t k, int begin,
                            uint32_t warp);
 void afd_group_values_bf16(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b, uint32_t next);
-/* Around them as fence and done below, of c [8] and c [16]; between commit and wait something else may be
- * done, but to c, a and b. */
-AFD_DEVICE void afd_group_fence_8(struct afd_mma_c *c)
+/* Around them: what they take in registers is settled (c [8], c [16], a), then begin, products, commit, and
+ * wait for each c. Between commit and wait something else may be done, but to c, a and b. */
+AFD_DEVICE void afd_group_settle_8(struct afd_mma_c *c)
 {
     (void)c;
 }
-AFD_DEVICE void afd_group_fence_16(struct afd_mma_c *c)
+AFD_DEVICE void afd_group_settle_16(struct afd_mma_c *c)
 {
     (void)c;
 }
+AFD_DEVICE void afd_group_settle_a(struct afd_mma_a *a)
+{
+    (void)a;
+}
+AFD_DEVICE void afd_group_begin(void) {}
 AFD_DEVICE void afd_group_commit(void) {}
 AFD_DEVICE void afd_group_wait_8(struct afd_mma_c *c)
 {

@@ -76,8 +76,8 @@ AFD_DEVICE uint64_t afd_ptx_tile(const void *tile, uint32_t k)
                      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define AFD_PTX_GROUP_MMA(shape, type, last)                                                                 \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                                \
-                 "wgmma.mma_async.sync.aligned." shape ".f32." type "." type                                 \
-                 " {" AFD_PTX_NAMES_64 "}, %64, %65, p, 1, 1" last ";\n}"                                    \
+                 "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" AFD_PTX_NAMES_64           \
+                 "}, %64, %65, p, 1, 1" last ";\n}"                                                          \
                  : AFD_PTX_64(c->r[0])                                                                       \
                  : "l"(afd_ptx_tile(a, k)), "l"(afd_ptx_tile(b, k)), "r"(begin ? 0 : 1)                      \
                  : "memory")
@@ -140,14 +140,25 @@ AFD_DEVICE void afd_group_values_bf16(struct afd_mma_c *c, const struct afd_mma_
                  : "memory");
 }
 
-AFD_DEVICE void afd_group_fence_8(struct afd_mma_c *c)
+/* The compiler must not move what it does with these over here. */
+AFD_DEVICE void afd_group_settle_8(struct afd_mma_c *c)
 {
-    asm volatile("wgmma.fence.sync.aligned;" : AFD_PTX_C8(c) : : "memory");
+    asm volatile("" : AFD_PTX_C8(c) : : "memory");
 }
 
-AFD_DEVICE void afd_group_fence_16(struct afd_mma_c *c)
+AFD_DEVICE void afd_group_settle_16(struct afd_mma_c *c)
 {
-    asm volatile("wgmma.fence.sync.aligned;" : AFD_PTX_C16(c) : : "memory");
+    asm volatile("" : AFD_PTX_C16(c) : : "memory");
+}
+
+AFD_DEVICE void afd_group_settle_a(struct afd_mma_a *a)
+{
+    asm volatile("" : "+r"(a->r[0][0]), "+r"(a->r[0][1]), "+r"(a->r[0][2]), "+r"(a->r[0][3]) : : "memory");
+}
+
+AFD_DEVICE void afd_group_begin(void)
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
 AFD_DEVICE void afd_group_commit(void)

@@ -206,8 +206,8 @@ int afd_gpu_has_groups(const struct afd_gpu *gpu)
                      const struct afd_args_flash *args)                                                      \
     {                                                                                                        \
         size_t o_bytes = AFD_FLASH_WARPS * tiles * sizeof(struct afd_mma_c);                                 \
-        unsigned char *shared =                                                                              \
-            aligned_alloc(AFD_TILE_ALIGN, (shared_bytes + AFD_TILE_ALIGN - 1) / AFD_TILE_ALIGN * AFD_TILE_ALIGN); \
+        unsigned char *shared = aligned_alloc(AFD_TILE_ALIGN, (shared_bytes + AFD_TILE_ALIGN - 1) /          \
+                                                                  AFD_TILE_ALIGN * AFD_TILE_ALIGN);          \
         struct type *own = malloc(AFD_FLASH_WARPS * sizeof *own);                                            \
         struct afd_mma_c *o = malloc(o_bytes);                                                               \
         struct afd_async_copy *copies = malloc(AFD_FLASH_WARPS * MAX_COPIES * sizeof *copies);               \
@@ -233,8 +233,8 @@ static void run_flash(enum afd_flash_kernel kernel, uint32_t blocks, uint32_t sh
         AFD_FLASH_KERNELS(X) AFD_FLASH_TEAM_KERNELS(X)
 #undef X
     };
-    (kernel < AFD_FLASH_flash_team_128 ? run_flash_warps : run_flash_teams)(tiles[kernel], blocks, shared_bytes,
-                                                                            args);
+    (kernel < AFD_FLASH_flash_team_128 ? run_flash_warps : run_flash_teams)(tiles[kernel], blocks,
+                                                                            shared_bytes, args);
 }
 
 static void run_list(const struct afd_launches *list)

@@ -33,6 +33,14 @@ static void put(const struct tiles *t, uint8_t *tile, uint32_t row, uint32_t k, 
         memcpy(to, &half, sizeof half);
 }
 
+/* Of `a`, in bf16. */
+static float element(const struct tiles *t, uint32_t row, uint32_t k)
+{
+    uint16_t half;
+    memcpy(&half, t->a + afd_tile_offset(row, k / 8) + k % 8 * 2, sizeof half);
+    return afd_bf16_to_float(half);
+}
+
 /* Small integers: exact in both types. */
 static struct tiles *make(int is_fp8, uint64_t seed)
 {
@@ -113,6 +121,58 @@ static void products_are_the_plain_ones(void **state)
     }
 }
 
+/* Scores: 64 of the 128 columns. */
+static void score_products(const struct tiles *t)
+{
+    for (uint32_t warp = 0; warp < 4; warp++) {
+        struct afd_mma_c c[8];
+        memset(c, 0xff, sizeof c);
+        for (uint32_t k = 0; k < AFD_TILE_ROW_BYTES; k += 32)
+            afd_group_scores_bf16(c, t->a, t->b, k, k == 0, warp);
+        AFD_EACH_LANE(lane, s)
+        for (uint32_t i = 0; i < 32; i++)
+            assert_true(c[i / 4].r[s][i % 4] ==
+                        t->want[16 * warp + lane / 4 + i % 4 / 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2]);
+    }
+}
+
+/* A row of `b` is of K here: 64 columns, the next 64 in the tile behind. */
+static void value_products(struct tiles *t)
+{
+    enum { DEPTH = 64, NEXT = DEPTH * AFD_TILE_ROW_BYTES };
+    float b[DEPTH][B_ROWS];
+    for (uint32_t k = 0; k < DEPTH; k++)
+        for (uint32_t c = 0; c < B_ROWS; c++)
+            put(t, t->b + c / 64 * NEXT, k, c % 64, b[k][c] = (float)(afd_random(9, k, c) % 15) - 7.0f);
+    for (uint32_t warp = 0; warp < 4; warp++) {
+        struct afd_mma_c c[16] = {0};
+        for (uint32_t k = 0; k < DEPTH; k += 16) {
+            const void *address[AFD_WARP_SLOTS];
+            struct afd_mma_a rows;
+            AFD_EACH_LANE(lane, s)
+            address[s] = t->a + afd_tile_offset(16 * warp + lane % 16, k / 8 + lane / 16);
+            afd_load_matrices(rows.r, address);
+            afd_group_values_bf16(c, &rows, t->b + k * AFD_TILE_ROW_BYTES, NEXT);
+        }
+        AFD_EACH_LANE(lane, s)
+        for (uint32_t i = 0; i < 64; i++) {
+            uint32_t row = 16 * warp + lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+            float want = 0;
+            for (uint32_t k = 0; k < DEPTH; k++) want += element(t, row, k) * b[k][column];
+            assert_true(c[i / 4].r[s][i % 4] == want);
+        }
+    }
+}
+
+static void products_of_attention(void **state)
+{
+    (void)state;
+    struct tiles *t = make(0, 11);
+    score_products(t);
+    value_products(t);
+    free(t);
+}
+
 /* Sixteen bits wide: what attention reads V with. */
 static void transposed_loads_turn_each_matrix(void **state)
 {
@@ -163,6 +223,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_are_the_plain_ones),
+        cmocka_unit_test(products_of_attention),
         cmocka_unit_test(transposed_loads_turn_each_matrix),
         cmocka_unit_test(a_copy_is_there_when_it_was_waited_for),
         cmocka_unit_test(lanes_see_each_other),
