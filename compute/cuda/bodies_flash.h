@@ -4,6 +4,7 @@
 #ifndef AFD_COMPUTE_CUDA_BODIES_FLASH_H
 #define AFD_COMPUTE_CUDA_BODIES_FLASH_H
 
+#include "base/half.h"
 #include "compute/cuda/bodies_attn.h"
 #include "compute/cuda/flash.h"
 #include "compute/cuda/mma.h"
@@ -68,6 +69,13 @@ AFD_DEVICE uint32_t afd_flash_bf16x2(float low, float high)
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
+
+AFD_DEVICE uint32_t afd_flash_f16x2(float low, float high)
+{
+    uint32_t y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
 #else
 AFD_DEVICE float afd_flash_exp2(float x)
 {
@@ -78,7 +86,21 @@ AFD_DEVICE uint32_t afd_flash_bf16x2(float low, float high)
 {
     return afd_float_to_bf16(low) | (uint32_t)afd_float_to_bf16(high) << 16;
 }
+
+AFD_DEVICE uint32_t afd_flash_f16x2(float low, float high)
+{
+    return afd_float_to_f16(low) | (uint32_t)afd_float_to_f16(high) << 16;
+}
 #endif
+
+#define AFD_FLASH_F16_MAX 65504.0f
+/* A query's channels: what is outside of f16 becomes the most that it has. */
+AFD_DEVICE uint32_t afd_flash_query(float low, float high, int is_f16)
+{
+    if (!is_f16) return afd_flash_bf16x2(low, high);
+    return afd_flash_f16x2(fminf(fmaxf(low, -AFD_FLASH_F16_MAX), AFD_FLASH_F16_MAX),
+                           fminf(fmaxf(high, -AFD_FLASH_F16_MAX), AFD_FLASH_F16_MAX));
+}
 
 /* Two e4m3 become two bf16: exact. */
 AFD_DEVICE uint32_t afd_flash_widen(uint32_t two)
@@ -178,16 +200,16 @@ AFD_DEVICE void afd_flash_clear_tiles(const struct afd_flash_block *b, uint32_t 
     }
 }
 
-/* Two channels of a query: rows of `pitch` bytes; 0: panels. */
+/* Two channels of a query in shared memory: rows of `pitch` bytes; 0: panels. */
 AFD_DEVICE uint32_t *afd_flash_query_at(unsigned char *q, uint32_t pitch, uint32_t i, uint32_t pair)
 {
     if (pitch) return (uint32_t *)(q + i * pitch) + pair;
     return (uint32_t *)(q + pair / 32 * AFD_FLASH_PANEL + afd_tile_offset(i, pair % 32 / 4)) + pair % 4;
 }
 
-/* Queries in bf16, 16 channels a step; those that the segment does not have are zero. */
+/* Queries in bf16 or f16, 16 channels a step; those that the segment does not have are zero. */
 AFD_DEVICE void afd_flash_load_queries(const struct afd_flash_block *b, uint32_t steps, uint32_t pitch,
-                                       uint32_t warp)
+                                       int is_f16, uint32_t warp)
 {
     const struct afd_args_flash *a = b->a;
     uint32_t pairs = steps * 8;
@@ -202,7 +224,8 @@ AFD_DEVICE void afd_flash_load_queries(const struct afd_flash_block *b, uint32_t
                 uint32_t p = p0 + lane;
                 struct afd_flash_pair pair = {0.0f, 0.0f};
                 if (is_there && 2 * p < a->kv.key_dim) pair = q[p];
-                if (p < pairs) *afd_flash_query_at(b->shared, pitch, i, p) = afd_flash_bf16x2(pair.x, pair.y);
+                if (p < pairs)
+                    *afd_flash_query_at(b->shared, pitch, i, p) = afd_flash_query(pair.x, pair.y, is_f16);
             }
     }
 }
@@ -292,12 +315,19 @@ AFD_DEVICE void afd_flash_see(const struct afd_flash_block *b, const struct afd_
     float factor = b->a->scale * AFD_FLASH_LOG2E;
     AFD_EACH_LANE(lane, s)
     {
-        most[0][s] = most[1][s] = AFD_FLASH_NONE;
+        uint32_t from = token0 + lane % 4 * 2, low[2], high[2]; /* of the tile's tokens, from there on */
+        AFD_UNROLL for (uint32_t r = 0; r < 2; r++)
+        {
+            uint32_t end = rows->high[r][s] < b->end ? rows->high[r][s] : b->end;
+            low[r] = rows->low[r][s] > from ? rows->low[r][s] - from : 0;
+            high[r] = end > from ? end - from : 0;
+            high[r] = high[r] < tokens ? high[r] : tokens;
+            most[r][s] = AFD_FLASH_NONE;
+        }
         AFD_UNROLL for (uint32_t i = 0; i < 4 * tiles; i++)
         {
-            uint32_t token = token0 + i / 4 * 8 + lane % 4 * 2 + i % 2, r = i % 4 / 2;
-            uint32_t sees = i / 4 * 8 < tokens && token >= rows->low[r][s] && token < rows->high[r][s];
-            float score = sees && token < b->end ? c[i / 4].r[s][i % 4] * factor : AFD_FLASH_NONE;
+            uint32_t token = i / 4 * 8 + i % 2, r = i % 4 / 2, sees = token >= low[r] && token < high[r];
+            float score = sees ? c[i / 4].r[s][i % 4] * factor : AFD_FLASH_NONE;
             c[i / 4].r[s][i % 4] = score;
             most[r][s] = fmaxf(most[r][s], score);
         }
@@ -481,7 +511,7 @@ AFD_DEVICE void afd_flash_run(const struct afd_args_flash *a, uint32_t block, un
     {
         struct afd_flash_warp *w = &own[AFD_HELD(warp)];
         afd_flash_load(&b, 0, warp, &w->async);
-        afd_flash_load_queries(&b, b.l.key_steps, b.l.pitch, warp);
+        afd_flash_load_queries(&b, b.l.key_steps, b.l.pitch, 0, warp);
         afd_flash_clear_tiles(&b, warp);
         afd_flash_limits(&b, warp, &w->rows);
         AFD_EACH_SLOT(s)

@@ -33,79 +33,109 @@ AFD_DEVICE unsigned char *afd_flash_team_stage(const struct afd_flash_team_block
     return t->b.shared + t->l.stage + index % 2 * t->l.stage_bytes;
 }
 
-/* Where a lane's raw chunk of a stage's row r is. */
-AFD_DEVICE unsigned char *afd_flash_team_raw(const struct afd_flash_team_block *t, uint32_t index, uint32_t r,
-                                             uint32_t chunk)
-{
-    return t->b.shared + t->l.raw + index % 2 * t->l.raw_bytes + (r * t->l.chunks + chunk) * 16;
-}
-
-/* 16 bytes of bf16 in panels of 64 rows. */
+/* 16 bytes of bf16 or f16 in panels of 64 rows. */
 AFD_DEVICE unsigned char *afd_flash_team_panel_at(unsigned char *panels, uint32_t r, uint32_t chunk)
 {
     return panels + chunk / AFD_TILE_CHUNKS * AFD_FLASH_PANEL + afd_tile_offset(r, chunk % AFD_TILE_CHUNKS);
 }
 
-/* Whether a stage has row r of K, or of V; its token. K is of tile `index`, V of the one before. */
-AFD_DEVICE int afd_flash_team_has(const struct afd_flash_team_block *t, uint32_t index, uint32_t r,
-                                  uint32_t is_value, uint32_t *token_out)
+/* What a lane copies of a stage: chunk c of K or V, rows warp, warp + 8, .. of the tile. In a panel they are
+ * AFD_FLASH_PANEL / 8 bytes apart, their swizzle is the same. */
+struct afd_flash_team_chunk {
+    uint32_t is_there, is_value, c;
+    unsigned char *raw, *panels; /* in shared memory: of row `warp`; where the stage's K or V begin */
+};
+
+AFD_DEVICE struct afd_flash_team_chunk afd_flash_team_chunk_of(const struct afd_flash_team_block *t,
+                                                               uint32_t index, uint32_t warp, uint32_t chunk)
 {
-    if (is_value ? index == 0 : index >= t->b.tiles) return 0;
-    *token_out = t->b.first + (index - is_value) * AFD_FLASH_MAX_TILE + r;
-    return *token_out >= t->b.begin && *token_out < t->b.end;
+    const struct afd_flash_team_layout *l = &t->l;
+    struct afd_flash_team_chunk out;
+    out.is_there = chunk < l->chunks;
+    out.is_value = chunk >= l->key_chunks;
+    out.c = chunk - out.is_value * l->key_chunks;
+    out.raw = t->b.shared + l->raw + index % 2 * l->raw_bytes + (warp * l->chunks + chunk) * 16;
+    out.panels = afd_flash_team_stage(t, index) + out.is_value * l->value;
+    return out;
 }
 
-/* Begins to copy stage `index`, bf16 to its place, fp8 to the raw rows. What is outside of the part becomes
- * zero. */
-AFD_DEVICE void afd_flash_team_copy(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp,
-                                    struct afd_async *async)
+/* The row of K or V of a token, or of the nearest that the part has. */
+AFD_DEVICE const unsigned char *afd_flash_team_row(const struct afd_flash_team_block *t, uint32_t token,
+                                                   uint32_t part, uint32_t *token_out)
 {
-    const struct afd_gpu_kv *kv = &t->b.a->kv;
-    const struct afd_flash_team_layout *l = &t->l;
-    unsigned char *stage = afd_flash_team_stage(t, index);
-    for (uint32_t r = warp; r < AFD_FLASH_MAX_TILE && index <= t->b.tiles; r += AFD_FLASH_WARPS) {
-        const unsigned char *row[2];
-        uint32_t bytes[2];
-        AFD_UNROLL for (uint32_t part = 0; part < 2; part++)
+    *token_out = token < t->b.begin ? t->b.begin : token < t->b.end ? token : t->b.end - 1;
+    return (const unsigned char *)afd_gpu_kv_at(&t->b.a->kv, t->b.item.first_row, *token_out, t->b.kv_head,
+                                                part);
+}
+
+/* Begins to copy stage `index`, K of tile `index` and V of the one before, bf16 to its place, fp8 to the raw
+ * rows. What is outside of the part becomes zero. Where a block of the cache has whole tiles, one look into
+ * the table is enough for a tile. */
+AFD_DEVICE void afd_flash_team_copy(const struct afd_flash_team_block *t, uint32_t index, int is_fp8,
+                                    uint32_t warp, struct afd_async *async)
+{
+    uint32_t is_whole = t->b.a->kv.block_tokens % AFD_FLASH_MAX_TILE == 0;
+    uint32_t row_bytes = t->l.key_chunks * 16;
+    for (uint32_t c0 = 0; c0 < t->l.chunks && index <= t->b.tiles; c0 += 32) AFD_EACH_LANE(lane, s)
         {
-            uint32_t token = t->b.begin;
-            bytes[part] = afd_flash_team_has(t, index, r, part, &token) ? 16 : 0;
-            row[part] = (const unsigned char *)afd_gpu_kv_at(
-                kv, t->b.item.first_row, bytes[part] ? token : t->b.begin, t->b.kv_head, part);
-        }
-        for (uint32_t c0 = 0; c0 < l->chunks; c0 += 32) AFD_EACH_LANE(lane, s)
+            struct afd_flash_team_chunk chunk = afd_flash_team_chunk_of(t, index, warp, c0 + lane);
+            uint32_t has = chunk.is_value ? index > 0 : index < t->b.tiles, nearest;
+            uint32_t token0 = t->b.first + (has ? index - chunk.is_value : 0) * AFD_FLASH_MAX_TILE + warp;
+            const unsigned char *row = afd_flash_team_row(t, token0, chunk.is_value, &nearest);
+            unsigned char *to = is_fp8 ? chunk.raw : afd_flash_team_panel_at(chunk.panels, warp, chunk.c);
+            if (!chunk.is_there) continue;
+            if (is_whole) row += ((int64_t)token0 - (int64_t)nearest) * row_bytes;
+            AFD_UNROLL for (uint32_t i = 0; i < AFD_FLASH_MAX_TILE / AFD_FLASH_WARPS; i++)
             {
-                uint32_t is_value = c0 + lane >= l->key_chunks, c = c0 + lane - is_value * l->key_chunks;
-                unsigned char *to = l->is_fp8
-                                        ? afd_flash_team_raw(t, index, r, c0 + lane)
-                                        : afd_flash_team_panel_at(stage + (is_value ? l->value : 0), r, c);
-                if (c0 + lane < l->chunks)
-                    afd_async_copy(async, to, (is_value ? row[1] : row[0]) + c * 16,
-                                   is_value ? bytes[1] : bytes[0]);
+                uint32_t token = token0 + i * AFD_FLASH_WARPS;
+                if (i && is_whole) row += AFD_FLASH_WARPS * row_bytes;
+                if (i && !is_whole) row = afd_flash_team_row(t, token, chunk.is_value, &nearest);
+                afd_async_copy(async,
+                               to + i * (is_fp8 ? AFD_FLASH_WARPS * t->l.chunks * 16 : AFD_FLASH_PANEL / 8),
+                               row + chunk.c * 16, has && token >= t->b.begin && token < t->b.end ? 16 : 0);
             }
-    }
+        }
     afd_async_commit(async);
 }
 
-/* The raw rows of stage `index` to their place in bf16: what a lane has copied, it widens. Eight lanes'
- * stores are 128 bytes of other banks: those of an odd panel have the upper half first. */
+/* Two e4m3 as two f16, which has all of its values: one instruction, where bf16 takes four. */
+AFD_DEVICE uint32_t afd_flash_team_widen_pair(uint32_t two)
+{
+#ifdef __CUDACC__
+    uint32_t halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"((uint16_t)two));
+    return halves;
+#else
+    return afd_flash_f16x2(afd_e4m3_to_float((uint8_t)two), afd_e4m3_to_float((uint8_t)(two >> 8)));
+#endif
+}
+
+/* The raw rows of stage `index` to their place in f16: what a lane has copied, it widens. Eight lanes' stores
+ * are 128 bytes of other banks: those of an odd panel have the upper half first. */
 AFD_DEVICE void afd_flash_team_widen(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp)
 {
-    const struct afd_flash_team_layout *l = &t->l;
-    unsigned char *stage = afd_flash_team_stage(t, index);
-    for (uint32_t r = warp; r < AFD_FLASH_MAX_TILE && index <= t->b.tiles; r += AFD_FLASH_WARPS)
-        for (uint32_t c0 = 0; c0 < l->chunks; c0 += 32) AFD_EACH_LANE(lane, s)
+    for (uint32_t c0 = 0; c0 < t->l.chunks && index <= t->b.tiles; c0 += 32) AFD_EACH_LANE(lane, s)
+        {
+            struct afd_flash_team_chunk chunk = afd_flash_team_chunk_of(t, index, warp, c0 + lane);
+            uint32_t odd = chunk.c / 4 % 2;
+            unsigned char *first = afd_flash_team_panel_at(chunk.panels, warp, 2 * chunk.c + odd);
+            unsigned char *second = afd_flash_team_panel_at(chunk.panels, warp, 2 * chunk.c + 1 - odd);
+            if (!chunk.is_there) continue;
+            AFD_UNROLL for (uint32_t i = 0; i < AFD_FLASH_MAX_TILE / AFD_FLASH_WARPS; i++)
             {
-                uint32_t is_value = c0 + lane >= l->key_chunks, c = c0 + lane - is_value * l->key_chunks;
-                unsigned char *to = stage + (is_value ? l->value : 0);
-                struct afd_flash_16 out[2];
-                uint32_t odd = c / 4 % 2;
-                if (c0 + lane >= l->chunks) continue;
-                afd_flash_widen_chunk(afd_flash_team_raw(t, index, r, c0 + lane), out);
-                *(struct afd_flash_16 *)afd_flash_team_panel_at(to, r, 2 * c + odd) = odd ? out[1] : out[0];
-                *(struct afd_flash_16 *)afd_flash_team_panel_at(to, r, 2 * c + 1 - odd) =
-                    odd ? out[0] : out[1];
+                struct afd_flash_16 in =
+                    *(const struct afd_flash_16 *)(chunk.raw + i * AFD_FLASH_WARPS * t->l.chunks * 16);
+                struct afd_flash_16 a, b;
+                AFD_UNROLL for (uint32_t j = 0; j < 4; j++)
+                {
+                    uint32_t low = in.word[j / 2] >> j % 2 * 16, high = in.word[2 + j / 2] >> j % 2 * 16;
+                    a.word[j] = afd_flash_team_widen_pair((odd ? high : low) & 0xffff);
+                    b.word[j] = afd_flash_team_widen_pair((odd ? low : high) & 0xffff);
+                }
+                *(struct afd_flash_16 *)(first + i * (AFD_FLASH_PANEL / 8)) = a;
+                *(struct afd_flash_16 *)(second + i * (AFD_FLASH_PANEL / 8)) = b;
             }
+        }
 }
 
 /* The channels that fill K up: nothing writes them later. */
@@ -125,7 +155,7 @@ AFD_DEVICE void afd_flash_team_clear(const struct afd_flash_team_block *t, uint3
 
 /* Begins S of the team's queries and tile `index`. */
 AFD_DEVICE void afd_flash_team_scores(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp,
-                                      struct afd_flash_team_warp *own, uint32_t tiles)
+                                      struct afd_flash_team_warp *own, uint32_t tiles, int is_fp8)
 {
     const unsigned char *k = afd_flash_team_stage(t, index);
     afd_group_settle_8(own->s);
@@ -133,14 +163,19 @@ AFD_DEVICE void afd_flash_team_scores(const struct afd_flash_team_block *t, uint
     AFD_UNROLL for (uint32_t step = 0; step < tiles / 2; step++)
     {
         uint32_t panel = step / 4 * AFD_FLASH_PANEL;
-        afd_group_scores_bf16(own->s, t->b.shared + panel, k + panel, step % 4 * 32, step == 0, warp % 4);
+        const unsigned char *q = t->b.shared + panel;
+        if (is_fp8)
+            afd_group_scores_f16(own->s, q, k + panel, step % 4 * 32, step == 0, warp % 4);
+        else
+            afd_group_scores_bf16(own->s, q, k + panel, step % 4 * 32, step == 0, warp % 4);
     }
     afd_group_commit();
 }
 
 /* The terms of the scores of tile `index`; O and the sum are brought to the new maximum. */
 AFD_DEVICE void afd_flash_team_terms(const struct afd_flash_team_block *t, uint32_t index,
-                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
+                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles,
+                                     int is_fp8)
 {
     float most[2][AFD_WARP_SLOTS];
     afd_flash_see(&t->b, &own->rows, t->b.first + index * AFD_FLASH_MAX_TILE, AFD_FLASH_MAX_TILE, own->s,
@@ -154,7 +189,7 @@ AFD_DEVICE void afd_flash_team_terms(const struct afd_flash_team_block *t, uint3
             float x = afd_flash_exp2(own->s[i].r[s][2 * r] - from);
             float y = afd_flash_exp2(own->s[i].r[s][2 * r + 1] - from);
             sum = sum + (x + y);
-            own->p[i / 2].r[s][i % 2 * 2 + r] = afd_flash_bf16x2(x, y);
+            own->p[i / 2].r[s][i % 2 * 2 + r] = is_fp8 ? afd_flash_f16x2(x, y) : afd_flash_bf16x2(x, y);
         }
         own->rows.sum[r][s] = fmaf(own->rows.sum[r][s], factor, sum);
         AFD_UNROLL for (uint32_t i = 0; i < 2 * tiles; i++) o[i / 2].r[s][2 * r + i % 2] =
@@ -164,45 +199,52 @@ AFD_DEVICE void afd_flash_team_terms(const struct afd_flash_team_block *t, uint3
 
 /* Begins O += P V of tile `index`, whose V is in the stage behind its K's. */
 AFD_DEVICE void afd_flash_team_sums(const struct afd_flash_team_block *t, uint32_t index,
-                                    struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
+                                    struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles,
+                                    int is_fp8)
 {
     const unsigned char *v = afd_flash_team_stage(t, index + 1) + t->l.value;
     AFD_UNROLL for (uint32_t i = 0; i < tiles; i += 16) afd_group_settle_16(o + i);
     AFD_UNROLL for (uint32_t step = 0; step < AFD_FLASH_TEAM_STEPS; step++) afd_group_settle_a(&own->p[step]);
     afd_group_begin();
-    AFD_UNROLL for (uint32_t step = 0; step < AFD_FLASH_TEAM_STEPS;
-                    step++) AFD_UNROLL for (uint32_t i = 0; i < tiles; i += 16)
-        afd_group_values_bf16(o + i, &own->p[step],
-                              v + i / 8 * AFD_FLASH_PANEL + step * 16 * AFD_TILE_ROW_BYTES, AFD_FLASH_PANEL);
+    AFD_UNROLL for (uint32_t i = 0; i < AFD_FLASH_TEAM_STEPS * tiles / 16; i++)
+    {
+        uint32_t step = i / (tiles / 16), half = i % (tiles / 16); /* 128 channels */
+        const unsigned char *at = v + 2 * half * AFD_FLASH_PANEL + step * 16 * AFD_TILE_ROW_BYTES;
+        if (is_fp8)
+            afd_group_values_f16(o + 16 * half, &own->p[step], at, AFD_FLASH_PANEL);
+        else
+            afd_group_values_bf16(o + 16 * half, &own->p[step], at, AFD_FLASH_PANEL);
+    }
     afd_group_commit();
 }
 
 /* ---- phases */
 
 /* Beside the products of phase `index`: widens the stage that the next phase reads. */
-AFD_DEVICE void afd_flash_team_beside(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp,
-                                      struct afd_flash_team_warp *own)
+AFD_DEVICE void afd_flash_team_beside(const struct afd_flash_team_block *t, uint32_t index, int is_fp8,
+                                      uint32_t warp, struct afd_flash_team_warp *own)
 {
-    if (!t->l.is_fp8) return;
+    if (!is_fp8) return;
     AFD_ASYNC_WAIT(&own->async, 1);
     afd_flash_team_widen(t, index + 1, warp);
-    afd_flash_team_copy(t, index + 3, warp, &own->async);
+    afd_flash_team_copy(t, index + 3, is_fp8, warp, &own->async);
 }
 
 AFD_DEVICE void afd_flash_team_begin(const struct afd_flash_team_block *t, uint32_t warp,
-                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
+                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles,
+                                     int is_fp8)
 {
-    afd_flash_team_copy(t, 0, warp, &own->async);
-    if (t->l.is_fp8) afd_flash_team_copy(t, 1, warp, &own->async);
-    afd_flash_load_queries(&t->b, tiles / 2, 0, warp);
+    afd_flash_team_copy(t, 0, is_fp8, warp, &own->async);
+    if (is_fp8) afd_flash_team_copy(t, 1, is_fp8, warp, &own->async);
+    afd_flash_load_queries(&t->b, tiles / 2, 0, is_fp8, warp);
     afd_flash_team_clear(t, warp, tiles);
     afd_flash_limits(&t->b, warp, &own->rows);
     AFD_EACH_SLOT(s)
     AFD_UNROLL for (uint32_t i = 0; i < 4 * tiles; i++) o[i / 4].r[s][i % 4] = 0.0f;
-    if (t->l.is_fp8) {
+    if (is_fp8) {
         AFD_ASYNC_WAIT(&own->async, 1);
         afd_flash_team_widen(t, 0, warp);
-        afd_flash_team_copy(t, 2, warp, &own->async);
+        afd_flash_team_copy(t, 2, is_fp8, warp, &own->async);
     } else {
         AFD_ASYNC_WAIT(&own->async, 0);
     }
@@ -211,24 +253,25 @@ AFD_DEVICE void afd_flash_team_begin(const struct afd_flash_team_block *t, uint3
 
 /* Phase `index`, 0 .. tiles: a team's scores of tile `index`, the other's sums of the tile before. */
 AFD_DEVICE void afd_flash_team_phase(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp,
-                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles)
+                                     struct afd_flash_team_warp *own, struct afd_mma_c *o, uint32_t tiles,
+                                     int is_fp8)
 {
-    if (!t->l.is_fp8) afd_flash_team_copy(t, index + 1, warp, &own->async);
+    if (!is_fp8) afd_flash_team_copy(t, index + 1, is_fp8, warp, &own->async);
     if (warp / 4 == afd_flash_team_of(t, index)) {
         if (index < t->b.tiles) {
-            afd_flash_team_scores(t, index, warp, own, tiles);
-            afd_flash_team_beside(t, index, warp, own);
+            afd_flash_team_scores(t, index, warp, own, tiles, is_fp8);
+            afd_flash_team_beside(t, index, is_fp8, warp, own);
             afd_group_wait_8(own->s);
         }
     } else if (index) {
-        afd_flash_team_terms(t, index - 1, own, o, tiles);
-        afd_flash_team_sums(t, index - 1, own, o, tiles);
-        afd_flash_team_beside(t, index, warp, own);
+        afd_flash_team_terms(t, index - 1, own, o, tiles, is_fp8);
+        afd_flash_team_sums(t, index - 1, own, o, tiles, is_fp8);
+        afd_flash_team_beside(t, index, is_fp8, warp, own);
         AFD_UNROLL for (uint32_t i = 0; i < tiles; i += 16) afd_group_wait_16(o + i);
     } else {
-        afd_flash_team_beside(t, index, warp, own);
+        afd_flash_team_beside(t, index, is_fp8, warp, own);
     }
-    if (!t->l.is_fp8) AFD_ASYNC_WAIT(&own->async, 0);
+    if (!is_fp8) AFD_ASYNC_WAIT(&own->async, 0);
     afd_tile_publish();
 }
 
@@ -301,10 +344,10 @@ AFD_DEVICE void afd_flash_team_store(const struct afd_flash_team_block *t, uint3
     afd_flash_store(&t->b, tiles * 4, warp, &own->rows, half, tiles / 2);
 }
 
-/* `own` and `o` [AFD_FLASH_HELD][tiles] are the warps'. */
+/* `own` and `o` [AFD_FLASH_HELD][tiles] are the warps'; tiles and is_fp8 are the kernel's. */
 AFD_DEVICE void afd_flash_team_run(const struct afd_args_flash *a, uint32_t block, unsigned char *shared,
                                    int backwards, struct afd_flash_team_warp *own, struct afd_mma_c *o,
-                                   uint32_t tiles)
+                                   uint32_t tiles, int is_fp8)
 {
     struct afd_flash_team_block t;
     (void)backwards;
@@ -312,9 +355,9 @@ AFD_DEVICE void afd_flash_team_run(const struct afd_args_flash *a, uint32_t bloc
     t.l = afd_flash_team_layout_of(&a->kv, a->sum_dim);
     t.b.stats = (float *)(shared + t.l.stats);
     AFD_EACH_WARP(warp, backwards)
-    afd_flash_team_begin(&t, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles);
+    afd_flash_team_begin(&t, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles, is_fp8);
     for (uint32_t index = 0; index <= t.b.tiles; index++) AFD_EACH_WARP(warp, backwards)
-    afd_flash_team_phase(&t, index, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles);
+    afd_flash_team_phase(&t, index, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles, is_fp8);
     AFD_EACH_WARP(warp, backwards) afd_flash_team_tell(&t, warp, &own[AFD_HELD(warp)]);
     AFD_EACH_WARP(warp, backwards)
     afd_flash_team_join(&t, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles);

@@ -22,7 +22,10 @@ struct afd_flash_choice afd_flash_choose(const struct afd_gpu_kv *kv, uint32_t s
     struct afd_flash_choice c = {AFD_FLASH_flash_512, afd_flash_tile(kv, sum_dim, shared_bytes), 0};
     if (!c.tile) return c;
     if (has_groups && fits_teams(kv, sum_dim, shared_bytes)) {
-        c.kernel = kv->key_dim <= 128 ? AFD_FLASH_flash_team_128 : AFD_FLASH_flash_team_256;
+        if (kv->dtype == AFD_FP8)
+            c.kernel = kv->key_dim <= 128 ? AFD_FLASH_flash_team_128_fp8 : AFD_FLASH_flash_team_256_fp8;
+        else
+            c.kernel = kv->key_dim <= 128 ? AFD_FLASH_flash_team_128_bf16 : AFD_FLASH_flash_team_256_bf16;
         c.tile = AFD_FLASH_MAX_TILE;
         c.shared_bytes = afd_flash_team_layout_of(kv, sum_dim).bytes;
         return c;

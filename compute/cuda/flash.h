@@ -20,7 +20,8 @@
  * that take tiles of 64 tokens in turn, by the tile's absolute number, with sums of their own, and are half a
  * turn apart: one multiplies Q K of tile n while the other has the terms and P V of tile n - 1. P stays in
  * registers; Q, K and V are tiles of mma.h ("panels" of 64 rows and 64 channels), so that a product reads
- * them once for all four warps. A stage of shared memory is what a phase reads:
+ * them once for all four warps; fp8 is widened to f16, which takes one
+ * instruction, and products are f16 then. A stage of shared memory is what a phase reads:
  *
  *     phase      0         1         2         3                               tiles
  *     reads      K 0       K 1, V 0  K 2, V 1  K 3, V 2   ..                   V tiles - 1
@@ -55,13 +56,15 @@ enum {
     X(flash_256, 16)                                                                                         \
     X(flash_512, 32)
 
-/* name, tiles of 8 channels, of K and of V: a warp holds all of V, of its team's tokens */
+/* name, tiles of 8 channels, of K and of V: a warp holds all of V, of its team's tokens; K and V are fp8 */
 #define AFD_FLASH_TEAM_KERNELS(X)                                                                            \
-    X(flash_team_128, 16)                                                                                    \
-    X(flash_team_256, 32)
+    X(flash_team_128_bf16, 16, 0)                                                                            \
+    X(flash_team_128_fp8, 16, 1)                                                                             \
+    X(flash_team_256_bf16, 32, 0)                                                                            \
+    X(flash_team_256_fp8, 32, 1)
 
 enum afd_flash_kernel {
-#define X(name, tiles) AFD_FLASH_##name,
+#define X(name, ...) AFD_FLASH_##name,
     AFD_FLASH_KERNELS(X) AFD_FLASH_TEAM_KERNELS(X)
 #undef X
         AFD_FLASH_KERNEL_COUNT
@@ -132,7 +135,6 @@ AFD_INLINE struct afd_flash_layout afd_flash_layout_of(const struct afd_gpu_kv *
 struct afd_flash_team_layout {
     uint32_t stage, stage_bytes, value, raw, raw_bytes, stats, bytes;
     uint32_t key_chunks, chunks; /* 16 bytes each as stored: of K, then of K and V */
-    int is_fp8;
 };
 
 /* Of K, and of V: what the kernel's products read. */
@@ -145,16 +147,14 @@ AFD_INLINE struct afd_flash_team_layout afd_flash_team_layout_of(const struct af
                                                                  uint32_t sum_dim)
 {
     struct afd_flash_team_layout l;
-    uint32_t panels = afd_flash_team_panels(kv->key_dim);
-    l.is_fp8 = kv->dtype == AFD_FP8;
-    uint32_t each = l.is_fp8 ? 16 : 8;
+    uint32_t panels = afd_flash_team_panels(kv->key_dim), each = kv->dtype == AFD_FP8 ? 16 : 8;
     l.key_chunks = kv->key_dim / each;
     l.chunks = l.key_chunks + (sum_dim + each - 1) / each;
     l.value = panels * AFD_FLASH_PANEL;
     l.stage = l.value;
     l.stage_bytes = 2 * panels * AFD_FLASH_PANEL;
     l.raw = l.stage + 2 * l.stage_bytes;
-    l.raw_bytes = l.is_fp8 ? AFD_FLASH_MAX_TILE * l.chunks * 16 : 0;
+    l.raw_bytes = kv->dtype == AFD_FP8 ? AFD_FLASH_MAX_TILE * l.chunks * 16 : 0;
     l.stats = l.raw + 2 * l.raw_bytes;
     l.bytes = l.stats + 4 * AFD_FLASH_QUERIES * (uint32_t)sizeof(float);
     return l;

@@ -116,29 +116,31 @@ AFD_DEVICE void afd_group_done(struct afd_group_c *c)
 #define AFD_PTX_C8(c) AFD_PTX_C4(c, 0), AFD_PTX_C4(c, 4)
 #define AFD_PTX_C16(c) AFD_PTX_C8(c), AFD_PTX_C4(c, 8), AFD_PTX_C4(c, 12)
 
-AFD_DEVICE void afd_group_scores_bf16(struct afd_mma_c *c, const void *a, const void *b, uint32_t k,
-                                      int begin, uint32_t warp)
-{
-    (void)warp;
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" AFD_PTX_NAMES_32
-                 "}, %32, %33, p, 1, 1, 0, 0;\n}"
-                 : AFD_PTX_C8(c)
-                 : "l"(afd_ptx_tile(a, k)), "l"(afd_ptx_tile(b, k)), "r"(begin ? 0 : 1)
-                 : "memory");
-}
-
-AFD_DEVICE void afd_group_values_bf16(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b,
-                                      uint32_t next)
-{
-    asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" AFD_PTX_NAMES_64
-                 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"
-                 : AFD_PTX_C16(c)
-                 : "r"(a->r[0][0]), "r"(a->r[0][1]), "r"(a->r[0][2]), "r"(a->r[0][3]),
-                   "l"(afd_ptx_descriptor(b, 0, next))
-                 : "memory");
-}
+#define AFD_PTX_ATTENTION(type)                                                                              \
+    AFD_DEVICE void afd_group_scores_##type(struct afd_mma_c *c, const void *a, const void *b, uint32_t k,   \
+                                            int begin, uint32_t warp)                                        \
+    {                                                                                                        \
+        (void)warp;                                                                                          \
+        asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                            \
+                     "wgmma.mma_async.sync.aligned.m64n64k16.f32." #type "." #type " {" AFD_PTX_NAMES_32     \
+                     "}, %32, %33, p, 1, 1, 0, 0;\n}"                                                        \
+                     : AFD_PTX_C8(c)                                                                         \
+                     : "l"(afd_ptx_tile(a, k)), "l"(afd_ptx_tile(b, k)), "r"(begin ? 0 : 1)                  \
+                     : "memory");                                                                            \
+    }                                                                                                        \
+    AFD_DEVICE void afd_group_values_##type(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b,   \
+                                            uint32_t next)                                                   \
+    {                                                                                                        \
+        asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                              \
+                     "wgmma.mma_async.sync.aligned.m64n128k16.f32." #type "." #type " {" AFD_PTX_NAMES_64    \
+                     "}, {%64, %65, %66, %67}, %68, p, 1, 1, 1;\n}"                                          \
+                     : AFD_PTX_C16(c)                                                                        \
+                     : "r"(a->r[0][0]), "r"(a->r[0][1]), "r"(a->r[0][2]), "r"(a->r[0][3]),                   \
+                       "l"(afd_ptx_descriptor(b, 0, next))                                                   \
+                     : "memory");                                                                            \
+    }
+AFD_PTX_ATTENTION(bf16)
+AFD_PTX_ATTENTION(f16)
 
 /* The compiler must not move what it does with these over here. */
 AFD_DEVICE void afd_group_settle_8(struct afd_mma_c *c)

@@ -201,40 +201,44 @@ int afd_gpu_has_groups(const struct afd_gpu *gpu)
 
 /* Warps forwards in even blocks and backwards in odd ones. Shared memory and registers are poisoned. A warp's
  * copies under way are those of two stages, and of the one that it begins. */
-#define RUN_FLASH(name, type, run)                                                                           \
-    static void name(uint32_t tiles, uint32_t blocks, uint32_t shared_bytes,                                 \
-                     const struct afd_args_flash *args)                                                      \
+#define RUN_FLASH(name, own_type, tiles, ...)                                                                \
+    static void run_##name(uint32_t blocks, uint32_t shared_bytes, const struct afd_args_flash *args)        \
     {                                                                                                        \
-        size_t o_bytes = AFD_FLASH_WARPS * tiles * sizeof(struct afd_mma_c);                                 \
-        unsigned char *shared = aligned_alloc(AFD_TILE_ALIGN, (shared_bytes + AFD_TILE_ALIGN - 1) /          \
-                                                                  AFD_TILE_ALIGN * AFD_TILE_ALIGN);          \
-        struct type *own = malloc(AFD_FLASH_WARPS * sizeof *own);                                            \
-        struct afd_mma_c *o = malloc(o_bytes);                                                               \
+        size_t room = (shared_bytes + AFD_TILE_ALIGN - 1) / AFD_TILE_ALIGN * AFD_TILE_ALIGN;                 \
+        unsigned char *shared = aligned_alloc(AFD_TILE_ALIGN, room);                                         \
+        own_type *own = malloc(AFD_FLASH_WARPS * sizeof *own);                                               \
+        struct afd_mma_c(*o)[tiles] = malloc(AFD_FLASH_WARPS * sizeof *o);                                   \
         struct afd_async_copy *copies = malloc(AFD_FLASH_WARPS * MAX_COPIES * sizeof *copies);               \
         for (uint32_t b = 0; b < blocks; b++) {                                                              \
             memset(shared, 0xff, shared_bytes);                                                              \
-            memset(o, 0xff, o_bytes);                                                                        \
+            memset(o, 0xff, AFD_FLASH_WARPS * sizeof *o);                                                    \
             memset(own, 0xff, AFD_FLASH_WARPS * sizeof *own);                                                \
             for (uint32_t w = 0; w < AFD_FLASH_WARPS; w++)                                                   \
                 own[w].async =                                                                               \
                     (struct afd_async){.copies = copies + w * MAX_COPIES, .capacity = MAX_COPIES};           \
-            run(args, b, shared, b % 2, own, o, tiles);                                                      \
+            __VA_ARGS__;                                                                                     \
         }                                                                                                    \
         free(copies), free(o), free(own), free(shared);                                                      \
     }
-RUN_FLASH(run_flash_warps, afd_flash_warp, afd_flash_run)
-RUN_FLASH(run_flash_teams, afd_flash_team_warp, afd_flash_team_run)
+#define X(name, tiles)                                                                                       \
+    RUN_FLASH(name, struct afd_flash_warp, tiles, afd_flash_run(args, b, shared, b % 2, own, *o, tiles))
+AFD_FLASH_KERNELS(X)
+#undef X
+#define X(name, tiles, is_fp8)                                                                               \
+    RUN_FLASH(name, struct afd_flash_team_warp, tiles,                                                       \
+              afd_flash_team_run(args, b, shared, b % 2, own, *o, tiles, is_fp8))
+AFD_FLASH_TEAM_KERNELS(X)
+#undef X
 
 static void run_flash(enum afd_flash_kernel kernel, uint32_t blocks, uint32_t shared_bytes,
                       const struct afd_args_flash *args)
 {
-    static const uint32_t tiles[] = {
-#define X(name, tiles) tiles,
+    static void (*const run[])(uint32_t, uint32_t, const struct afd_args_flash *) = {
+#define X(name, ...) run_##name,
         AFD_FLASH_KERNELS(X) AFD_FLASH_TEAM_KERNELS(X)
 #undef X
     };
-    (kernel < AFD_FLASH_flash_team_128 ? run_flash_warps : run_flash_teams)(tiles[kernel], blocks,
-                                                                            shared_bytes, args);
+    run[kernel](blocks, shared_bytes, args);
 }
 
 static void run_list(const struct afd_launches *list)

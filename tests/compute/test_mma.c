@@ -19,35 +19,35 @@ enum { A_ROWS = 64, B_ROWS = 128 };
 struct tiles {
     _Alignas(1024) uint8_t a[A_ROWS * AFD_TILE_ROW_BYTES], b[B_ROWS * AFD_TILE_ROW_BYTES];
     float want[A_ROWS][B_ROWS];
-    int is_fp8;
+    int is_fp8, is_f16; /* else bf16 */
 };
 
 static void put(const struct tiles *t, uint8_t *tile, uint32_t row, uint32_t k, float x)
 {
     uint32_t bytes = t->is_fp8 ? 1 : 2, at = k * bytes;
     uint8_t *to = tile + afd_tile_offset(row, at / 16) + at % 16;
-    uint16_t half = afd_float_to_bf16(x);
+    uint16_t half = t->is_f16 ? afd_float_to_f16(x) : afd_float_to_bf16(x);
     if (t->is_fp8)
         *to = afd_float_to_e4m3(x);
     else
         memcpy(to, &half, sizeof half);
 }
 
-/* Of `a`, in bf16. */
+/* Of `a`, of two bytes each. */
 static float element(const struct tiles *t, uint32_t row, uint32_t k)
 {
     uint16_t half;
     memcpy(&half, t->a + afd_tile_offset(row, k / 8) + k % 8 * 2, sizeof half);
-    return afd_bf16_to_float(half);
+    return t->is_f16 ? afd_f16_to_float(half) : afd_bf16_to_float(half);
 }
 
 /* Small integers: exact in both types. */
-static struct tiles *make(int is_fp8, uint64_t seed)
+static struct tiles *make(int is_fp8, int is_f16, uint64_t seed)
 {
     struct tiles *t = aligned_alloc(1024, (sizeof *t + 1023) / 1024 * 1024);
     assert_non_null(t);
     memset(t, 0, sizeof *t);
-    t->is_fp8 = is_fp8;
+    t->is_fp8 = is_fp8, t->is_f16 = is_f16;
     float a[A_ROWS][128], b[B_ROWS][128];
     uint32_t depth = is_fp8 ? 128 : 64;
     for (uint32_t k = 0; k < depth; k++) {
@@ -113,7 +113,7 @@ static void products_are_the_plain_ones(void **state)
 {
     (void)state;
     for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
-        struct tiles *t = make(is_fp8, 7 + (uint64_t)is_fp8);
+        struct tiles *t = make(is_fp8, 0, 7 + (uint64_t)is_fp8);
         warp_products(t);
         group_products(t);
         if (is_fp8) widened_product(t);
@@ -128,7 +128,7 @@ static void score_products(const struct tiles *t)
         struct afd_mma_c c[8];
         memset(c, 0xff, sizeof c);
         for (uint32_t k = 0; k < AFD_TILE_ROW_BYTES; k += 32)
-            afd_group_scores_bf16(c, t->a, t->b, k, k == 0, warp);
+            (t->is_f16 ? afd_group_scores_f16 : afd_group_scores_bf16)(c, t->a, t->b, k, k == 0, warp);
         AFD_EACH_LANE(lane, s)
         for (uint32_t i = 0; i < 32; i++)
             assert_true(c[i / 4].r[s][i % 4] ==
@@ -152,7 +152,8 @@ static void value_products(struct tiles *t)
             AFD_EACH_LANE(lane, s)
             address[s] = t->a + afd_tile_offset(16 * warp + lane % 16, k / 8 + lane / 16);
             afd_load_matrices(rows.r, address);
-            afd_group_values_bf16(c, &rows, t->b + k * AFD_TILE_ROW_BYTES, NEXT);
+            (t->is_f16 ? afd_group_values_f16 : afd_group_values_bf16)(c, &rows,
+                                                                       t->b + k * AFD_TILE_ROW_BYTES, NEXT);
         }
         AFD_EACH_LANE(lane, s)
         for (uint32_t i = 0; i < 64; i++) {
@@ -167,10 +168,12 @@ static void value_products(struct tiles *t)
 static void products_of_attention(void **state)
 {
     (void)state;
-    struct tiles *t = make(0, 11);
-    score_products(t);
-    value_products(t);
-    free(t);
+    for (int is_f16 = 0; is_f16 < 2; is_f16++) {
+        struct tiles *t = make(0, is_f16, 11);
+        score_products(t);
+        value_products(t);
+        free(t);
+    }
 }
 
 /* Sixteen bits wide: what attention reads V with. */
