@@ -55,6 +55,7 @@ struct afd_attn_follower {
     struct afd_stage_cells cells;
     afd_ns stage_began;
     uint64_t steps, rows;
+    uint64_t step_of[AFD_MAX_SLOTS]; /* the number of the step that each slot is in */
     struct afd_hostload load;
 };
 
@@ -100,6 +101,19 @@ static void account(struct afd_attn_follower *f)
     afd_stages_at(&f->stages, oldest->slot, oldest->layer);
 }
 
+/* `events[0]` ended the batch's compute, [count - 1] others came with it. */
+static void trace_compute(struct afd_attn_follower *f, const struct afd_attn_batch *b,
+                          const struct afd_device_event *events, uint32_t count)
+{
+    struct afd_trace *trace = afd_tracer_trace(f->tracer);
+    if (afd_trace_is_on(trace))
+        afd_spans_computed(
+            trace,
+            (struct afd_trace_event){
+                .slot = (uint8_t)b->slot, .layer = b->layer, .id = f->step_of[b->slot], .rows = b->rows},
+            events, count);
+}
+
 /* ---- batches */
 
 static enum afd_status check_batch(const struct afd_attn_follower *f, const struct afd_attn_batch *b,
@@ -142,7 +156,7 @@ static enum afd_status load_step(struct afd_attn_follower *f, const struct run *
         afd_step_list_read(&f->sizes.limits, words, b->list_rows * hidden, b->rows, f->segments, &step);
     if (!status) status = afd_device_step(f->device, b->slot, &step);
     if (status) return status;
-    f->steps++;
+    f->step_of[b->slot] = f->steps++;
     f->rows += b->rows;
     struct afd_op embed = {.kind = AFD_OP_EMBED, .slot = b->slot, .quiet = 1};
     return afd_device_submit(f->device, &embed, NULL);
@@ -226,8 +240,10 @@ static uint32_t poll_device(struct afd_attn_follower *f)
             break;
         }
         assert(batch < f->told); /* quiet ops that succeed have no event */
-        run_of(f, batch)->step = RUN_REDUCE;
+        struct run *run = run_of(f, batch);
+        run->step = RUN_REDUCE;
         afd_stages_computed(&f->stages, events[i].busy_ns, f->now);
+        trace_compute(f, &run->batch, &events[i], count - i);
     }
     return count;
 }

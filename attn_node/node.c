@@ -182,17 +182,7 @@ static void end_compute(struct afd_attn_node *n, uint32_t slot, uint32_t layer)
         end_step(n, slot);
         return;
     }
-    const uint64_t *shards = afd_pipeline_destinations(n->pipeline, slot);
-    uint64_t counted = 0;
-    for (uint32_t i = 0; i < n->instances; i++) {
-        if (!shards[i]) continue;
-        /* A broadcast's records are all the same: one pass over them is enough. */
-        int all = n->config.topology->pipeline.dispatch == AFD_DISPATCH_BROADCAST;
-        if (all && counted) break;
-        counted |= shards[i];
-        afd_report_experts(n->report, layer, afd_slab_records(&n->slab, slot, i),
-                           afd_steps_rows(n->steps, slot, i), all ? UINT64_MAX : shards[i]);
-    }
+    afd_report_experts(n->report, layer, afd_steps_experts(n->steps, slot));
     afd_pipeline_computed(n->pipeline, slot, afd_steps_active(n->steps, slot));
 }
 
@@ -365,8 +355,13 @@ static uint32_t poll_device(struct afd_attn_node *n)
         afd_stages_at(&n->stages, slot, afd_pipeline_layer(n->pipeline, slot));
         afd_stages_computed(&n->stages, events[i].busy_ns, n->now);
         if (afd_trace_is_on(n->trace))
-            afd_spans_computed(n->trace, n->pipeline, slot, afd_batch_step_of(n->batch, slot)->rows,
-                               &events[i], count - i);
+            afd_spans_computed(
+                n->trace,
+                (struct afd_trace_event){.slot = (uint8_t)slot,
+                                         .layer = (uint16_t)afd_pipeline_layer(n->pipeline, slot),
+                                         .id = afd_pipeline_step(n->pipeline, slot),
+                                         .rows = afd_batch_step_of(n->batch, slot)->rows},
+                &events[i], count - i);
         if (is_over) end_compute(n, slot, afd_pipeline_layer(n->pipeline, slot));
     }
     return count;
@@ -778,8 +773,8 @@ static enum afd_status create_cores(struct afd_attn_node *n, struct afd_error *e
                                                            .layers = n->layers,
                                                            .dispatch = t->pipeline.dispatch,
                                                            .lead = n->lead});
-    n->report = afd_report_create(&(struct afd_report_config){
-        .model = n->config.model, .wire = n->wire, .shards = n->shards, .instances = n->instances});
+    n->report =
+        afd_report_create(&(struct afd_report_config){.model = n->config.model, .instances = n->instances});
     n->sequences =
         afd_sequences_create(&(struct afd_sequences_config){.batch = n->batch,
                                                             .slots = n->slots,

@@ -22,9 +22,8 @@ struct pair {
 struct afd_report {
     struct afd_report_config config;
     uint64_t steps, rows, resent;
-    struct pair *pairs;       /* [instances] */
-    uint64_t **experts;       /* [layers][experts], NULL for a dense layer */
-    uint64_t **expert_shards; /* [layers][experts], the bit of the expert's shard */
+    struct pair *pairs; /* [instances] */
+    uint64_t **experts; /* [layers][experts], NULL for a dense layer */
     /* the message, built once */
     Afd__PairCounters *pair_messages, **pair_pointers;
     Afd__ExpertRows *expert_messages, **expert_pointers;
@@ -37,18 +36,14 @@ static int create_experts(struct afd_report *r)
 {
     const struct afd_model *model = r->config.model;
     r->experts = calloc(model->layer_count, sizeof *r->experts);
-    r->expert_shards = calloc(model->layer_count, sizeof *r->expert_shards);
     r->expert_messages = calloc(model->layer_count, sizeof *r->expert_messages);
     r->expert_pointers = calloc(model->layer_count, sizeof *r->expert_pointers);
-    if (!r->experts || !r->expert_shards || !r->expert_messages || !r->expert_pointers) return 0;
+    if (!r->experts || !r->expert_messages || !r->expert_pointers) return 0;
     for (uint32_t l = 0; l < model->layer_count; l++) {
         const struct afd_ffn_desc *ffn = &model->layers[l].ffn;
         if (ffn->kind != AFD_FFN_EXPERTS) continue;
         r->experts[l] = calloc(ffn->experts, sizeof **r->experts);
-        r->expert_shards[l] = calloc(ffn->experts, sizeof **r->expert_shards);
-        if (!r->experts[l] || !r->expert_shards[l]) return 0;
-        for (uint32_t e = 0; e < ffn->experts; e++)
-            r->expert_shards[l][e] = (uint64_t)1 << afd_shard_of_expert(ffn, e, r->config.shards);
+        if (!r->experts[l]) return 0;
         Afd__ExpertRows *m = &r->expert_messages[r->expert_count];
         afd__expert_rows__init(m);
         m->layer = l;
@@ -80,9 +75,7 @@ void afd_report_destroy(struct afd_report *r)
 {
     if (!r) return;
     for (uint32_t l = 0; r->experts && l < r->config.model->layer_count; l++) free(r->experts[l]);
-    for (uint32_t l = 0; r->expert_shards && l < r->config.model->layer_count; l++) free(r->expert_shards[l]);
     free(r->experts);
-    free(r->expert_shards);
     free(r->expert_messages);
     free(r->expert_pointers);
     free(r->pairs);
@@ -153,21 +146,10 @@ void afd_report_resent(struct afd_report *r, uint32_t sequences)
     r->resent += sequences;
 }
 
-void afd_report_experts(struct afd_report *r, uint32_t layer, const void *records, uint32_t rows,
-                        uint64_t shards)
+void afd_report_experts(struct afd_report *r, uint32_t layer, const uint32_t *rows)
 {
     uint64_t *counts = r->experts[layer];
-    const struct afd_ffn_desc *ffn = &r->config.model->layers[layer].ffn;
-    const struct afd_wire_layout *wire = &r->config.wire;
-    if (!counts) return;
-    const uint64_t *shard_of = r->expert_shards[layer];
-    const unsigned char *at = (const unsigned char *)records + wire->expert_offset;
-    for (uint32_t i = 0; i < rows; i++, at += wire->a2f_stride)
-        for (uint32_t k = 0; k < ffn->top_k; k++) {
-            uint16_t expert;
-            memcpy(&expert, at + k * sizeof expert, sizeof expert);
-            if (expert < ffn->experts && shard_of[expert] & shards) counts[expert]++;
-        }
+    for (uint32_t e = 0; counts && e < r->config.model->layers[layer].ffn.experts; e++) counts[e] += rows[e];
 }
 
 void afd_report_step(struct afd_report *r, uint32_t rows)

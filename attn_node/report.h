@@ -18,8 +18,7 @@ struct afd_report;
 
 struct afd_report_config {
     const struct afd_model *model;
-    struct afd_wire_layout wire;
-    uint32_t shards, instances;
+    uint32_t instances;
 };
 
 struct afd_report *afd_report_create(const struct afd_report_config *config); /* NULL: out of memory */
@@ -35,10 +34,8 @@ void afd_report_answered(struct afd_report *report, uint32_t instance, const str
 void afd_report_waited(struct afd_report *report, uint32_t instance, afd_ns ns);
 /* Sequences in a step that is sent again, for the rank that had it was lost. */
 void afd_report_resent(struct afd_report *report, uint32_t sequences);
-/* The experts chosen by `rows` records; those of `shards` are counted, so that a row that went to several
- * instances counts once an expert. */
-void afd_report_experts(struct afd_report *report, uint32_t layer, const void *records, uint32_t rows,
-                        uint64_t shards);
+/* Rows that chose each expert of the layer. */
+void afd_report_experts(struct afd_report *report, uint32_t layer, const uint32_t *rows);
 void afd_report_step(struct afd_report *report, uint32_t rows);
 
 uint64_t afd_report_resident(void); /* bytes of this process in memory */

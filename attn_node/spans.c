@@ -6,17 +6,13 @@ void afd_spans_stage(struct afd_trace *t, enum afd_stage stage, afd_ns began, af
     if (stage != AFD_STAGE_SEND) afd_trace_add(t, e, began, now); /* messages have spans of their own */
 }
 
-void afd_spans_computed(struct afd_trace *t, const struct afd_pipeline *pipeline, uint32_t slot,
-                        uint32_t rows, const struct afd_device_event *events, uint32_t count)
+void afd_spans_computed(struct afd_trace *t, struct afd_trace_event of, const struct afd_device_event *events,
+                        uint32_t count)
 {
-    struct afd_trace_event e = {.kind = AFD_TRACE_COMPUTE,
-                                .slot = (uint8_t)slot,
-                                .layer = (uint16_t)afd_pipeline_layer(pipeline, slot),
-                                .id = afd_pipeline_step(pipeline, slot),
-                                .rows = rows};
     afd_ns end = afd_now();
+    of.kind = AFD_TRACE_COMPUTE;
     for (uint32_t i = 1; i < count; i++) end -= events[i].busy_ns < end ? events[i].busy_ns : end;
-    afd_trace_add(t, e, end - events[0].busy_ns, end);
+    afd_trace_add(t, of, end - events[0].busy_ns, end);
 }
 
 void afd_spans_sent(struct afd_trace *t, const struct afd_pipeline_action *a, uint32_t ffn_rank,

@@ -13,9 +13,10 @@
 
 /* The device was in the stage. */
 void afd_spans_stage(struct afd_trace *trace, enum afd_stage stage, afd_ns began, afd_ns now);
-/* `events[0]` ends the compute of a slot; the other [count - 1] came with it, and were computed behind it. */
-void afd_spans_computed(struct afd_trace *trace, const struct afd_pipeline *pipeline, uint32_t slot,
-                        uint32_t rows, const struct afd_device_event *events, uint32_t count);
+/* `events[0]` ends a compute, of `of` slot, layer, id (the step) and rows; the other [count - 1] came with
+ * it, and were computed behind it. */
+void afd_spans_computed(struct afd_trace *trace, struct afd_trace_event of,
+                        const struct afd_device_event *events, uint32_t count);
 /* A message to an FFN rank was handed over, since `began`. */
 void afd_spans_sent(struct afd_trace *trace, const struct afd_pipeline_action *action, uint32_t ffn_rank,
                     uint32_t rows, afd_ns began);

@@ -221,6 +221,11 @@ const uint32_t *afd_steps_active(const struct afd_steps *s, uint32_t slot)
     return afd_device_route_result(s->config.device, slot)->active;
 }
 
+const uint32_t *afd_steps_experts(const struct afd_steps *s, uint32_t slot)
+{
+    return afd_device_route_result(s->config.device, slot)->experts;
+}
+
 uint32_t afd_steps_rows(const struct afd_steps *s, uint32_t slot, uint32_t instance)
 {
     return afd_device_route_result(s->config.device, slot)->rows[s->slots[slot].to_of[instance]];

@@ -35,8 +35,9 @@ enum afd_status afd_steps_submit(struct afd_steps *steps, uint32_t slot, uint32_
 uint32_t afd_steps_computed(struct afd_steps *steps, uint64_t ticket, int *is_over_out);
 int afd_steps_are_busy(const struct afd_steps *steps); /* the device has ops of some slot */
 
-/* After a layer: rows active in each shard, and records written for an instance. */
+/* After a layer: rows active in each shard, that chose each expert, and records written for an instance. */
 const uint32_t *afd_steps_active(const struct afd_steps *steps, uint32_t slot);
+const uint32_t *afd_steps_experts(const struct afd_steps *steps, uint32_t slot);
 uint32_t afd_steps_rows(const struct afd_steps *steps, uint32_t slot, uint32_t instance);
 /* The records for two instances, `stride` bytes each, change places. */
 void afd_steps_exchange(struct afd_steps *steps, uint32_t slot, uint32_t a, uint32_t b, uint32_t stride);

@@ -7,37 +7,23 @@
 
 #include "base/rng.h"
 #include "cli/cli.h"
+#include "cli/serve_load.h"
 #include "cli/serve_plot.h"
 #include "cli/serve_stats.h"
 #include "cli/transfers.h"
 
-enum {
-    MAX_CONCURRENCY = 65536,
-    MAX_RUNS = SERVE_PLOT_RUNS,
-    MAX_REQUESTS = 10000000,
-    MAX_TOKENS = 1 << 20,
-    PROGRESS_MS = 200
-};
-
-struct range {
-    uint64_t least, most;
-};
-
-/* One request of the load, before it is sent. */
-struct arrival {
-    double at; /* seconds after the begin of the run */
-    uint64_t prompt_tokens, max_tokens;
-};
+enum { MAX_CONCURRENCY = 65536, MAX_RUNS = SERVE_PLOT_RUNS, PROGRESS_MS = 200 };
 
 struct load {
     const char *model;
-    uint64_t concurrency, requests, warmup, seed;
-    double rate, burstiness; /* rate 0: as fast as `concurrency` allows */
-    struct range prompt, output;
-    struct arrival *arrivals; /* [requests] */
+    uint64_t concurrency, warmup;
+    struct serve_plan plan;         /* of a trace its requests and seed */
+    struct serve_arrival *arrivals; /* [plan.requests] */
+    uint64_t prompts;               /* made so far, over all runs */
     char url[CLI_URL_BYTES + 32];
     struct afd_transfers *transfers;
     struct curl_slist *headers;
+    int is_scheduled; /* by a rate or a trace; otherwise a request is due when there is a place for it */
     int shows_progress;
     /* of a run */
     afd_ns began, told;
@@ -64,15 +50,17 @@ static size_t on_data(char *data, size_t size, size_t count, void *user)
     return size * count;
 }
 
-/* Token ids that every byte-level vocabulary has, different for each request: no prompt shares a prefix. */
-static char *make_body(const struct load *l, uint64_t number)
+/* Token ids that every byte-level vocabulary has, different for each request of each run: no prompt shares a
+ * prefix, so a server that keeps those computes all of them. */
+static char *make_body(struct load *l, uint64_t number)
 {
     enum { LOWEST = 16, COUNT = 240 };
-    const struct arrival *a = &l->arrivals[number];
+    const struct serve_arrival *a = &l->arrivals[number];
     json_t *prompt = json_array();
+    l->prompts++;
     for (uint64_t i = 0; i < a->prompt_tokens; i++)
-        json_array_append_new(prompt,
-                              json_integer(LOWEST + (json_int_t)(afd_random(l->seed, number, i) % COUNT)));
+        json_array_append_new(
+            prompt, json_integer(LOWEST + (json_int_t)(afd_random(l->plan.seed, l->prompts, i) % COUNT)));
     json_t *body = json_pack("{s:s, s:o, s:I, s:b, s:b, s:f, s:{s:b}}", "model", l->model, "prompt", prompt,
                              "max_tokens", (json_int_t)a->max_tokens, "stream", 1, "ignore_eos", 1,
                              "temperature", 0.0, "stream_options", "include_usage", 1);
@@ -95,8 +83,7 @@ static void start_request(struct place *p)
     serve_stream_begin(&p->stream);
     curl_easy_setopt(p->easy, CURLOPT_POSTFIELDS, p->body);
     p->began = afd_now();
-    /* Without a rate a request is due when there is a place for it. */
-    p->scheduled = l->arrivals[number].at > 0 || l->rate > 0 ? scheduled_at(l, number) : p->began;
+    p->scheduled = l->is_scheduled ? scheduled_at(l, number) : p->began;
     if (p->scheduled > p->began) p->scheduled = p->began;
     afd_transfers_add(l->transfers, p->easy);
 }
@@ -200,69 +187,6 @@ static double run_load(struct load *l, uint64_t count)
 
 /* ---- what is asked for */
 
-static uint64_t draw(const struct range *range, uint64_t seed, uint64_t number, uint64_t lane)
-{
-    return range->least + afd_random(seed, number, lane) % (range->most - range->least + 1);
-}
-
-static void make_arrivals(struct load *l)
-{
-    double at = 0;
-    l->arrivals = calloc(l->requests, sizeof *l->arrivals);
-    if (!l->arrivals) abort();
-    for (uint64_t i = 0; i < l->requests; i++) {
-        /* The seeds are apart: arrivals do not depend on lengths, nor lengths on prompts. */
-        if (l->rate > 0 && i) at += serve_interval(l->rate, l->burstiness, l->seed + 1, i);
-        l->arrivals[i] =
-            (struct arrival){at, draw(&l->prompt, l->seed + 2, i, 0), draw(&l->output, l->seed + 2, i, 1)};
-    }
-}
-
-/* JSON lines: {"at_s": 0.5, "prompt_tokens": 100, "max_tokens": 20}, ascending. 0, or words and CLI_FAILED.
- */
-static int read_trace(struct load *l, const char *path)
-{
-    FILE *f = fopen(path, "r");
-    char *line = NULL;
-    size_t room = 0, entries = 0;
-    double before = 0;
-    int failed = 0;
-    if (!f) return cli_fail("%s: cannot be read", path);
-    for (l->requests = 0; !failed && getline(&line, &room, f) >= 0; l->requests++) {
-        json_t *o = json_loads(line, 0, NULL), *at = json_object_get(o, "at_s");
-        json_int_t prompt = json_integer_value(json_object_get(o, "prompt_tokens"));
-        json_int_t output = json_integer_value(json_object_get(o, "max_tokens"));
-        double when = json_number_value(at);
-        failed = !json_is_number(at) || !(when >= before) || when > 1e6 || prompt < 1 ||
-                 prompt > MAX_TOKENS || output < 1 || output > MAX_TOKENS || l->requests >= MAX_REQUESTS;
-        json_decref(o);
-        if (failed) break;
-        if (l->requests == entries) {
-            entries = entries ? 2 * entries : 1024;
-            l->arrivals = realloc(l->arrivals, entries * sizeof *l->arrivals);
-            if (!l->arrivals) abort();
-        }
-        l->arrivals[l->requests] = (struct arrival){before = when, (uint64_t)prompt, (uint64_t)output};
-    }
-    free(line);
-    fclose(f);
-    if (failed)
-        return cli_fail(
-            "%s:%llu: expected {\"at_s\": S, \"prompt_tokens\": N, \"max_tokens\": N}, at_s ascending", path,
-            (unsigned long long)l->requests + 1);
-    return l->requests ? CLI_OK : cli_fail("%s: no requests", path);
-}
-
-/* "64" or "16-512". 0: it is neither. */
-static int read_range(const char *text, struct range *out)
-{
-    char *end;
-    out->least = out->most = strtoull(text, &end, 10);
-    if (*end == '-') out->most = strtoull(end + 1, &end, 10);
-    return !*end && text[0] >= '0' && text[0] <= '9' && out->least >= 1 && out->least <= out->most &&
-           out->most <= MAX_TOKENS;
-}
-
 /* "8" or "1,4,16": how many there are, 0 when it is no such list. */
 static uint32_t read_list(const char *text, uint64_t out[MAX_RUNS])
 {
@@ -293,14 +217,14 @@ static json_t *report_json(const struct load *l, double seconds)
 {
     const struct serve_totals *t = &l->totals;
     uint64_t prompt_tokens = 0;
-    for (uint64_t i = 0; i < l->requests; i++) prompt_tokens += l->arrivals[i].prompt_tokens;
+    for (uint64_t i = 0; i < l->plan.requests; i++) prompt_tokens += l->arrivals[i].prompt_tokens;
     json_t *o = json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f}", "concurrency", (json_int_t)l->concurrency,
         "requests", (json_int_t)t->good, "failed", (json_int_t)l->failed, "prompt_tokens",
-        (json_int_t)(l->requests ? prompt_tokens / l->requests : 0), "generated_tokens",
+        (json_int_t)(l->plan.requests ? prompt_tokens / l->plan.requests : 0), "generated_tokens",
         (json_int_t)t->tokens, "seconds", seconds, "requests_per_s", (double)t->good / seconds,
         "tokens_per_s", (double)t->tokens / seconds, "goodput_requests_per_s", (double)t->kept / seconds);
-    json_object_set_new(o, "rate_per_s", l->rate > 0 ? json_real(l->rate) : json_null());
+    json_object_set_new(o, "rate_per_s", l->plan.rate > 0 ? json_real(l->plan.rate) : json_null());
     json_object_set_new(o, "ttft_s", samples_json(&t->ttft));
     json_object_set_new(o, "itl_s", samples_json(&t->itl));
     json_object_set_new(o, "tpot_s", samples_json(&t->tpot));
@@ -328,7 +252,7 @@ static void report_text(const struct load *l, double seconds)
                (unsigned long long)t->kept, (unsigned long long)(t->good + l->failed));
     printf("\n");
     struct cli_table *table = cli_table_create(7, headers);
-    for (int i = 0; i < (l->rate > 0 || l->arrivals[l->requests - 1].at > 0 ? 6 : 4); i++) {
+    for (int i = 0; i < (l->is_scheduled ? 6 : 4); i++) {
         cli_table_cell(table, "%s", names[i]);
         cli_table_cell(table, "%.2f", 1e3 * serve_samples_mean(all[i]));
         for (size_t k = 0; k < sizeof ranks / sizeof *ranks; k++)
@@ -351,8 +275,8 @@ static int run_all(struct load *l, const uint64_t *concurrencies, uint32_t count
     int failed = 0;
     for (uint32_t i = 0; i < count; i++) {
         l->concurrency = concurrencies[i];
-        if (l->warmup) run_load(l, l->warmup < l->requests ? l->warmup : l->requests);
-        double seconds = run_load(l, l->requests);
+        if (l->warmup) run_load(l, l->warmup < l->plan.requests ? l->warmup : l->plan.requests);
+        double seconds = run_load(l, l->plan.requests);
         sort_totals(&l->totals);
         serve_plot_add(&l->plot, &l->totals, l->concurrency, seconds);
         if (json)
@@ -391,11 +315,18 @@ static int run_on(struct load *l, const char *base, const char *model, const uin
     return status;
 }
 
+static int refuse(const char *option, const char *value, const char *expected)
+{
+    return cli_fail("bench serve: %s is \"%s\"; expected %s", option, value, expected), CLI_USAGE;
+}
+
 int cli_bench_serve(const struct cli_command *self, int argc, char **argv)
 {
-    struct load l = {.requests = 64, .burstiness = 1, .shows_progress = isatty(2)};
+    struct load l = {.plan = {.requests = 64, .burstiness = 1}, .shows_progress = isatty(2)};
     const char *state = NULL, *url = NULL, *model = NULL, *trace = NULL, *svg = NULL;
     const char *concurrency = "8", *prompt = "64", *output = "64";
+    static const char lengths[] =
+        "N, MIN-MAX, normal:MEAN,SD, lognormal:MEDIAN,SIGMA or exponential:MEAN, from 1 token on";
     double ttft_ms = 0, tpot_ms = 0, e2e_ms = 0;
     uint64_t concurrencies[MAX_RUNS];
     int json = 0, help;
@@ -406,38 +337,45 @@ int cli_bench_serve(const struct cli_command *self, int argc, char **argv)
         {"--model", 0, CLI_TEXT, &model, "its name there (default: the first that it lists)"},
         {"--concurrency", 'c', CLI_TEXT, &concurrency,
          "most requests in flight; a list, as 1,8,64, is a sweep (default 8)"},
-        {"--requests", 'n', CLI_COUNT, &l.requests, "of each run (default 64)"},
+        {"--requests", 'n', CLI_COUNT, &l.plan.requests, "of each run (default 64)"},
         {"--warmup", 0, CLI_COUNT, &l.warmup, "requests before each run that are not counted (default 0)"},
-        {"--rate", 0, CLI_REAL, &l.rate, "requests a second (default: as fast as the concurrency allows)"},
-        {"--burstiness", 0, CLI_REAL, &l.burstiness,
+        {"--rate", 0, CLI_REAL, &l.plan.rate,
+         "requests a second (default: as fast as the concurrency allows)"},
+        {"--burstiness", 0, CLI_REAL, &l.plan.burstiness,
          "of the arrivals: 1 Poisson, below in bursts, above more even, 0 constant (default 1)"},
-        {"--prompt-tokens", 0, CLI_TEXT, &prompt, "of each request, N or MIN-MAX (default 64)"},
-        {"--max-tokens", 0, CLI_TEXT, &output, "that each request generates, N or MIN-MAX (default 64)"},
+        {"--prompt-tokens", 0, CLI_TEXT, &prompt,
+         "of each request: N, MIN-MAX, normal:MEAN,SD, lognormal:MEDIAN,SIGMA, exponential:MEAN (default "
+         "64)"},
+        {"--max-tokens", 0, CLI_TEXT, &output, "that each request generates, the same (default 64)"},
         {"--trace", 0, CLI_TEXT, &trace,
          "a file instead: lines of {\"at_s\", \"prompt_tokens\", \"max_tokens\"}"},
         {"--slo-ttft-ms", 0, CLI_REAL, &ttft_ms, "for the goodput: most time to the first token"},
         {"--slo-tpot-ms", 0, CLI_REAL, &tpot_ms, "most time a token after that"},
         {"--slo-e2e-ms", 0, CLI_REAL, &e2e_ms, "most time to the end"},
-        {"--seed", 0, CLI_COUNT, &l.seed, "of prompts, lengths and arrivals (default 0)"},
+        {"--seed", 0, CLI_COUNT, &l.plan.seed, "of prompts, lengths and arrivals (default 0)"},
         {"--svg", 0, CLI_TEXT, &svg, "a file: latency by percentile; of a sweep, all by concurrency"},
         {"--json", 0, CLI_FLAG, &json, "one object, seconds; a sweep's `runs` are such objects"},
         {0}};
     if (cli_parse(self, argc, argv, options, NULL, 0, &help) < 0) return cli_parse_exit(help);
     uint32_t runs = read_list(concurrency, concurrencies);
-    if (!runs || !read_range(prompt, &l.prompt) || !read_range(output, &l.output) || !l.requests ||
-        l.requests > MAX_REQUESTS || !(l.rate >= 0) || !(l.burstiness >= 0) ||
-        !isfinite(l.rate + l.burstiness)) {
-        cli_fail("bench serve: expected counts of at least 1; usage: afd bench serve %s", self->arguments);
-        return CLI_USAGE;
-    }
+    if (!runs) return refuse("--concurrency", concurrency, "1 to 65536, or a list of such, as 1,8,64");
+    if (!serve_lengths_read(prompt, &l.plan.prompt)) return refuse("--prompt-tokens", prompt, lengths);
+    if (!serve_lengths_read(output, &l.plan.output)) return refuse("--max-tokens", output, lengths);
+    if (!l.plan.requests || l.plan.requests > SERVE_MAX_REQUESTS || !(l.plan.rate >= 0) ||
+        !(l.plan.burstiness >= 0) || !isfinite(l.plan.rate + l.plan.burstiness))
+        return cli_fail("bench serve: expected 1 to %d requests, --rate and --burstiness from 0",
+                        SERVE_MAX_REQUESTS),
+               CLI_USAGE;
     l.totals.slo = (struct serve_slo){ttft_ms / 1e3, tpot_ms / 1e3, e2e_ms / 1e3};
     char base[CLI_URL_BYTES];
     if (cli_url(url, state, base)) return CLI_FAILED;
+    struct afd_error error;
     int status = CLI_OK;
-    if (trace)
-        status = read_trace(&l, trace);
-    else
-        make_arrivals(&l);
+    l.is_scheduled = trace || l.plan.rate > 0;
+    if (!trace)
+        l.arrivals = serve_arrivals_make(&l.plan);
+    else if (serve_arrivals_read(trace, &l.arrivals, &l.plan.requests, &error))
+        status = cli_fail("bench serve: --trace %s", error.text);
     if (!status) status = run_on(&l, base, model, concurrencies, runs, json);
     if (svg && l.plot.runs && serve_plot_write(&l.plot, svg)) status = CLI_FAILED;
     serve_totals_free(&l.totals);

@@ -278,6 +278,19 @@ static void print(const struct stage_run *r, const struct afd_shape *shape)
            (unsigned long long)r->q->threads, r->ceiling * 1e-9);
 }
 
+/* This machine as `afd plan --hardware` reads one: what its threads multiply and add at best, what they read
+ * of weights at best, its memory. A price or a NIC can be written beside it. */
+static json_t *hardware_json(const struct stage_run *r, const struct afd_shape *shape)
+{
+    double read = 0, memory = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    for (uint32_t i = 0; i < r->count; i++) {
+        struct stage_work w = work_of(r, shape, r->samples[i].rows);
+        read = fmax(read, fmax(w.attn_bytes / r->samples[i].attn[0], w.ffn_bytes / r->samples[i].ffn[0]));
+    }
+    return json_pack("[{s:s, s:f, s:f, s:f, s:i}]", "name", "cpu", "bf16_tflops", r->ceiling * 1e-12,
+                     "memory_gbytes_per_s", read * 1e-9, "memory_gib", memory / (1 << 30), "cards", 1);
+}
+
 static int report(const struct stage_run *r)
 {
     struct afd_shape *shape;
@@ -288,10 +301,10 @@ static int report(const struct stage_run *r)
         json_t *stages = json_array();
         for (uint32_t i = 0; i < r->count; i++)
             json_array_append_new(stages, stage_json(r, shape, &r->samples[i]));
-        cli_print_json(json_pack("{s:s, s:i, s:i, s:i, s:i, s:f, s:o}", "model", m->name, "layers",
+        cli_print_json(json_pack("{s:s, s:i, s:i, s:i, s:i, s:f, s:o, s:o}", "model", m->name, "layers",
                                  (int)m->layer_count, "threads", (int)r->q->threads, "ep", (int)r->q->ep,
                                  "held", (int)r->q->held, "ceiling_gflops", r->ceiling * 1e-9, "stages",
-                                 stages));
+                                 stages, "hardware", hardware_json(r, shape)));
     } else
         print(r, shape);
     afd_shape_destroy(shape);
@@ -309,7 +322,8 @@ int cli_bench_stage(const struct cli_command *self, int argc, char **argv)
         {"--threads", 0, CLI_COUNT, &q.threads, "of a device (default 1)"},
         {"--ep", 0, CLI_COUNT, &q.ep, "shards that the FFN is cut into (default 1)"},
         {"--held", 0, CLI_COUNT, &q.held, ".. and how many of them the FFN device holds (default all)"},
-        {"--json", 0, CLI_FLAG, &q.json, "one JSON object: what `afd plan --calibrate` reads"},
+        {"--json", 0, CLI_FLAG, &q.json,
+         "one JSON object: what `afd plan` reads, with --calibrate and as --hardware"},
         {0}};
     int help, count = cli_parse(self, argc, argv, options, NULL, 0, &help);
     if (count < 0) return cli_parse_exit(help);

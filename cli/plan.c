@@ -91,6 +91,21 @@ static int size_ratio(const struct request *q, struct plan_report *r)
     return CLI_OK;
 }
 
+/* Three stages against four, broadcast against routed. */
+static void size_others(struct plan_report *r)
+{
+    struct plan_other *stages = &r->others[0], *dispatch = &r->others[1];
+    stages->input = dispatch->input = r->input;
+    stages->input.stages = r->input.stages == 3 ? 4 : 3;
+    stages->name = r->input.stages == 3 ? "4 stages" : "3 stages";
+    dispatch->input.is_routed = !r->input.is_routed;
+    dispatch->name = r->input.is_routed ? "broadcast" : "routed";
+    for (int i = 0; i < PLAN_OTHERS; i++) {
+        struct afd_sizing smallest;
+        r->others[i].found = afd_sizing_search(&r->others[i].input, &r->others[i].best, &smallest);
+    }
+}
+
 static int reckon(const struct request *q, struct plan_report *r)
 {
     for (uint32_t i = 0; i < r->context_count; i++) {
@@ -113,6 +128,7 @@ static int reckon(const struct request *q, struct plan_report *r)
                         : CLI_OK;
     r->found = afd_sizing_search(&r->input, &r->ratio, &r->smallest);
     r->verdict = afd_sizing_verdict(&r->input, r->found ? &r->ratio : NULL, q->pair ? 1 : r->hardware.count);
+    size_others(r);
     return size_ratio(q, r);
 }
 

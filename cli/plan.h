@@ -7,6 +7,15 @@
 
 enum { PLAN_CONTEXTS = 16 };
 
+/* The best ratio with one thing else than was asked for. */
+struct plan_other {
+    const char *name; /* "3 stages", "4 stages", "routed", "broadcast" */
+    struct afd_sizing_input input;
+    int found;
+    struct afd_sizing best;
+};
+enum { PLAN_OTHERS = 2 };
+
 /* One `afd plan`: what was asked for, and what came out. */
 struct plan_report {
     struct afd_shape *shape;
@@ -19,7 +28,9 @@ struct plan_report {
     int is_sized;                  /* a pair of which the network is known */
     int found;                     /* `ratio` and `smallest` hold the time per token */
     struct afd_sizing ratio, smallest;
-    int is_asked; /* --ratio, --batch */
+    struct plan_other
+        others[PLAN_OTHERS]; /* another number of stages; the other dispatch; when it is sized */
+    int is_asked;            /* --ratio, --batch */
     struct afd_sizing asked;
     struct afd_verdict verdict;
 };

@@ -46,12 +46,12 @@ static json_t *context_json(const struct plan_report *r, uint32_t i)
     return o;
 }
 
-static json_t *sizing_json(const struct plan_report *r, const struct afd_sizing *s)
+static json_t *sizing_json(const struct afd_sizing_input *in, const struct afd_sizing *s)
 {
     json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:s, s:b}", "attention_instances", (int)s->a, "ffn_instances",
                           (int)s->f, "gpus", (int)s->gpus, "rows_per_gpu", (int)s->rows, "binding",
                           s->binding, "fits", s->fits);
-    double layers = r->shape->model->layer_count;
+    double layers = in->shape->model->layer_count;
     set(o, "batch", s->batch);
     set(o, "attention_ms", s->attn_s * 1e3);
     set(o, "ffn_ms", s->ffn_s * 1e3);
@@ -68,8 +68,8 @@ static json_t *sizing_json(const struct plan_report *r, const struct afd_sizing 
     set(o, "usd_per_mtok", s->usd);
     set(o, "attention_gpu_bytes", s->attn_bytes);
     set(o, "ffn_gpu_bytes", s->ffn_bytes);
-    set(o, "broadcast_bytes_per_gpu_layer", afd_sizing_wire_bytes(&r->input, s->f, s->rows, 0));
-    set(o, "routed_bytes_per_gpu_layer", afd_sizing_wire_bytes(&r->input, s->f, s->rows, 1));
+    set(o, "broadcast_bytes_per_gpu_layer", afd_sizing_wire_bytes(in, s->f, s->rows, 0));
+    set(o, "routed_bytes_per_gpu_layer", afd_sizing_wire_bytes(in, s->f, s->rows, 1));
     return o;
 }
 
@@ -105,6 +105,17 @@ static void add_limits(json_t *o, const struct plan_report *r)
     json_object_set_new(o, "stage_reach", reach);
 }
 
+/* The best ratio with another number of stages, and with the other dispatch; null where none holds. */
+static void add_others(json_t *o, const struct plan_report *r)
+{
+    json_t *all = json_object();
+    for (int i = 0; r->is_sized && i < PLAN_OTHERS; i++)
+        json_object_set_new(all, r->others[i].name,
+                            r->others[i].found ? sizing_json(&r->others[i].input, &r->others[i].best)
+                                               : json_null());
+    json_object_set_new(o, "others", all);
+}
+
 json_t *plan_json(const struct plan_report *r)
 {
     struct afd_shape_elements e = afd_shape_elements(r->shape);
@@ -125,9 +136,10 @@ json_t *plan_json(const struct plan_report *r)
     json_object_set_new(o, "pair",
                         json_pack("{s:s, s:s}", "attention", r->input.attn->name, "ffn", r->input.ffn->name));
     json_object_set_new(o, "assumptions", assumptions_json(r));
-    json_object_set_new(o, "ratio", r->found ? sizing_json(r, &r->ratio) : json_null());
-    json_object_set_new(o, "smallest", r->found ? sizing_json(r, &r->smallest) : json_null());
-    json_object_set_new(o, "asked", r->is_asked ? sizing_json(r, &r->asked) : json_null());
+    json_object_set_new(o, "ratio", r->found ? sizing_json(&r->input, &r->ratio) : json_null());
+    json_object_set_new(o, "smallest", r->found ? sizing_json(&r->input, &r->smallest) : json_null());
+    json_object_set_new(o, "asked", r->is_asked ? sizing_json(&r->input, &r->asked) : json_null());
+    add_others(o, r);
     json_object_set_new(o, "verdict",
                         r->is_sized ? json_pack("{s:b, s:s, s:s}", "pays", r->verdict.pays, "reason",
                                                 r->verdict.reason, "words", r->verdict.words)
@@ -234,6 +246,8 @@ static void print_sizing(const struct plan_report *r, FILE *to)
         print_sizing_row(t, "smallest", &r->smallest);
     }
     if (r->is_asked) print_sizing_row(t, "asked for", &r->asked);
+    for (int i = 0; i < PLAN_OTHERS; i++)
+        if (r->others[i].found) print_sizing_row(t, r->others[i].name, &r->others[i].best);
     cli_table_print(t, to);
     const struct afd_sizing *s = r->is_asked ? &r->asked : &r->ratio;
     if (r->found || r->is_asked) {

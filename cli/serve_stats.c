@@ -1,11 +1,8 @@
 #include "cli/serve_stats.h"
 
 #include <jansson.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "base/rng.h"
 
 /* ---- samples */
 
@@ -73,7 +70,7 @@ static void take_event(struct serve_stream *s, const char *text, afd_ns now, str
         if (!s->events++)
             s->first = now;
         else
-            serve_samples_add(itl, (double)(now - s->last) * 1e-9);
+            serve_samples_add(itl, (double)(now - s->last) / 1e9);
         s->last = now;
     }
     json_decref(event);
@@ -106,10 +103,10 @@ void serve_stream_take(struct serve_stream *s, const char *data, size_t bytes, a
 void serve_totals_add(struct serve_totals *t, const struct serve_stream *s, afd_ns scheduled, afd_ns began)
 {
     uint64_t tokens = s->tokens ? s->tokens : s->events;
-    double ttft = (double)(s->first - began) * 1e-9, e2e = (double)(s->last - began) * 1e-9;
-    double waited = (double)(began - scheduled) * 1e-9, tpot = 0;
+    double ttft = (double)(s->first - began) / 1e9, e2e = (double)(s->last - began) / 1e9;
+    double waited = (double)(began - scheduled) / 1e9, tpot = 0;
     if (tokens > 1) {
-        tpot = (double)(s->last - s->first) * 1e-9 / (double)(tokens - 1);
+        tpot = (double)(s->last - s->first) / 1e9 / (double)(tokens - 1);
         serve_samples_add(&t->tpot, tpot);
     }
     serve_samples_add(&t->ttft, ttft);
@@ -128,32 +125,4 @@ void serve_totals_free(struct serve_totals *t)
                                    &t->scheduled_ttft, &t->scheduled_e2e};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]->s);
     *t = (struct serve_totals){.slo = t->slo};
-}
-
-/* ---- arrivals */
-
-/* In (0, 1): the `draw`-th of an arrival. */
-static double uniform(uint64_t seed, uint64_t number, uint64_t draw)
-{
-    return ((double)(afd_random(seed, number, draw) >> 11) + 0.5) / 9007199254740992.0;
-}
-
-/* Marsaglia and Tsang, A simple method for generating gamma variables, 2000; a shape below 1 is boosted by
- * one. */
-static double gamma_of(double shape, uint64_t seed, uint64_t number)
-{
-    double boosted = shape < 1 ? shape + 1 : shape, d = boosted - 1.0 / 3, c = 1 / sqrt(9 * d);
-    for (uint64_t draw = 1;; draw += 3) {
-        double x =
-            sqrt(-2 * log(uniform(seed, number, draw))) * cos(2 * M_PI * uniform(seed, number, draw + 1));
-        double v = (1 + c * x) * (1 + c * x) * (1 + c * x), u = uniform(seed, number, draw + 2);
-        if (v <= 0 || log(u) >= 0.5 * x * x + d - d * v + d * log(v)) continue;
-        return d * v * (shape < 1 ? pow(uniform(seed, number, 0), 1 / shape) : 1);
-    }
-}
-
-double serve_interval(double rate, double burstiness, uint64_t seed, uint64_t number)
-{
-    if (burstiness <= 0) return 1 / rate;
-    return gamma_of(burstiness, seed, number) / (burstiness * rate);
 }

@@ -50,8 +50,4 @@ void serve_totals_add(struct serve_totals *totals, const struct serve_stream *st
                       afd_ns began);
 void serve_totals_free(struct serve_totals *totals);
 
-/* The interval to the next arrival at `rate` a second, gamma with this shape (vLLM's burstiness): 1 is
- * Poisson, less comes in bursts, more is more even, 0 is constant. By (seed, number). */
-double serve_interval(double rate, double burstiness, uint64_t seed, uint64_t number);
-
 #endif

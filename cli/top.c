@@ -3,6 +3,7 @@
 #include <langinfo.h>
 #include <locale.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -133,6 +134,12 @@ int cli_top(const struct cli_command *self, int argc, char **argv)
     take_signals(); /* before curses, which would take those that nobody has */
     SCREEN *screen = newterm(NULL, stdout, stdin);
     if (!screen) return cli_fail("top: TERM names no terminal that is known; try TERM=xterm");
+    if (!tigetstr("cup")) { /* it cannot place the cursor */
+        endwin();
+        delscreen(screen);
+        return cli_fail("top: TERM=%s is a terminal that only prints lines; try `afd status`",
+                        getenv("TERM"));
+    }
     cbreak();
     noecho();
     keypad(stdscr, TRUE);

@@ -5,7 +5,7 @@
 
 #include "base/stages.h"
 
-enum { NAME_COLUMNS = 10, STATE_COLUMNS = 10, RIGHT_COLUMNS = 34, EVENTS = 6, LEAST_BAR = 8 };
+enum { NAME_COLUMNS = 10, STATE_COLUMNS = 10, RIGHT_COLUMNS = 34, EVENTS = 6, LEAST_BAR = 8, STRAGGLERS = 2 };
 
 /* Colour pairs: a stage each, then those of words. */
 enum { COLOUR_STAGE = 1, COLOUR_BAD = COLOUR_STAGE + AFD_STAGE_COUNT, COLOUR_DIM, COLOUR_COUNT };
@@ -85,11 +85,28 @@ static const json_t *last_of(const struct top_view *v, const char *key)
 
 /* ---- the lines above the ranks */
 
+/* What is wrong now, a line each; the row behind them. */
+static int draw_faults(const struct top_view *v, int row)
+{
+    const json_t *stragglers = json_object_get(v->now, "stragglers");
+    const char *degraded = text_of(v->now, "degraded");
+    size_t count = json_array_size(stragglers);
+    attron(COLOR_PAIR(COLOUR_BAD) | A_BOLD);
+    if (*degraded || *v->failure.text) put(row++, 0, "%s", *v->failure.text ? v->failure.text : degraded);
+    for (size_t i = 0; i < count && i < STRAGGLERS; i++) {
+        const json_t *s = json_array_get(stragglers, i);
+        put(row++, 0, "straggler: %s/%.0f, %.1f times as slow at %s, by its %s", text_of(s, "role"),
+            number_of(s, "rank"), number_of(s, "score"), text_of(s, "stage"), text_of(s, "cause"));
+    }
+    if (count > STRAGGLERS) put(row++, 0, "and %zu stragglers more: afd status", count - STRAGGLERS);
+    attroff(COLOR_PAIR(COLOUR_BAD) | A_BOLD);
+    return row;
+}
+
 static int draw_head(const struct top_view *v)
 {
     char a[32], b[32], c[32], d[32];
     const json_t *requests = json_object_get(v->now, "requests");
-    const char *degraded = text_of(v->now, "degraded");
     int row = 0;
     attron(A_BOLD);
     put(row++, 0, "afd top  %s: %s, model %s, epoch %.0f, up %.0f s", text_of(v->now, "cluster"),
@@ -105,12 +122,7 @@ static int draw_head(const struct top_view *v)
     put(row++, 0, "requests  %s running, %s waiting, %s finished; KV cache %.0f%% in use",
         grouped(number_of(requests, "running"), a), grouped(number_of(requests, "waiting"), b),
         grouped(number_of(requests, "finished"), c), 100 * json_number_value(last_of(v, "kv_ratio")));
-    if (*degraded || *v->failure.text) {
-        attron(COLOR_PAIR(COLOUR_BAD) | A_BOLD);
-        put(row++, 0, "%s", *v->failure.text ? v->failure.text : degraded);
-        attroff(COLOR_PAIR(COLOUR_BAD) | A_BOLD);
-    }
-    return row + 1;
+    return draw_faults(v, row) + 1;
 }
 
 /* ---- ranks */
@@ -165,10 +177,11 @@ static void draw_bar(const struct top_view *v, int row, int column, int width,
 
 static void draw_rank(const struct top_view *v, int row, int bar, const json_t *rank)
 {
-    const json_t *before = top_find_rank(v->before, rank);
+    const char *state = text_of(rank, "state");
+    const json_t *before =
+        strcmp(state, "lost") ? top_find_rank(v->before, rank) : NULL; /* what it did is over */
     double between_s = number_of(rank, "seen_s") - number_of(before, "seen_s");
     double share[AFD_STAGE_COUNT], rate = 0, blocks = number_of(rank, "kv_blocks");
-    const char *state = text_of(rank, "state");
     char rows[32];
     int is_attn = !strcmp(text_of(rank, "role"), "attn"), is_bad = strcmp(state, "ready") != 0;
     int right = NAME_COLUMNS + STATE_COLUMNS + bar + 1;
@@ -200,7 +213,7 @@ static void draw_legend(const struct top_view *v, int row)
 }
 
 /* Returns the row behind them. `room`: rows for all of it. */
-static int draw_ranks(struct top_view *v, int row, int room)
+static int draw_ranks(struct top_view *v, int row, int room, uint32_t *shown_out)
 {
     const json_t *ranks = json_object_get(v->now, "ranks");
     uint32_t count = (uint32_t)json_array_size(ranks), shown = room > 2 ? (uint32_t)room - 2 : 1;
@@ -218,10 +231,23 @@ static int draw_ranks(struct top_view *v, int row, int room)
     attroff(A_UNDERLINE);
     row++;
     for (uint32_t i = 0; i < shown; i++) draw_rank(v, row++, bar, json_array_get(ranks, v->scroll + i));
-    if (shown < count)
-        put(row++, 0, "ranks %u to %u of %u; arrow keys show others", v->scroll + 1, v->scroll + shown,
-            count);
+    *shown_out = shown;
     return row;
+}
+
+/* The last line, over whatever stands there on a screen that is too small. */
+static void draw_foot(const struct top_view *v, uint32_t shown)
+{
+    uint32_t count = (uint32_t)json_array_size(json_object_get(v->now, "ranks"));
+    move(LINES - 1, 0);
+    clrtoeol();
+    attron(A_DIM);
+    if (shown < count)
+        put(LINES - 1, 0, "q quits; ranks %u to %u of %u, arrow keys show others", v->scroll + 1,
+            v->scroll + shown, count);
+    else
+        put(LINES - 1, 0, "q quits");
+    attroff(A_DIM);
 }
 
 /* ---- events */
@@ -230,8 +256,8 @@ static void draw_events(const struct top_view *v, int row)
 {
     const json_t *events = json_object_get(v->events, "events");
     size_t count = json_array_size(events);
-    for (int i = 0; i < EVENTS && (size_t)i < count && row < LINES - 1; i++, row++) {
-        const json_t *e = json_array_get(events, count - 1 - (size_t)i);
+    for (size_t i = 0; i < count && row < LINES - 1; i++, row++) {
+        const json_t *e = json_array_get(events, count - 1 - i);
         int is_bad = json_is_true(json_object_get(e, "bad"));
         put(row, 0, "%6.0f s ago", number_of(e, "age_s"));
         if (is_bad) attron(COLOR_PAIR(COLOUR_BAD));
@@ -252,11 +278,10 @@ void top_draw(struct top_view *v)
     int row = draw_head(v);
     int events = (int)json_array_size(json_object_get(v->events, "events"));
     if (events > EVENTS) events = EVENTS;
-    /* Ranks first; events take what is left, one line at least. */
-    row = draw_ranks(v, row, LINES - row - 3 - (LINES > 20 ? events : 1));
+    /* Ranks first; events take what is left: one line at least, EVENTS of a screen that is not small. */
+    uint32_t shown;
+    row = draw_ranks(v, row, LINES - row - 3 - (LINES > 20 ? events : 1), &shown);
     draw_events(v, row + 1);
-    attron(A_DIM);
-    put(LINES - 1, 0, "q quits");
-    attroff(A_DIM);
+    draw_foot(v, shown);
     refresh();
 }

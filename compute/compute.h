@@ -129,6 +129,7 @@ struct afd_route_to {
 struct afd_route_result {
     uint32_t active[AFD_MAX_SHARDS];     /* rows active in each shard */
     uint32_t rows[AFD_MAX_DESTINATIONS]; /* records written for each destination */
+    uint32_t experts[AFD_MAX_EXPERTS];   /* rows that chose each; none in a dense layer */
 };
 const struct afd_route_result *afd_device_route_result(const struct afd_device *device, uint32_t slot);
 

@@ -73,24 +73,63 @@ static const float *copy_vector(struct load *load, const struct afd_weight_view 
     return out;
 }
 
-/* What a product cannot use as it is stored gets a copy: a head's part of kv_b that is turned around or
- * begins inside an fp8 block, and int4 groups. */
-static int needs_copy(const struct afd_weight_view *view)
+static int is_head_of_blocks(const struct load *load, const struct afd_weight *weight,
+                             const struct afd_weight_view *view)
 {
-    return view->transposed || view->block_row || view->int4.kind;
+    return (weight->use == AFD_W_K_UP || weight->use == AFD_W_V_UP) && view->block &&
+           load->config->numerics == AFD_NUMERICS_NATIVE;
+}
+
+/* Every head's part of kv_b begins and ends with an fp8 block. */
+static int heads_are_blocks(const struct load *load, const struct afd_weight *weight)
+{
+    const struct afd_attn_desc *a = &load->config->model->layers[weight->layer].attn;
+    return !((a->head_dim - a->rope.dim) % AFD_FP8_BLOCK) && !(a->value_dim % AFD_FP8_BLOCK);
+}
+
+/* What a product cannot use as it is stored gets a copy: a head's part of kv_b that is turned around or
+ * begins inside an fp8 block (numerics native: that of any head, as all are to be of one type), and int4
+ * groups. */
+static int needs_copy(const struct load *load, const struct afd_weight *weight,
+                      const struct afd_weight_view *view)
+{
+    return view->transposed || view->block_row || view->int4.kind ||
+           (is_head_of_blocks(load, weight, view) && !heads_are_blocks(load, weight));
 }
 
 /* The copy's type: the stored one (int4: the same numbers in blocks), but float32 where a block's scale would
- * have to change places with its rows, or the inputs of a group are scattered (act-order). */
-static struct afd_weight_view copy_shape(const struct afd_weight_view *view)
+ * have to change places with its rows, or the inputs of a group are scattered (act-order). With numerics
+ * native the scales do change places, where a head is whole blocks; else a head is bf16. */
+static struct afd_weight_view copy_shape(const struct load *load, const struct afd_weight *weight,
+                                         const struct afd_weight_view *view)
 {
     int blocks = view->int4.kind && !view->int4.groups;
     struct afd_weight_view copy = {.dtype = view->quant || view->block ? AFD_F32 : view->dtype,
                                    .rows = view->rows,
                                    .columns = view->columns};
     if (blocks) copy.dtype = AFD_DTYPE_COUNT, copy.quant = view->quant;
+    if (is_head_of_blocks(load, weight, view)) {
+        copy.dtype = heads_are_blocks(load, weight) ? AFD_FP8 : AFD_BF16;
+        copy.block = copy.dtype == AFD_FP8 ? AFD_FP8_BLOCK : 0;
+        copy.scale_pitch = (copy.columns + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
+    }
     copy.row_bytes = afd_weight_row_bytes(&copy);
     return copy;
+}
+
+/* Of a head that is whole blocks; behind the copy's rows, which end on a float. */
+static uint64_t scale_bytes(const struct afd_weight_view *copy)
+{
+    uint64_t down = (copy->rows + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
+    return copy->block ? down * copy->scale_pitch * sizeof *copy->scale : 0;
+}
+
+static void copy_scales(const struct afd_weight_view *view, const struct afd_weight_view *copy, float *scale)
+{
+    for (uint32_t r = 0; r < copy->rows; r += AFD_FP8_BLOCK)
+        for (uint32_t c = 0; c < copy->columns; c += AFD_FP8_BLOCK)
+            scale[r / AFD_FP8_BLOCK * copy->scale_pitch + c / AFD_FP8_BLOCK] =
+                view->scale[c / AFD_FP8_BLOCK * view->scale_pitch + r / AFD_FP8_BLOCK];
 }
 
 static void copy_matrix(const struct afd_weight_view *view, const struct afd_weight_view *copy, void *data)
@@ -101,7 +140,7 @@ static void copy_matrix(const struct afd_weight_view *view, const struct afd_wei
             afd_int4_block(&view->int4, r, g, row + (size_t)g * copy->quant->bytes);
         for (uint32_t c = 0; !copy->quant && c < view->columns; c++) {
             float x;
-            afd_weight_values(view, r, c, 1, &x);
+            (copy->block ? afd_weight_read : afd_weight_values)(view, r, c, 1, &x);
             afd_narrow_put(row, copy->dtype, c, x);
         }
     }
@@ -215,26 +254,33 @@ static enum afd_status add_one(const struct afd_weight *weight, void *user)
     enum afd_status status = afd_weight_view(load->config->model, load->config->checkpoint, weight,
                                              &matrix->view, load->error_out);
     if (!status && in_panels(load, weight->use, vector != NULL)) {
-        struct afd_weight_view held = needs_copy(&matrix->view) ? copy_shape(&matrix->view) : matrix->view;
+        struct afd_weight_view held = matrix->view;
+        if (needs_copy(load, weight, &matrix->view)) held = copy_shape(load, weight, &matrix->view);
         load->panels->bytes += (afd_panels_bytes(&held) + ALIGN - 1) / ALIGN * ALIGN;
     }
     return status;
 }
 
 /* The matrix in a copy of its own, which stays for ref and is turned into panels for cpu. */
-static enum afd_status load_copy(struct load *load, struct afd_matrix *matrix)
+static enum afd_status load_copy(struct load *load, const struct afd_weight *weight,
+                                 struct afd_matrix *matrix)
 {
     struct afd_weight_view stored = matrix->view;
     int panels = load->config->type == AFD_DEVICE_CPU;
-    matrix->view = copy_shape(&stored);
-    uint64_t bytes = matrix->view.row_bytes * matrix->view.rows;
-    void *data = panels ? malloc(bytes) : afd_arena_alloc(load->arena, bytes, 1);
+    matrix->view = copy_shape(load, weight, &stored);
+    uint64_t bytes = matrix->view.row_bytes * matrix->view.rows, all = bytes + scale_bytes(&matrix->view);
+    char *data = panels ? malloc(all) : afd_arena_alloc(load->arena, all, 1);
     if (!data)
         return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for a copy of %llu bytes",
-                        (unsigned long long)bytes);
+                        (unsigned long long)all);
     check_rows(load, &stored, 0, stored_rows(&stored));
     copy_matrix(&stored, &matrix->view, data);
     matrix->view.data = data;
+    if (matrix->view.block) {
+        float *scale = (float *)(void *)(data + bytes);
+        copy_scales(&stored, &matrix->view, scale);
+        matrix->view.scale = scale;
+    }
     if (!panels) return AFD_OK;
     pack(load, matrix);
     free(data);
@@ -252,8 +298,8 @@ static enum afd_status load_one(const struct afd_weight *weight, void *user)
     enum afd_status status = AFD_OK;
     int norm = vector && weight->use != AFD_W_ROUTER_BIAS;
     atomic_store(&load->bad_row, UINT32_MAX);
-    if (needs_copy(view)) {
-        status = load_copy(load, matrix);
+    if (needs_copy(load, weight, view)) {
+        status = load_copy(load, weight, matrix);
     } else if (in_panels(load, weight->use, vector != NULL)) {
         advise(view, MADV_WILLNEED);
         pack(load, matrix);

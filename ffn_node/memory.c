@@ -13,6 +13,7 @@ struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uin
              top = node->wire.shape.top_k + 1; /* a row is active in that many shards at most */
     uint32_t each = shards < top ? shards : top, own = node->attn_ranks / node->tp + 1;
     uint32_t messages = 2 * (1 + own * (1 + slots));
+    int is_nccl = node->topology->transport.group == AFD_GROUP_NCCL;
     return (struct afd_group_config){
         .members = node->tp,
         .self = node->self,
@@ -20,8 +21,9 @@ struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uin
         .record_bytes = node->wire.a2f_stride,
         .columns = node->wire.shape.hidden,
         .max_messages = messages < MAX_MESSAGES ? messages : MAX_MESSAGES,
-        .nccl = node->topology->transport.group == AFD_GROUP_NCCL ? &afd_nccl_calls : NULL,
+        .nccl = is_nccl ? &afd_nccl_calls : NULL,
         .nccl_user = node->nccl,
+        .is_data_apart = is_nccl, /* rows and sums, 59 MB a batch of the report's, stay in the GPU */
         .timeout_ms = node->topology->scheduler.lease_ms,
     };
 }
@@ -111,7 +113,12 @@ static enum afd_status create_slab(struct afd_ffn_node *node, struct afd_error *
         return afd_fail(error, status, "the transport cannot register %llu MiB",
                         (unsigned long long)node->slab_bytes >> 20);
     node->resident_bytes += node->slab_bytes;
-    return AFD_OK;
+    uint64_t data_bytes = node->tp > 1 ? afd_group_data_bytes(&node->group_config) : 0;
+    if (!data_bytes) return AFD_OK;
+    node->group_config.data = afd_device_alloc_local(node->device, data_bytes);
+    if (node->group_config.data) return AFD_OK;
+    return afd_fail(error, AFD_ERR_DEVICE_MEMORY, "no %llu MiB of the device's for the rows of a group",
+                    (unsigned long long)data_bytes >> 20);
 }
 
 static int create_tables(struct afd_ffn_node *node)
@@ -139,10 +146,12 @@ static int create_tables(struct afd_ffn_node *node)
         struct ffn_run *run = &node->runs[i];
         run->parts = afd_arena_alloc(node->arena, parts, sizeof *run->parts);
         run->part_of = afd_arena_alloc(node->arena, parts, sizeof *run->part_of);
+        run->pieces = afd_arena_alloc(node->arena, parts, sizeof *run->pieces);
         run->is_bad = afd_arena_alloc(node->arena, parts, sizeof *run->is_bad);
         run->active = afd_arena_alloc(node->arena, (size_t)parts * t->ffn.ep, sizeof *run->active);
         run->expert_rows = afd_arena_alloc(node->arena, AFD_MAX_EXPERTS, sizeof *run->expert_rows);
-        if (!run->parts || !run->part_of || !run->is_bad || !run->active || !run->expert_rows) return 0;
+        if (!run->parts || !run->part_of || !run->pieces || !run->is_bad || !run->active || !run->expert_rows)
+            return 0;
     }
     for (uint32_t l = 0; l < node->model->layer_count; l++) {
         const struct afd_ffn_desc *ffn = &node->model->layers[l].ffn;
@@ -206,5 +215,6 @@ void ffn_unload(struct afd_ffn_node *node)
         wait_for_device(node);
         afd_device_free(node->device, node->slab);
     }
+    if (node->group_config.data) afd_device_free_local(node->device, node->group_config.data);
     afd_device_destroy(node->device);
 }

@@ -194,19 +194,19 @@ static int is_own_part(const struct afd_ffn_node *node, const struct ffn_run *ru
     return run->batch->parts[part].member == node->self;
 }
 
-/* Copies our rows behind each other for the all-gather. AFD_AGAIN: later. */
+/* Our rows, from where the attention ranks wrote them. AFD_AGAIN: later. */
 static enum afd_status start_gather(struct afd_ffn_node *node, struct ffn_run *run)
 {
     const struct afd_ffn_batch *b = run->batch;
-    unsigned char *records = afd_group_records(node->group, b->number), *to = records;
+    uint32_t count = 0;
     for (uint32_t i = 0; i < b->part_count; i++) {
-        if (!is_own_part(node, run, i)) continue;
         const struct afd_gather_message *m = &b->parts[i].message;
-        uint64_t bytes = (uint64_t)m->rows * node->wire.a2f_stride;
-        memcpy(to, ffn_a2f_region(node, m->source, m->slot) + sizeof(struct afd_a2f_header), bytes);
-        to += bytes;
+        if (!is_own_part(node, run, i) || !m->rows) continue;
+        run->pieces[count++] =
+            (struct afd_group_piece){ffn_a2f_region(node, m->source, m->slot) + sizeof(struct afd_a2f_header),
+                                     (uint64_t)m->rows * node->wire.a2f_stride};
     }
-    return afd_group_allgather(node->group, b->number, b->member_rows, records);
+    return afd_group_allgather_pieces(node->group, b->number, b->member_rows, run->pieces, count);
 }
 
 /* The parts as the device takes them, without the bad ones. */

@@ -92,9 +92,10 @@ enum ffn_run_step {
 struct ffn_run {
     enum ffn_run_step step;
     const struct afd_ffn_batch *batch;
-    struct afd_ffn_part *parts; /* those that are good; as the next ones [afd_gather_max_parts] */
-    uint32_t *part_of;          /* their index in the batch */
-    uint8_t *is_bad;            /* by index in the batch */
+    struct afd_ffn_part *parts;     /* those that are good; as the next ones [afd_gather_max_parts] */
+    uint32_t *part_of;              /* their index in the batch */
+    uint8_t *is_bad;                /* by index in the batch */
+    struct afd_group_piece *pieces; /* own messages' rows, for the all-gather */
     uint32_t part_count, bad_part;
     uint32_t *active;               /* [part in the batch][ep] rows */
     uint32_t *expert_rows;          /* [the most experts of a layer] */

@@ -119,10 +119,42 @@ static enum afd_status read_moe_layers(const json_t *text, uint32_t layers, unsi
     return AFD_OK;
 }
 
-/* What layer l attends to, by layer_types, or attn_type_list (0: lightning attention), or no_rope_layers (0:
- * all tokens, the others their chunk), or one in sliding_window_pattern. */
-static void read_reach(const json_t *text, uint32_t l, uint32_t window, uint32_t chunk, uint32_t pattern,
-                       struct afd_shape *shape)
+/* Attention that keeps a state instead of a cache: sizes of its own, or those of the layers that keep one.
+ * Its description: heads of values, kv_heads of queries and keys. */
+static enum afd_status read_linear(const json_t *text, const struct afd_attn_desc *attn,
+                                   struct afd_attn_desc *linear, struct afd_error *error_out)
+{
+    enum afd_status status;
+    *linear = (struct afd_attn_desc){.kind = AFD_ATTN_GROUPED};
+    if ((status = READ(1, AFD_MAX_HEADS, attn->heads, &linear->heads, "linear_num_value_heads")) ||
+        (status = READ(1, AFD_MAX_HEADS, linear->heads, &linear->kv_heads, "linear_num_key_heads")) ||
+        (status = READ(1, AFD_MAX_HEAD_DIM, attn->head_dim, &linear->head_dim, "linear_key_head_dim")))
+        return status;
+    return READ(1, AFD_MAX_HEAD_DIM, linear->head_dim, &linear->value_dim, "linear_value_head_dim");
+}
+
+/* Attention that what stands here does not describe: numbers that leave it out would be wrong without a word.
+ */
+static enum afd_status refuse_unknown(const json_t *text, struct afd_error *error_out)
+{
+    static const char *const fields[] = {"index_topk",    "linear_attn_config", "hybrid_override_pattern",
+                                         "mamba_d_state", "ssm_state_size",     "attn_layer_period"};
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (afd_json_has(text, fields[i]))
+            return afd_fail(error_out, AFD_ERR_CONFIG, "%s: attention of this kind cannot be planned",
+                            fields[i]);
+    return AFD_OK;
+}
+
+/* How layers differ in what they attend to. */
+struct reach {
+    uint32_t window, chunk, pattern, interval;
+};
+
+/* What layer l attends to, by layer_types, or attn_type_list (0: lightning attention), or one in
+ * full_attention_interval (the others keep a state), or no_rope_layers (0: all tokens, the others their
+ * chunk), or one in sliding_window_pattern. */
+static void read_reach(const json_t *text, uint32_t l, const struct reach *r, struct afd_shape *shape)
 {
     const char *type = json_string_value(json_array_get(json_object_get(text, "layer_types"), l));
     const json_t *kind = json_array_get(json_object_get(text, "attn_type_list"), l),
@@ -130,35 +162,41 @@ static void read_reach(const json_t *text, uint32_t l, uint32_t window, uint32_t
     uint32_t *reach = &shape->model->layers[l].attn.window;
     if (type) {
         shape->is_linear[l] = !strcmp(type, "linear_attention");
-        *reach = !strcmp(type, "sliding_attention") ? window : !strcmp(type, "chunked_attention") ? chunk : 0;
+        *reach = !strcmp(type, "sliding_attention")   ? r->window
+                 : !strcmp(type, "chunked_attention") ? r->chunk
+                                                      : 0;
     } else if (kind)
         shape->is_linear[l] = json_integer_value(kind) == 0;
-    else if (chunk)
-        *reach = (rope ? json_integer_value(rope) != 0 : (l + 1) % 4 != 0) ? chunk : 0;
+    else if (r->interval)
+        shape->is_linear[l] = (l + 1) % r->interval != 0;
+    else if (r->chunk)
+        *reach = (rope ? json_integer_value(rope) != 0 : (l + 1) % 4 != 0) ? r->chunk : 0;
     else
-        *reach = pattern > 1 && (l + 1) % pattern == 0 ? 0 : window;
+        *reach = r->pattern > 1 && (l + 1) % r->pattern == 0 ? 0 : r->window;
 }
 
 enum afd_status afd_config_read(const json_t *text, struct afd_shape *shape, struct afd_error *error_out)
 {
     struct afd_model *m = shape->model;
-    struct afd_attn_desc attn = {.kind = AFD_ATTN_GROUPED};
+    struct afd_attn_desc attn = {.kind = AFD_ATTN_GROUPED}, linear;
     struct afd_ffn_desc dense = {0}, experts = {0};
     unsigned char is_moe[AFD_MAX_LAYERS] = {0};
-    uint32_t window, chunk, pattern;
+    struct reach reach;
     int slides;
-    enum afd_status status;
-    if ((status = READ(1, AFD_MAX_HIDDEN, -1, &m->hidden, "hidden_size")) ||
+    enum afd_status status = refuse_unknown(text, error_out);
+    if (status || (status = READ(1, AFD_MAX_HIDDEN, -1, &m->hidden, "hidden_size")) ||
         (status = READ(1, AFD_MAX_LAYERS, -1, &m->layer_count, "num_hidden_layers")) ||
         (status = READ(1, AFD_MAX_VOCAB, -1, &m->vocab, "vocab_size")) ||
         (status = READ(1, UINT32_MAX, AFD_MAX_CONTEXT, &m->max_context, "max_position_embeddings")) ||
         (status = afd_json_bool(text, "tie_word_embeddings", 0, &m->tied_head, error_out)) ||
         (status = read_attention(text, m, &attn, error_out)) ||
+        (status = read_linear(text, &attn, &linear, error_out)) ||
         (status = read_ffn(text, &dense, &experts, error_out)) ||
         (status = afd_json_bool(text, "use_sliding_window", 1, &slides, error_out)) ||
-        (status = READ(0, AFD_MAX_CONTEXT, 0, &window, "sliding_window")) ||
-        (status = READ(0, AFD_MAX_CONTEXT, 0, &chunk, "attention_chunk_size")) ||
-        (status = READ(0, AFD_MAX_LAYERS, 0, &pattern, "sliding_window_pattern")) ||
+        (status = READ(0, AFD_MAX_CONTEXT, 0, &reach.window, "sliding_window")) ||
+        (status = READ(0, AFD_MAX_CONTEXT, 0, &reach.chunk, "attention_chunk_size")) ||
+        (status = READ(0, AFD_MAX_LAYERS, 0, &reach.pattern, "sliding_window_pattern")) ||
+        (status = READ(0, AFD_MAX_LAYERS, 0, &reach.interval, "full_attention_interval")) ||
         (experts.experts && (status = read_moe_layers(text, m->layer_count, is_moe, error_out))))
         return status;
     for (uint32_t l = 0; l < m->layer_count; l++)
@@ -166,7 +204,10 @@ enum afd_status afd_config_read(const json_t *text, struct afd_shape *shape, str
             return afd_fail(error_out, AFD_ERR_CONFIG,
                             "intermediate_size: missing, and layer %u has no experts", l);
     if ((status = afd_fields_layers(m, &attn, is_moe, &experts, &dense, error_out))) return status;
-    for (uint32_t l = 0; l < m->layer_count; l++)
-        read_reach(text, l, slides ? window : 0, chunk, pattern, shape);
+    if (!slides) reach.window = 0;
+    for (uint32_t l = 0; l < m->layer_count; l++) {
+        read_reach(text, l, &reach, shape);
+        if (shape->is_linear[l]) m->layers[l].attn = linear;
+    }
     return AFD_OK;
 }

@@ -23,7 +23,7 @@ static void count_attention(const struct afd_shape *shape, const struct afd_coun
     if (shape->is_linear[layer]) {
         /* Read and written. An element decays (1), takes k v^T (2) and is read by q (2); tables 2 and 3 of
          * the report have 10 for the 5. */
-        double state = (double)a->heads * a->head_dim * a->head_dim;
+        double state = (double)a->heads * a->head_dim * a->value_dim;
         w->kv_bytes = 2 * STATE_BYTES * state;
         w->attention_flops = (terms->convention == AFD_CONVENTION_REPORT ? 10 : 5) * state;
     } else {

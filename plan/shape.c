@@ -188,8 +188,9 @@ double afd_shape_attn_elements(const struct afd_shape *shape, uint32_t layer)
 {
     const struct afd_attn_desc *a = &shape->model->layers[layer].attn;
     double hidden = shape->model->hidden;
-    /* query, key, value, gate and output, all as wide as the heads */
-    if (shape->is_linear[layer]) return 5 * hidden * a->heads * a->head_dim;
+    /* query and key; value, gate and output */
+    if (shape->is_linear[layer])
+        return hidden * (2.0 * a->kv_heads * a->head_dim + 3.0 * a->heads * a->value_dim);
     return afd_attn_matrix_elements(a, hidden) + (a->head_gate ? hidden * a->heads : 0);
 }
 

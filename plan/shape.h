@@ -11,8 +11,10 @@
 
 struct afd_shape {
     struct afd_model *model;
-    /* [layer_count] 1: attention with a fixed state of heads x head_dim x head_dim instead of a KV cache
-     * (lightning attention, arXiv 2501.08313, section 2.2), with an output gate */
+    /* [layer_count] 1: attention with a fixed state of heads x head_dim x value_dim instead of a KV cache,
+     * with an output gate: lightning attention (arXiv 2501.08313, section 2.2), where queries and keys have
+     * as many heads as values, and gated delta networks (arXiv 2412.06464), where they may have fewer
+     * (kv_heads) */
     unsigned char *is_linear;
     int is_hybrid;   /* layers differ in what they attend to */
     int is_runnable; /* read by model/: the runtime executes it */

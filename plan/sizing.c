@@ -204,7 +204,7 @@ struct afd_verdict afd_sizing_verdict(const struct afd_sizing_input *in, const s
             AFD_SIZING_A, AFD_SIZING_F, in->attn->name, in->ffn->name, tpot_ms, in->context);
         return v;
     }
-    if (sparsity < least) {
+    if (sparsity < least && sparsity < 1) { /* a dense FFN that the network does not fill is bound by that */
         v.reason = "over_sparse";
         snprintf(v.words, sizeof v.words,
                  "AFD does not pay here: over-sparse: S = %.3f is below the %.3f that the network of %s "

@@ -108,18 +108,22 @@ static void record(struct afd_service *s, struct afd_trace_event event)
 
 static void broadcast_peers(struct afd_service *s)
 {
-    uint32_t size = afd_cluster_size(s->cluster);
+    uint32_t size = afd_cluster_size(s->cluster), wanted = 0;
     uint64_t epoch = afd_cluster_epoch(s->cluster);
     size_t listed;
-    for (uint32_t i = 0; i < size; i++) s->channels[i] = s->of_member[i] ? s->of_member[i]->channel : NULL;
+    for (uint32_t i = 0; i < size; i++) {
+        const struct afd_cluster_member *m = afd_cluster_at(s->cluster, i);
+        s->channels[i] = s->of_member[i] ? s->of_member[i]->channel : NULL;
+        wanted += (uint32_t)afd_cluster_runs(s->cluster, m->role, m->rank); /* not those it may grow to */
+    }
     if (afd_say_peers(s->channels, size, s->cluster, s->config.topology->ffn.ep, &listed) != AFD_OK) {
         afd_log_error("out of memory: the ranks are not told of epoch %llu", (unsigned long long)epoch);
         return;
     }
-    afd_log_info("epoch %llu: %zu of %u ranks", (unsigned long long)epoch, listed, size);
+    afd_log_info("epoch %llu: %zu of %u ranks", (unsigned long long)epoch, listed, wanted);
     record(s, (struct afd_trace_event){.kind = AFD_TRACE_EPOCH, .id = epoch});
     afd_event_log_add(&s->events, afd_now(), 0, "epoch %llu: %zu of %u ranks", (unsigned long long)epoch,
-                      listed, size);
+                      listed, wanted);
 }
 
 static void send_submit(struct afd_service *s, const struct afd_requests_action *a)

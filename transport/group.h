@@ -29,6 +29,16 @@ struct afd_group_config {
     const struct afd_nccl_calls *nccl;
     void *nccl_user;
     uint32_t timeout_ms; /* NCCL: to join, and of an operation */
+    /* NCCL: 1: rows and sums are not in `memory` but in `data`, afd_group_data_bytes of what the GPU reaches
+     * fastest, which no transport knows and no CPU touches. `data`: by create. */
+    int is_data_apart;
+    void *data;
+};
+
+/* Rows behind each other. */
+struct afd_group_piece {
+    const void *from;
+    uint64_t bytes;
 };
 
 enum afd_group_event_kind { AFD_GROUP_GATHERED, AFD_GROUP_REDUCED, AFD_GROUP_MESSAGE, AFD_GROUP_FAILED };
@@ -44,6 +54,7 @@ struct afd_group_event {
 /* The bytes of memory that a group needs; `memory` of that size, from a page's beginning, must be registered
  * with the transport, whose max_message_bytes covers max_rows records and max_rows rows of partial sums. */
 uint64_t afd_group_bytes(const struct afd_group_config *config);
+uint64_t afd_group_data_bytes(const struct afd_group_config *config); /* 0: not apart */
 struct afd_group *afd_group_create(const struct afd_group_config *config, void *memory,
                                    struct afd_error *error_out);
 void afd_group_destroy(struct afd_group *group); /* does not close the pairs; NULL is allowed */
@@ -60,6 +71,9 @@ int afd_group_is_complete(const struct afd_group *group);
  * AFD_ERR_REQUEST: too many rows, or out of the order above; AFD_ERR_PEER: the group has failed. */
 enum afd_status afd_group_allgather(struct afd_group *group, uint64_t batch, const uint32_t *rows,
                                     const void *from);
+/* Own rows in pieces, which stay as they are, as does `pieces`, until the batch is gathered. */
+enum afd_status afd_group_allgather_pieces(struct afd_group *group, uint64_t batch, const uint32_t *rows,
+                                           const struct afd_group_piece *pieces, uint32_t piece_count);
 const void *afd_group_gathered(const struct afd_group *group, uint64_t batch);
 /* `partials`: our partial sums for all rows of the batch, members' rows in member order, [rows, columns].
  * Each member receives the sums of its own rows: partial of member 0 + 1 + ... in float32. */

@@ -144,7 +144,8 @@ static enum afd_status begin(struct afd_group_nccl *n, uint32_t comm, uint32_t s
     const struct afd_group_nccl_op *op = &n->operations[comm][slot].op;
     void *user = n->config.nccl_user;
     if (comm == AFD_NCCL_GATHER)
-        return n->calls->gather(user, slot, op->rows, n->config.record_bytes, op->from, op->to);
+        return n->calls->gather(user, slot, op->rows, n->config.record_bytes, op->pieces, op->piece_count,
+                                op->to);
     return n->calls->reduce(user, slot, op->rows, n->config.columns, op->from, op->to);
 }
 

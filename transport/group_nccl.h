@@ -35,8 +35,10 @@ const char *afd_group_nccl_words(const struct afd_group_nccl *nccl);
 struct afd_group_nccl_op {
     uint64_t batch;
     const uint32_t *rows;
-    const void *from;
+    const struct afd_group_piece *pieces; /* gather; as long as it runs */
+    const float *from;                    /* reduce */
     void *to;
+    uint32_t piece_count;
 };
 void afd_group_nccl_start(struct afd_group_nccl *nccl, uint32_t comm, struct afd_group_nccl_op op,
                           afd_ns now);

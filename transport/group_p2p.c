@@ -36,7 +36,8 @@ struct op { /* of one kind and one P */
     enum progress progress;
     uint64_t batch;
     const unsigned char *from;
-    uint32_t unsent; /* members that have not been sent to, self not counted */
+    struct afd_group_piece piece; /* `from`, where it is all there is */
+    uint32_t unsent;              /* members that have not been sent to, self not counted */
     uint8_t is_sent[AFD_MAX_TP];
     struct arrival arrivals[AFD_MAX_TP];
 };
@@ -74,24 +75,45 @@ static uint64_t align_up(uint64_t n)
     return (n + 63) / 64 * 64;
 }
 
-/* Lays the group's memory out from `at`, which begins a page; with at 0 the result is its size. What a member
- * writes to has pages of its own. */
-static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, unsigned char *memory)
-{
-    uint64_t records = align_up((uint64_t)c->max_rows * c->record_bytes);
-    uint64_t sums = align_up((uint64_t)c->max_rows * c->columns * sizeof(float));
-    uint64_t messages = align_up((uint64_t)c->max_messages * AFD_GROUP_MESSAGE_BYTES), at = 0;
 #define PLACE(pointer, bytes)                                                                                \
     do {                                                                                                     \
         if (g) pointer = memory + at;                                                                        \
         at += (bytes);                                                                                       \
     } while (0)
+
+static uint64_t records_bytes(const struct afd_group_config *c)
+{
+    return align_up((uint64_t)c->max_rows * c->record_bytes);
+}
+
+static uint64_t sums_bytes(const struct afd_group_config *c)
+{
+    return align_up((uint64_t)c->max_rows * c->columns * sizeof(float));
+}
+
+/* The rows and sums that no member writes to. */
+static uint64_t lay_out_data(const struct afd_group_config *c, struct afd_group *g, unsigned char *memory)
+{
+    uint64_t records = records_bytes(c), sums = sums_bytes(c), at = 0;
     for (uint32_t p = 0; p < AFD_GROUP_DEPTH; p++) {
         PLACE(g->records[p], records);
         PLACE(g->gathered[p], records);
         PLACE(g->partials[p], sums);
         PLACE(g->reduced[p], sums);
     }
+    return at;
+}
+
+/* Lays the group's memory out from `at`, which begins a page; with at 0 the result is its size. What a member
+ * writes to has pages of its own. */
+static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, unsigned char *memory)
+{
+    uint64_t records = records_bytes(c), sums = sums_bytes(c);
+    uint64_t messages = align_up((uint64_t)c->max_messages * AFD_GROUP_MESSAGE_BYTES), at = 0;
+    if (!c->is_data_apart)
+        at = lay_out_data(c, g, memory);
+    else if (g)
+        lay_out_data(c, g, c->data);
     for (uint32_t m = 0; m < c->members; m++)
         if (m != c->self) PLACE(g->members[m].messages_out, messages);
     at = afd_page_align(at);
@@ -104,13 +126,18 @@ static uint64_t lay_out(const struct afd_group_config *c, struct afd_group *g, u
         PLACE(g->members[m].messages_in, messages);
         at = afd_page_align(at);
     }
-#undef PLACE
     return at ? at : 64;
 }
+#undef PLACE
 
 uint64_t afd_group_bytes(const struct afd_group_config *config)
 {
     return lay_out(config, NULL, NULL);
+}
+
+uint64_t afd_group_data_bytes(const struct afd_group_config *config)
+{
+    return config->is_data_apart ? lay_out_data(config, NULL, NULL) : 0;
 }
 
 struct afd_group *afd_group_create(const struct afd_group_config *config, void *memory,
@@ -123,6 +150,7 @@ struct afd_group *afd_group_create(const struct afd_group_config *config, void *
                  AFD_MAX_REGIONS - FIRST_MESSAGE);
         return NULL;
     }
+    assert(!config->is_data_apart || (config->nccl && config->data));
     struct afd_group *g = calloc(1, sizeof *g);
     if (g) g->inboxes = calloc((size_t)config->members * config->max_messages, sizeof *g->inboxes);
     if (g && config->nccl) g->nccl = afd_group_nccl_create(config);
@@ -249,16 +277,21 @@ static void send_op(struct afd_group *g, struct op *op)
     }
 }
 
-static enum afd_status start(struct afd_group *g, struct op *op, uint64_t batch, const void *from)
+/* Over the pairs there is one piece; NCCL's own may stay where they are. */
+static enum afd_status start(struct afd_group *g, struct op *op, uint64_t batch,
+                             const struct afd_group_piece *pieces, uint32_t piece_count)
 {
     op->progress = RUNNING;
     op->batch = batch;
-    op->from = from;
+    op->from = piece_count ? pieces->from : NULL;
     if (g->nccl) {
-        void *to = op->kind == GATHER ? g->gathered[op->p] : g->reduced[op->p];
-        afd_group_nccl_start(g->nccl, op->kind,
-                             (struct afd_group_nccl_op){batch, g->rows[op->kind][op->p], from, to},
-                             afd_now());
+        struct afd_group_nccl_op what = {.batch = batch,
+                                         .rows = g->rows[op->kind][op->p],
+                                         .pieces = pieces,
+                                         .from = (const float *)(const void *)op->from,
+                                         .to = op->kind == GATHER ? g->gathered[op->p] : g->reduced[op->p],
+                                         .piece_count = piece_count};
+        afd_group_nccl_start(g->nccl, op->kind, what, afd_now());
         g->nccl_works = 1;
         return AFD_OK;
     }
@@ -277,8 +310,28 @@ static int set_rows(struct afd_group *g, struct op *op, const uint32_t *rows)
     return 1;
 }
 
+/* Puts the rows behind each other in the buffer that is sent from. */
+static struct afd_group_piece join_pieces(struct afd_group *g, uint32_t p,
+                                          const struct afd_group_piece *pieces, uint32_t count)
+{
+    unsigned char *to = g->records[p];
+    struct afd_group_piece all = {.from = to};
+    for (uint32_t i = 0; i < count; i++) {
+        if (pieces[i].bytes) memcpy(to + all.bytes, pieces[i].from, pieces[i].bytes);
+        all.bytes += pieces[i].bytes;
+    }
+    return all;
+}
+
 enum afd_status afd_group_allgather(struct afd_group *g, uint64_t batch, const uint32_t *rows,
                                     const void *from)
+{
+    struct afd_group_piece piece = {from, (uint64_t)rows[g->config.self] * g->config.record_bytes};
+    return afd_group_allgather_pieces(g, batch, rows, &piece, 1);
+}
+
+enum afd_status afd_group_allgather_pieces(struct afd_group *g, uint64_t batch, const uint32_t *rows,
+                                           const struct afd_group_piece *pieces, uint32_t piece_count)
 {
     uint32_t p = batch % AFD_GROUP_DEPTH;
     struct op *gather = &g->ops[GATHER][p], *reduce = &g->ops[REDUCE][p];
@@ -287,8 +340,14 @@ enum afd_status afd_group_allgather(struct afd_group *g, uint64_t batch, const u
     int is_first = gather->progress == NEVER;
     int is_free = is_first || (reduce->progress == FINISHED && reduce->batch == gather->batch &&
                                batch == gather->batch + AFD_GROUP_DEPTH);
-    if (!is_free || !set_rows(g, gather, rows)) return AFD_ERR_REQUEST;
-    return start(g, gather, batch, from);
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < piece_count; i++) bytes += pieces[i].bytes;
+    if (!is_free || bytes != (uint64_t)rows[g->config.self] * g->config.record_bytes ||
+        !set_rows(g, gather, rows))
+        return AFD_ERR_REQUEST;
+    if (piece_count != 1 && g->nccl) return start(g, gather, batch, pieces, piece_count);
+    gather->piece = piece_count == 1 ? *pieces : join_pieces(g, p, pieces, piece_count);
+    return start(g, gather, batch, &gather->piece, 1);
 }
 
 enum afd_status afd_group_reduce_scatter(struct afd_group *g, uint64_t batch, const uint32_t *rows,
@@ -300,7 +359,8 @@ enum afd_status afd_group_reduce_scatter(struct afd_group *g, uint64_t batch, co
     if (gather->progress != FINISHED || gather->batch != batch ||
         (reduce->progress != NEVER && reduce->batch == batch) || !set_rows(g, reduce, rows))
         return AFD_ERR_REQUEST;
-    return start(g, reduce, batch, partials);
+    reduce->piece = (struct afd_group_piece){.from = partials};
+    return start(g, reduce, batch, &reduce->piece, 1);
 }
 
 uint32_t afd_group_awaits(const struct afd_group *g, uint64_t batch)

@@ -99,12 +99,29 @@ static enum afd_status begun(struct nccl *n, struct comm *c, uint32_t slot, nccl
     return status == AFD_AGAIN ? AFD_OK : status;
 }
 
+/* Several pieces go to their place in the result, by the copy engines; one is taken where it is. */
+static enum afd_status own_rows(struct nccl *n, struct comm *c, const struct afd_group_piece *pieces,
+                                uint32_t piece_count, char *to, const void **from_out)
+{
+    enum afd_status status = AFD_OK;
+    *from_out = piece_count == 1 ? pieces->from : to;
+    for (uint32_t i = 0; i < piece_count && piece_count > 1 && !status; to += pieces[i++].bytes)
+        status = cuda_status(
+            n, cudaMemcpyAsync(to, pieces[i].from, pieces[i].bytes, cudaMemcpyDefault, c->stream));
+    return status;
+}
+
 static enum afd_status gather(void *user, uint32_t slot, const uint32_t *rows, uint32_t row_bytes,
-                              const void *from, void *to)
+                              const struct afd_group_piece *pieces, uint32_t piece_count, void *to)
 {
     struct nccl *n = user;
     struct comm *c = &n->comms[AFD_NCCL_GATHER];
+    const void *from;
+    size_t before = 0;
+    for (uint32_t m = 0; m < n->self; m++) before += rows[m];
     cudaSetDevice(n->device);
+    enum afd_status status = own_rows(n, c, pieces, piece_count, (char *)to + before * row_bytes, &from);
+    if (status) return status;
     if (are_even(n, rows))
         return begun(n, c, slot,
                      ncclAllGather(from, to, (size_t)rows[0] * row_bytes, ncclUint8, c->comm, c->stream));

@@ -4,7 +4,7 @@
  * Two communicators, AFD_NCCL_GATHER and AFD_NCCL_REDUCE: on each, all members begin the same operations in
  * the same order, but one member may gather batch n + 1 before it reduces batch n, and another after. An
  * operation has a slot, 0 or 1. Nothing blocks but abort, for as long as the GPU needs to stop; one thread.
- * Memory is what a GPU reaches: afd_device_alloc's. */
+ * Memory is what a GPU reaches: afd_device_alloc's, or its own. */
 #ifndef AFD_TRANSPORT_NCCL_H
 #define AFD_TRANSPORT_NCCL_H
 
@@ -15,6 +15,8 @@
 enum { AFD_NCCL_GATHER, AFD_NCCL_REDUCE, AFD_NCCL_COMMS };
 enum { AFD_NCCL_ID_BYTES = 128, AFD_NCCL_SLOTS = 2 };
 
+struct afd_group_piece; /* group.h */
+
 struct afd_nccl_calls {
     /* A new one; one member makes it and tells it to the others. */
     enum afd_status (*make_id)(void *user, unsigned char id[AFD_NCCL_ID_BYTES]);
@@ -24,9 +26,10 @@ struct afd_nccl_calls {
     /* AFD_AGAIN: it joins, or still takes an operation in; negative: it has failed, here or at another
      * member. */
     enum afd_status (*state)(void *user, uint32_t comm);
-    /* Begins; state was AFD_OK. rows[m] rows come from member m: `to` has all, in member order. */
+    /* Begins; state was AFD_OK. rows[m] rows come from member m, this one's in pieces, which stay until it is
+     * over: `to` has all, in member order. */
     enum afd_status (*gather)(void *user, uint32_t slot, const uint32_t *rows, uint32_t row_bytes,
-                              const void *from, void *to);
+                              const struct afd_group_piece *pieces, uint32_t piece_count, void *to);
     /* `from` has a partial sum of every row; `to` gets the sums of this member's own. */
     enum afd_status (*reduce)(void *user, uint32_t slot, const uint32_t *rows, uint32_t columns,
                               const float *from, float *to);

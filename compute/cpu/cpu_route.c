@@ -66,6 +66,7 @@ void afd_cpu_route(void *user, uint32_t index)
     const struct afd_job *job = user;
     struct afd_device *device = job->device;
     struct afd_slot *slot = &device->slots[job->op->slot];
+    const struct afd_cpu *cpu = device->state;
     const struct afd_op *op = job->op;
     uint32_t begin, end;
     afd_split(slot->rows, 1, device->team.threads, index, &begin, &end);
@@ -73,7 +74,9 @@ void afd_cpu_route(void *user, uint32_t index)
     afd_team_barrier(&device->team);
     struct afd_route_result counts = {0};
     for (uint32_t r = 0; r < end; r++) {
+        const struct afd_routed *routed = &cpu->routed[r];
         for (uint64_t left = slot->active[r]; left; left &= left - 1) counts.active[__builtin_ctzll(left)]++;
+        for (uint32_t i = 0; i < routed->count; i++) counts.experts[routed->experts[i]]++;
         for (uint32_t d = 0; d < op->route.to_count; d++) {
             if (!afd_route_takes(&op->route.to[d], slot->active[r])) continue;
             size_t at = (size_t)counts.rows[d]++ * device->config.wire.a2f_stride;

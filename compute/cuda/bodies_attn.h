@@ -21,6 +21,7 @@ AFD_INLINE void afd_body_kv_put(const struct afd_args_kv_put *a, struct afd_plac
 {
     (void)shared, (void)own;
     const struct afd_gpu_kv *kv = &a->kv;
+    if (!afd_gpu_has_row(a->count, at.block)) return;
     uint32_t width = kv->kv_heads * kv->key_dim, parts = kv->latent ? 1 : 2;
     for (uint32_t i = at.thread; i < parts * width; i += 128) {
         uint32_t part = i / width, head = i % width / kv->key_dim, channel = i % kv->key_dim;
@@ -72,6 +73,7 @@ AFD_INLINE void afd_body_attend(const struct afd_args_attend *a, struct afd_plac
     const struct afd_gpu_kv *kv = &a->kv;
     uint32_t row = at.block / a->heads, head = at.block % a->heads,
              kv_head = head / (a->heads / kv->kv_heads);
+    if (!afd_gpu_has_row(a->count, row)) return;
     uint32_t position = kv->positions[row], tokens = position + 1;
     uint32_t visible = afd_kv_first_seen(a->window, position);
     uint32_t begin = visible / AFD_ATTN_BLOCK * AFD_ATTN_BLOCK;
@@ -119,7 +121,9 @@ AFD_INLINE void afd_body_flash_join(const struct afd_args_flash_join *a, struct 
                                     struct afd_own *own)
 {
     (void)shared, (void)own;
-    uint32_t row = at.block / a->heads, head = at.block % a->heads, position = a->positions[row];
+    uint32_t row = at.block / a->heads, head = at.block % a->heads;
+    if (!afd_gpu_has_row(a->count, row)) return;
+    uint32_t position = a->positions[row];
     uint32_t first = afd_kv_first_seen(a->window, position) / a->split, last = position / a->split;
     uint64_t step = (uint64_t)a->rows * a->heads, from = first * step + (uint64_t)row * a->heads + head;
     if (first == last) return;
@@ -143,6 +147,7 @@ AFD_INLINE void afd_body_head_gate(const struct afd_args_head_gate *a, struct af
     (void)shared, (void)own;
     float *o = a->o + (uint64_t)at.block * a->o_pitch;
     const float *gates = a->gates + (uint64_t)at.block * a->gate_pitch;
+    if (!afd_gpu_has_row(a->count, at.block)) return;
     for (uint32_t i = at.thread; i < a->heads * a->dim; i += 128)
         o[i] = o[i] * afd_sigmoid(gates[i / a->dim]);
 }
@@ -154,6 +159,7 @@ AFD_INLINE void afd_body_latent_query(const struct afd_args_latent_query *a, str
     uint32_t row = at.block / a->heads, head = at.block % a->heads;
     const float *q = a->q + (uint64_t)row * a->q_pitch + (uint64_t)head * a->q_step + a->nope;
     float *to = a->to + (uint64_t)row * a->to_pitch + (uint64_t)head * a->to_step + a->kv_rank;
+    if (!afd_gpu_has_row(a->count, row)) return;
     for (uint32_t i = at.thread; i < a->rope; i += 64) to[i] = q[i];
 }
 

@@ -9,6 +9,13 @@
 
 /* ---- products */
 
+/* Rows that there are from item0 on. */
+AFD_DEVICE uint32_t afd_tile_items(const uint32_t *count, uint32_t rows, uint32_t item0)
+{
+    uint32_t there = afd_gpu_rows(count, 0, rows);
+    return there > item0 ? there - item0 : 0;
+}
+
 AFD_DEVICE void afd_product_find(const struct afd_args_product *a, uint32_t block, uint32_t groups,
                                  struct afd_tile_own *own)
 {
@@ -17,10 +24,11 @@ AFD_DEVICE void afd_product_find(const struct afd_args_product *a, uint32_t bloc
     uint32_t blocks = afd_tile_blocks(&a->table[a->output[i].matrix], groups);
     own->at.unit = i;
     own->at.item0 = tile / a->out_tiles * AFD_TILE_ITEMS;
-    own->at.items = a->rows - own->at.item0;
+    own->at.items = afd_tile_items(a->count, a->rows, own->at.item0);
     own->at.out0 = (out_tile - a->output[i].tile_begin) * AFD_GROUP_COLUMNS;
     own->at.k0 = block % a->parts * a->part_blocks;
     own->blocks = blocks - own->at.k0 < a->part_blocks ? blocks - own->at.k0 : a->part_blocks;
+    if (!own->at.items) own->blocks = 0;
 }
 
 AFD_DEVICE void afd_product_pair(float *to, float first, float second)
@@ -32,17 +40,16 @@ AFD_DEVICE void afd_product_pair(float *to, float first, float second)
 #endif
 }
 
-/* Four lanes have 32 bytes of a row, twice. */
-AFD_DEVICE void afd_product_store(const struct afd_args_product *a, struct afd_warp_place p,
+/* The tile's sums, rows of y `pitch` floats apart, of which `end` are outputs. Four lanes have 32 bytes of a
+ * row, twice. */
+AFD_DEVICE void afd_product_store(float *to, uint32_t pitch, uint32_t end, uint32_t warp,
                                   const struct afd_tile_own *own)
 {
-    uint32_t end = a->table[a->output[own->at.unit].matrix].rows;
     AFD_EACH_LANE(lane, s)
     AFD_UNROLL
     for (uint32_t i = 0; i < 2; i++) {
-        uint32_t row = 16 * p.warp + lane / 4 + 8 * i;
-        float *y = a->output[own->at.unit].y + p.block % a->parts * a->output[own->at.unit].stride +
-                   (uint64_t)(own->at.item0 + row) * a->output[own->at.unit].pitch;
+        uint32_t row = 16 * warp + lane / 4 + 8 * i;
+        float *y = to + (uint64_t)(own->at.item0 + row) * pitch;
         if (row >= own->at.items) continue;
         AFD_UNROLL
         for (uint32_t j = 2 * i; j < AFD_GROUP_SUMS; j += 4) {
@@ -65,7 +72,9 @@ AFD_DEVICE void afd_product(const struct afd_args_product *a, struct afd_warp_pl
     of.row_of = NULL;
     of.x = a->x, of.x_scale = a->x_scale;
     of.x_bytes = a->x_bytes, of.x_scale_pitch = a->x_scale_pitch;
-    if (afd_tile_sum(&of, p, shared, groups, own) && p.phase == own->blocks + 1) afd_product_store(a, p, own);
+    if (afd_tile_sum(&of, p, shared, groups, own) && p.phase == own->blocks + 1)
+        afd_product_store(a->output[own->at.unit].y + p.block % a->parts * a->output[own->at.unit].stride,
+                          a->output[own->at.unit].pitch, of.low->rows, p.warp, own);
 }
 
 AFD_DEVICE void afd_body_product_e4m3(const struct afd_args_product *a, struct afd_warp_place p,
@@ -78,6 +87,79 @@ AFD_DEVICE void afd_body_product_bf16(const struct afd_args_product *a, struct a
                                       unsigned char *shared, struct afd_tile_own *own)
 {
     afd_product(a, p, shared, 0, own);
+}
+
+/* ---- products of heads */
+
+AFD_DEVICE void afd_head_product_find(const struct afd_args_head_product *a, uint32_t block, uint32_t groups,
+                                      struct afd_tile_own *own)
+{
+    uint32_t tile = block / a->out_tiles;
+    own->at.unit = tile % a->heads;
+    own->at.item0 = tile / a->heads * AFD_TILE_ITEMS;
+    own->at.items = afd_tile_items(a->count, a->rows, own->at.item0);
+    own->at.out0 = block % a->out_tiles * AFD_GROUP_COLUMNS;
+    own->at.k0 = 0;
+    own->blocks = own->at.items ? afd_tile_blocks(&a->matrices[own->at.unit], groups) : 0;
+}
+
+AFD_DEVICE void afd_head_product(const struct afd_args_head_product *a, struct afd_warp_place p,
+                                 unsigned char *shared, uint32_t groups, struct afd_tile_own *own)
+{
+    if (p.phase == 0) afd_head_product_find(a, p.block, groups, own);
+    uint32_t head = own->at.unit;
+    struct afd_tile_of of;
+    of.low = of.high = &a->matrices[head];
+    of.low_row = own->at.out0, of.high_row = own->at.out0 + AFD_TILE_HALF;
+    of.row_of = NULL;
+    of.x = (const unsigned char *)a->x + head * a->head_bytes;
+    of.x_scale = a->x_scale + (uint64_t)head * a->head_groups * a->x_scale_pitch;
+    of.x_bytes = a->heads * a->head_bytes, of.x_scale_pitch = a->x_scale_pitch;
+    if (afd_tile_sum(&of, p, shared, groups, own) && p.phase == own->blocks + 1)
+        afd_product_store(a->y + head * a->y_step, a->y_pitch, of.low->rows, p.warp, own);
+}
+
+AFD_DEVICE void afd_body_head_product_e4m3(const struct afd_args_head_product *a, struct afd_warp_place p,
+                                           unsigned char *shared, struct afd_tile_own *own)
+{
+    afd_head_product(a, p, shared, 1, own);
+}
+
+AFD_DEVICE void afd_body_head_product_bf16(const struct afd_args_head_product *a, struct afd_warp_place p,
+                                           unsigned char *shared, struct afd_tile_own *own)
+{
+    afd_head_product(a, p, shared, 0, own);
+}
+
+AFD_DEVICE void afd_body_head_rows(const struct afd_args_head_rows *a, struct afd_warp_place p,
+                                   unsigned char *shared, struct afd_line_own *own)
+{
+    uint32_t at = p.block * AFD_ROWS_WARPS + p.warp, row = at / a->heads, head = at % a->heads;
+    uint32_t groups = (a->n + AFD_FP8_GROUP - 1) / AFD_FP8_GROUP;
+    (void)shared, (void)own;
+    if (row >= afd_gpu_rows(a->count, 0, a->rows)) return;
+    const float *from = a->x + (uint64_t)row * a->x_pitch + head * a->x_step;
+    unsigned char *to = (unsigned char *)a->to + (uint64_t)at * a->to_bytes;
+    for (uint32_t begin = 0; begin < a->n; begin += AFD_WARP_CHANNELS) {
+        float x[AFD_WARP_SLOTS][AFD_LANE_CHANNELS];
+        AFD_EACH_LANE(lane, s)
+        {
+            uint32_t channel = begin + AFD_LANE_CHANNELS * lane;
+            AFD_UNROLL
+            for (uint32_t i = 0; i < AFD_LANE_CHANNELS; i++)
+                x[s][i] = channel + i < a->n ? from[channel + i] : 0.0f;
+            if (!a->to_fp8 && 2 * channel < a->to_bytes) afd_lane_to_bf16(to + 2 * channel, x[s]);
+        }
+        if (a->to_fp8)
+            afd_warp_to_e4m3(x, begin, to, a->to_bytes,
+                             a->scale + (uint64_t)head * groups * a->scale_pitch + row, a->scale_pitch);
+    }
+    AFD_EACH_LANE(lane, s)
+    {
+        (void)s;
+        for (uint32_t i = lane; i < a->rest; i += 32)
+            a->rest_to[(uint64_t)row * a->rest_pitch + head * a->rest_step + i] = from[a->n + i];
+    }
 }
 
 /* ---- rows */
@@ -192,6 +274,7 @@ AFD_DEVICE void afd_body_norm_rows(const struct afd_args_norm_rows *a, struct af
     uint32_t *before = (uint32_t *)(void *)shared;
     float *squares = (float *)(void *)shared + AFD_MAX_SHARDS;
     (void)own;
+    if (!afd_gpu_has_row(a->count, p.block)) return;
     if (p.phase == 1 && (a->sum || a->weight)) afd_norm_sum(a, p, squares, before);
     if (p.phase == 2 && (a->out || a->e4m3 || a->bf16)) afd_norm_out(a, p, squares, before);
     if (p.phase || !a->active) return;
@@ -265,7 +348,7 @@ AFD_DEVICE void afd_body_heads(const struct afd_args_heads *a, struct afd_warp_p
     uint32_t at = p.block * AFD_ROWS_WARPS + p.warp;
     float square[AFD_WARP_SLOTS];
     (void)shared, (void)own;
-    if (at >= a->rows * vectors) return;
+    if (at >= afd_gpu_rows(a->count, 0, a->rows) * vectors) return;
     struct afd_head_line line = afd_head_find(a, at / vectors, at % vectors);
     AFD_EACH_LANE(lane, s)
     {

@@ -224,6 +224,7 @@ AFD_DEVICE void afd_body_route_row(const struct afd_args_route_row *a, struct af
     uint32_t count = a->ffn.top_k < n ? a->ffn.top_k : n, taken[AFD_WARP_SLOTS];
     int has_groups = n && a->ffn.groups > 1;
     (void)own;
+    if (!afd_gpu_has_row(a->count, a->first + p.block)) return;
     if (p.phase == 0 && n) afd_choice_scores(a, p.block, n, at);
     if (p.phase == 1 && a->ffn.router == AFD_ROUTER_SOFTMAX) afd_choice_sum(n, at);
     if (p.phase == 2) afd_choice_bias(a, n, at);
@@ -264,7 +265,7 @@ AFD_DEVICE void afd_body_records(const struct afd_args_records *a, struct afd_wa
     float *before = (float *)(void *)shared, count[AFD_WARP_SLOTS];
     const struct afd_gpu_to *to = &a->to[p.block % a->to_count];
     (void)own;
-    if (!afd_gpu_takes(to, a->active[row])) return;
+    if (!afd_gpu_has_row(a->count, row) || !afd_gpu_takes(to, a->active[row])) return;
     if (p.phase == 0) {
         AFD_EACH_LANE(lane, s)
         {

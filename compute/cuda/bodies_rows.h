@@ -82,6 +82,7 @@ AFD_INLINE void afd_body_combine(const struct afd_args_combine *a, struct afd_pl
                                  struct afd_own *own)
 {
     (void)own;
+    if (!afd_gpu_has_row(a->count, at.block)) return;
     uint32_t *before = (uint32_t *)shared, row = a->rows ? a->rows[at.block] : at.block;
     if (at.phase == 0) {
         if (at.thread >= AFD_MAX_SHARDS) return;
@@ -108,6 +109,7 @@ AFD_INLINE void afd_body_rmsnorm(const struct afd_args_rmsnorm *a, struct afd_pl
     uint32_t blocks = (a->n + AFD_DOT_BLOCK - 1) / AFD_DOT_BLOCK;
     const float *x = a->x + (uint64_t)row * a->pitch + (uint64_t)vector * a->step;
     float *to = a->to + (uint64_t)row * a->to_pitch + (uint64_t)vector * a->to_step;
+    if (!afd_gpu_has_row(a->count, row)) return;
     if (at.phase == 0) {
         for (uint32_t i = at.thread; i < blocks * AFD_LANES; i += 256) {
             uint32_t begin = i / AFD_LANES * AFD_DOT_BLOCK;
@@ -137,7 +139,8 @@ AFD_INLINE void afd_body_matmul(const struct afd_args_matmul *a, struct afd_plac
     uint32_t out0 = at.block % a->out_tiles * TILE;
     uint32_t tile = at.block / a->out_tiles, group = tile / a->item_tiles;
     const struct afd_gpu_matrix *m = &a->matrices[group];
-    uint32_t begin = a->begin ? a->begin[group] : 0, end = a->begin ? a->begin[group + 1] : a->items;
+    uint32_t begin = a->begin ? a->begin[group] : 0;
+    uint32_t end = a->begin ? a->begin[group + 1] : afd_gpu_rows(a->count, 0, a->items);
     uint32_t item0 = begin + tile % a->item_tiles * TILE;
     uint32_t blocks = (m->columns + AFD_DOT_BLOCK - 1) / AFD_DOT_BLOCK, b = at.phase / 2;
     if (item0 >= end || out0 >= m->rows || b > blocks) return;
@@ -187,12 +190,13 @@ AFD_INLINE void afd_body_scores(const struct afd_args_scores *a, struct afd_plac
     uint32_t out0 = at.block % a->out_tiles * TILE, tile = at.block / a->out_tiles;
     uint32_t row0 = tile % a->row_tiles * TILE, b = tile / a->row_tiles, k0 = b * AFD_DOT_BLOCK;
     uint32_t n = m->columns - k0 < AFD_DOT_BLOCK ? m->columns - k0 : AFD_DOT_BLOCK;
+    uint32_t rows = afd_gpu_rows(a->count, a->first, a->rows);
     float *x = shared, *w = shared + TILE * PITCH;
     (void)own;
     if (at.phase == 0) {
         for (uint32_t i = at.thread; i < TILE * AFD_DOT_BLOCK; i += 256) {
             uint32_t r = i / AFD_DOT_BLOCK, k = i % AFD_DOT_BLOCK;
-            int has_row = k < n && row0 + r < a->rows, has_out = k < n && out0 + r < m->rows;
+            int has_row = k < n && row0 + r < rows, has_out = k < n && out0 + r < m->rows;
             x[r * PITCH + k] = has_row ? a->x[(uint64_t)(row0 + r) * a->x_pitch + k0 + k] : 0.0f;
             w[r * PITCH + k] =
                 has_out ? afd_gpu_read(afd_gpu_matrix_row(m, out0 + r), m->dtype, k0 + k) : 0.0f;
@@ -213,7 +217,7 @@ AFD_INLINE void afd_body_scores(const struct afd_args_scores *a, struct afd_plac
     }
     for (uint32_t i = 0; i < 4; i++) {
         uint32_t row = row0 + r + i / 2 * HALF, out = out0 + o + i % 2 * HALF;
-        if (row >= a->rows || out >= m->rows) continue;
+        if (row >= rows || out >= m->rows) continue;
         float scale = m->block ? m->scale[(uint64_t)(out / m->block) * m->scale_pitch + b] : 1.0f;
         a->parts[b * a->stride + (uint64_t)row * a->pitch + out] = scale * sum[i / 2][i % 2];
     }
@@ -227,6 +231,7 @@ AFD_INLINE void afd_body_rope(const struct afd_args_rope *a, struct afd_place at
     uint32_t row = at.block / a->vectors, half = a->dim / 2;
     const float *table = a->table + (uint64_t)row * a->dim;
     float *x = a->x + (uint64_t)row * a->pitch + (uint64_t)(at.block % a->vectors) * a->step;
+    if (!afd_gpu_has_row(a->count, row)) return;
     for (uint32_t i = at.thread; i < half; i += 64) {
         uint32_t first = a->interleaved ? 2 * i : i, second = a->interleaved ? 2 * i + 1 : i + half;
         float u = x[first], v = x[second], c = table[i], s = table[half + i];

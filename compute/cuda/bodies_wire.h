@@ -11,12 +11,31 @@ AFD_INLINE int afd_gpu_takes(const struct afd_gpu_to *to, uint64_t active)
     return to->every_row || (to->shards & active) != 0;
 }
 
+AFD_INLINE void afd_gpu_count_expert(const struct afd_args_route_count *a, struct afd_place at,
+                                     uint32_t *shared)
+{
+    uint32_t expert = at.block - 1, count = 0;
+    if (at.phase) {
+        for (uint32_t t = 0; t < 64 && !at.thread; t++) count += shared[t];
+        if (!at.thread) a->experts_out[expert] = count;
+        return;
+    }
+    for (uint32_t r = at.thread, all = afd_gpu_rows(a->count, 0, a->rows); r < all; r += 64)
+        for (uint32_t i = 0; i < a->routed[r].count; i++) count += a->routed[r].experts[i] == expert;
+    shared[at.thread] = count;
+}
+
 AFD_INLINE void afd_body_route_count(const struct afd_args_route_count *a, struct afd_place at, float *shared,
                                      struct afd_own *own)
 {
-    (void)shared, (void)own;
-    uint32_t active = 0, rows = 0;
-    for (uint32_t r = 0; r < a->rows; r++) {
+    (void)own;
+    if (at.block) {
+        afd_gpu_count_expert(a, at, (uint32_t *)(void *)shared);
+        return;
+    }
+    if (at.phase) return;
+    uint32_t active = 0, rows = 0, all = afd_gpu_rows(a->count, 0, a->rows);
+    for (uint32_t r = 0; r < all; r++) {
         active += (uint32_t)(a->active[r] >> at.thread & 1);
         if (at.thread < a->to_count) rows += (uint32_t)afd_gpu_takes(&a->to[at.thread], a->active[r]);
     }

@@ -38,7 +38,7 @@ static uint64_t table_words(const struct afd_device_config *c)
 {
     uint64_t blocks =
         (uint64_t)AFD_MAX_KV_GROUPS * c->max_segments * (c->max_context / c->kv_block_tokens + 1);
-    return (2 + AFD_MAX_KV_GROUPS) * (uint64_t)c->wire.shape.max_rows + c->max_logit_rows + blocks;
+    return (2 + AFD_MAX_KV_GROUPS) * (uint64_t)c->wire.shape.max_rows + 1 + c->max_logit_rows + blocks;
 }
 
 static void place_slot(const struct afd_device *device, struct afd_cuda_slot *s, struct layout *l)
@@ -49,7 +49,8 @@ static void place_slot(const struct afd_device *device, struct afd_cuda_slot *s,
     s->tokens = take(l, table_words(c), sizeof *s->tokens);
     s->positions = s->tokens + rows;
     s->block_begin = s->positions + rows;
-    s->logit_rows = s->block_begin + AFD_MAX_KV_GROUPS * rows;
+    s->count = s->block_begin + AFD_MAX_KV_GROUPS * rows;
+    s->logit_rows = s->count + 1;
     s->blocks = s->logit_rows + c->max_logit_rows;
     s->x = take(l, (uint64_t)rows * cuda->sizes.hidden_pitch, sizeof *s->x);
     for (uint32_t r = 0; r < device->ropes.count; r++)
@@ -65,7 +66,7 @@ static void place_proj(struct afd_cuda *cuda, struct layout *l)
     p->rows = size->rows;
     p->e4m3 = take(l, size->rows, size->elements);
     p->bf16 = take(l, size->rows, 2ull * size->elements);
-    p->scale = take(l, (uint64_t)size->rows * (size->elements / AFD_FP8_GROUP + 1), sizeof *p->scale);
+    p->scale = take(l, (uint64_t)size->rows * size->groups, sizeof *p->scale);
     p->parts = take(l, size->part_floats, sizeof *p->parts);
     p->scores = take(l, size->score_floats, sizeof *p->scores);
 }
@@ -148,8 +149,8 @@ static enum afd_status make_pinned(struct afd_device *device)
     for (uint32_t s = 0; s < c->slots && ok; s++) {
         struct afd_cuda_slot *slot = &cuda->slots[s];
         slot->staged = afd_gpu_alloc_host(cuda->gpu, table_words(c) * sizeof *slot->staged);
-        slot->route =
-            afd_gpu_alloc_host(cuda->gpu, (AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS) * sizeof *slot->route);
+        slot->route = afd_gpu_alloc_host(
+            cuda->gpu, (AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS + AFD_MAX_EXPERTS) * sizeof *slot->route);
         uint64_t words = afd_cuda_flash_words(&cuda->flash);
         slot->staged_lists = words ? afd_gpu_alloc_host(cuda->gpu, words * sizeof(uint32_t)) : NULL;
         slot->choices = afd_gpu_alloc_host(cuda->gpu, AFD_CUDA_CHOICES * sizeof *slot->choices);
@@ -352,6 +353,11 @@ enum afd_status afd_cuda_replay(struct afd_cuda *cuda, uint32_t stage, uint32_t 
     return status ? status : end;
 }
 
+uint32_t afd_cuda_rows(const struct afd_device *device, uint32_t slot)
+{
+    return afd_cuda_bucket(device->slots[slot].rows, device->config.wire.shape.max_rows);
+}
+
 /* One of the two halves of a layer's stage on the attention side, as a graph. */
 static enum afd_status as_graph(struct afd_device *device, const struct afd_op *op,
                                 enum afd_status (*stage)(struct afd_device *, const struct afd_op *))
@@ -360,7 +366,10 @@ static enum afd_status as_graph(struct afd_device *device, const struct afd_op *
     uint32_t index =
         (op->slot * device->config.model->layer_count + op->layer) * 2 + (op->kind == AFD_OP_ROUTE);
     afd_gpu_record(cuda->gpu);
-    return afd_cuda_replay(cuda, index, device->slots[op->slot].rows, stage(device, op));
+    cuda->count = cuda->slots[op->slot].count;
+    enum afd_status status = stage(device, op);
+    cuda->count = NULL;
+    return afd_cuda_replay(cuda, index, device->slots[op->slot].rows, status);
 }
 
 /* ---- ops */
@@ -419,6 +428,8 @@ static void take_route(struct afd_device *device, uint32_t slot)
     s->route_is_new = 0;
     memcpy(result->active, s->route, sizeof result->active);
     memcpy(result->rows, s->route + AFD_MAX_SHARDS, sizeof result->rows);
+    memcpy(result->experts, s->route + AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS,
+           s->route_experts * sizeof *result->experts);
 }
 
 static enum afd_status cuda_poll(struct afd_device *device, const struct afd_op *op, uint64_t *token)

@@ -40,15 +40,18 @@ struct afd_cuda_weights {
 
 /* What a step's rows are, in the GPU's memory; `staged` is the same, pinned. */
 struct afd_cuda_slot {
-    /* block_begin: [KV group][max_rows] */
-    uint32_t *staged, *tokens, *positions, *block_begin, *logit_rows, *blocks;
+    /* block_begin: [KV group][max_rows]; count: of rows, one word */
+    uint32_t *staged, *tokens, *positions, *block_begin, *count, *logit_rows, *blocks;
     float *x; /* the residual stream */
     float *rope[AFD_MAX_ROPES];
     uint64_t *active;
-    uint32_t *route; /* pinned: active [AFD_MAX_SHARDS], rows [AFD_MAX_DESTINATIONS] */
+    /* pinned: active [AFD_MAX_SHARDS], rows [AFD_MAX_DESTINATIONS], experts [AFD_MAX_EXPERTS] */
+    uint32_t *route;
+    uint32_t route_experts; /* of the layer */
     int route_is_new;
-    void *work;                     /* what lies between its kernels */
-    struct afd_gpu_choice *choices; /* pinned, [AFD_CUDA_CHOICES] */
+    const void *partials[AFD_MAX_SHARDS]; /* as they were last given */
+    void *work;                           /* what lies between its kernels */
+    struct afd_gpu_choice *choices;       /* pinned, [AFD_CUDA_CHOICES] */
     struct afd_gpu_chosen *chosen;
     uint32_t choice_begin;          /* of the op under way: those that the last launch took, from here on */
     int has_copied;                 /* rows of logits, for the CPU */
@@ -77,10 +80,11 @@ struct afd_cuda_proj {
     uint32_t rows; /* that there is room for */
 };
 
-/* Rows that there is room for, elements of one, floats of parts of products and of scores (cuda_proj.c). */
+/* Rows that there is room for, elements and scales of one, floats of parts of products and of scores
+ * (cuda_proj.c). */
 struct afd_cuda_proj_size {
     uint64_t part_floats, score_floats;
-    uint32_t rows, elements;
+    uint32_t rows, elements, groups;
 };
 
 /* What the CPU says of an FFN batch, and what it is told of it: pinned, and the same in the GPU's memory. */
@@ -102,7 +106,8 @@ struct afd_cuda {
     unsigned char *kv; /* all layers' pools */
     struct afd_cuda_slot slots[AFD_MAX_SLOTS];
     struct afd_sizes sizes;
-    void *memory; /* the slots'; and what follows, of the slot whose op is put on its stream */
+    void *memory;          /* the slots'; and what follows, of the slot whose op is put on its stream */
+    const uint32_t *count; /* rows of what is put on the stream; NULL: the ops' own */
     float *norm, *low, *q, *o, *k, *v, *latent[2], *gates, *logits;
     struct afd_cuda_proj proj;
     struct afd_cuda_proj_size proj_size;
@@ -165,13 +170,16 @@ enum afd_status afd_cuda_mark(struct afd_cuda *cuda, uint32_t stream, uint64_t *
 enum afd_status afd_cuda_replay(struct afd_cuda *cuda, uint32_t stage, uint32_t rows, enum afd_status status);
 /* The power of two that is n or more, `most` at most. */
 uint32_t afd_cuda_bucket(uint32_t n, uint32_t most);
+/* Rows that the slot's stage has grids and room between kernels for: afd_cuda_bucket of those that it has. */
+uint32_t afd_cuda_rows(const struct afd_device *device, uint32_t slot);
 /* cuda_sample.c. After its mark, `more` takes what was chosen: AFD_PENDING with another mark to wait for, or
  * with the same one: it waits for another slot. */
 enum afd_status afd_cuda_sample(struct afd_device *device, const struct afd_op *op);
 enum afd_status afd_cuda_sample_more(struct afd_device *device, const struct afd_op *op, uint64_t *token);
 
-/* The partial sums of each shard, for a kernel; AFD_ERR_REQUEST: those of an active shard are missing. */
-enum afd_status afd_cuda_partials(const struct afd_device *device, uint32_t slot_index,
+/* The partial sums of each shard, for a kernel; where no row is active those of before, which nobody reads:
+ * the graph stays the same. AFD_ERR_REQUEST: those of an active shard are missing. */
+enum afd_status afd_cuda_partials(struct afd_device *device, uint32_t slot_index,
                                   const struct afd_partials *partials, const void **out);
 struct afd_gpu_kv afd_cuda_kv_of(const struct afd_device *device, uint32_t layer, uint32_t slot_index);
 /* From queries, rotated, in cuda->q to the heads' sums in cuda->o; K and V are stored. */
@@ -184,6 +192,19 @@ void afd_cuda_proj_size(const struct afd_device_config *config, const struct afd
 enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd_op *op);
 /* The rows that are asked for are in the slot's logit_rows. */
 enum afd_status afd_cuda_logits_native(struct afd_device *device, const struct afd_op *op);
+
+/* A product of each head with a matrix of its own. */
+struct afd_cuda_heads {
+    uint32_t matrix; /* of head 0, in the table */
+    uint32_t rows, heads, x_pitch, x_step, y_pitch, y_step;
+    const float *x; /* [rows] x_pitch, head h at h * x_step */
+    float *y;
+    /* What stands behind a head's columns of x, `rest` channels, goes to rest_to, laid out as y; 0: none. */
+    uint32_t rest;
+    float *rest_to;
+};
+/* On the tensor cores; 0: not a product for them (numerics portable, or another type). */
+int afd_cuda_heads_native(struct afd_device *device, const struct afd_cuda_heads *heads);
 
 /* ---- attention on the tensor cores (cuda_flash.c) */
 

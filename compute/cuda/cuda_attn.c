@@ -10,47 +10,45 @@ void afd_cuda_product(struct afd_cuda *cuda, uint32_t index, const float *x, uin
     uint32_t item_tiles = (rows + AFD_GPU_TILE - 1) / AFD_GPU_TILE;
     uint32_t out_tiles = (m->rows + AFD_GPU_TILE - 1) / AFD_GPU_TILE;
     AFD_CUDA_RUN(cuda, matmul, item_tiles * out_tiles,
-                 2 * ((m->columns + AFD_DOT_BLOCK - 1) / AFD_DOT_BLOCK) + 1,
+                 2 * ((m->columns + AFD_DOT_BLOCK - 1) / AFD_DOT_BLOCK) + 1, .count = cuda->count,
                  .matrices = cuda->weights.table + index, .x = x, .y = y, .items = rows, .x_pitch = x_pitch,
                  .y_pitch = y_pitch, .item_tiles = item_tiles, .out_tiles = out_tiles, .add = add);
 }
 
 /* A matrix a head, each over its part of every row. */
-static void product_by_head(struct afd_cuda *cuda, uint32_t index, uint32_t heads, const float *x,
-                            uint32_t x_pitch, uint32_t x_step, float *y, uint32_t y_pitch, uint32_t y_step,
-                            uint32_t rows)
+static void product_by_head(struct afd_cuda *cuda, const struct afd_cuda_heads *h)
 {
-    const struct afd_gpu_matrix *m = &cuda->weights.host[index];
-    uint32_t item_tiles = (rows + AFD_GPU_TILE - 1) / AFD_GPU_TILE;
+    const struct afd_gpu_matrix *m = &cuda->weights.host[h->matrix];
+    uint32_t item_tiles = (h->rows + AFD_GPU_TILE - 1) / AFD_GPU_TILE;
     uint32_t out_tiles = (m->rows + AFD_GPU_TILE - 1) / AFD_GPU_TILE;
-    AFD_CUDA_RUN(cuda, matmul, heads * item_tiles * out_tiles,
-                 2 * ((m->columns + AFD_DOT_BLOCK - 1) / AFD_DOT_BLOCK) + 1,
-                 .matrices = cuda->weights.table + index, .x = x, .y = y, .items = rows, .x_pitch = x_pitch,
-                 .x_step = x_step, .y_pitch = y_pitch, .y_step = y_step, .item_tiles = item_tiles,
-                 .out_tiles = out_tiles);
+    AFD_CUDA_RUN(cuda, matmul, h->heads * item_tiles * out_tiles,
+                 2 * ((m->columns + AFD_DOT_BLOCK - 1) / AFD_DOT_BLOCK) + 1, .count = cuda->count,
+                 .matrices = cuda->weights.table + h->matrix, .x = h->x, .y = h->y, .items = h->rows,
+                 .x_pitch = h->x_pitch, .x_step = h->x_step, .y_pitch = h->y_pitch, .y_step = h->y_step,
+                 .item_tiles = item_tiles, .out_tiles = out_tiles);
 }
 
 void afd_cuda_rmsnorm(struct afd_cuda *cuda, const float *x, uint32_t pitch, const float *weight, uint32_t n,
                       float eps, float *to, uint32_t to_pitch, uint32_t rows)
 {
-    AFD_CUDA_RUN(cuda, rmsnorm, rows, AFD_RMSNORM_PHASES, .x = x, .weight = weight, .to = to, .pitch = pitch,
-                 .to_pitch = to_pitch, .vectors = 1, .n = n, .eps = eps);
+    AFD_CUDA_RUN(cuda, rmsnorm, rows, AFD_RMSNORM_PHASES, .count = cuda->count, .x = x, .weight = weight,
+                 .to = to, .pitch = pitch, .to_pitch = to_pitch, .vectors = 1, .n = n, .eps = eps);
 }
 
 /* Each head of each row, where it is. */
 static void norm_heads(struct afd_cuda *cuda, float *x, uint32_t pitch, const float *weight, uint32_t heads,
                        uint32_t dim, float eps, uint32_t rows)
 {
-    AFD_CUDA_RUN(cuda, rmsnorm, rows * heads, AFD_RMSNORM_PHASES, .x = x, .weight = weight, .to = x,
-                 .pitch = pitch, .to_pitch = pitch, .step = dim, .to_step = dim, .vectors = heads, .n = dim,
-                 .eps = eps);
+    AFD_CUDA_RUN(cuda, rmsnorm, rows * heads, AFD_RMSNORM_PHASES, .count = cuda->count, .x = x,
+                 .weight = weight, .to = x, .pitch = pitch, .to_pitch = pitch, .step = dim, .to_step = dim,
+                 .vectors = heads, .n = dim, .eps = eps);
 }
 
 static void rotate(struct afd_cuda *cuda, const struct afd_attn_desc *a, const float *table, float *x,
                    uint32_t pitch, uint32_t step, uint32_t vectors, uint32_t rows)
 {
-    AFD_CUDA_RUN(cuda, rope, rows * vectors, 1, .table = table, .x = x, .pitch = pitch, .step = step,
-                 .vectors = vectors, .dim = a->rope.dim, .interleaved = a->rope.interleaved);
+    AFD_CUDA_RUN(cuda, rope, rows * vectors, 1, .count = cuda->count, .table = table, .x = x, .pitch = pitch,
+                 .step = step, .vectors = vectors, .dim = a->rope.dim, .interleaved = a->rope.interleaved);
 }
 
 enum afd_status afd_cuda_embed(struct afd_device *device, const struct afd_op *op)
@@ -63,6 +61,7 @@ enum afd_status afd_cuda_embed(struct afd_device *device, const struct afd_op *o
     uint32_t *blocks = s->staged + (s->blocks - s->tokens);
     memcpy(tokens, slot->tokens, rows * sizeof *tokens);
     memcpy(positions, slot->positions, rows * sizeof *positions);
+    s->staged[s->count - s->tokens] = rows;
     for (uint32_t i = 0; i < slot->segment_count; i++) {
         const struct afd_segment *segment = &slot->segments[i];
         for (uint32_t g = 0; g < device->kv_groups.count; g++, used += segment->block_count) {
@@ -83,12 +82,15 @@ enum afd_status afd_cuda_embed(struct afd_device *device, const struct afd_op *o
     return AFD_OK;
 }
 
-enum afd_status afd_cuda_partials(const struct afd_device *device, uint32_t slot_index,
+enum afd_status afd_cuda_partials(struct afd_device *device, uint32_t slot_index,
                                   const struct afd_partials *partials, const void **out)
 {
+    struct afd_cuda *cuda = device->state;
+    const void **last = cuda->slots[slot_index].partials;
     for (uint32_t i = 0; i < device->config.share.ep; i++) {
-        out[i] = partials->rows[i];
         if (device->slots[slot_index].route.active[i] && !partials->rows[i]) return AFD_ERR_REQUEST;
+        if (partials->rows[i]) last[i] = partials->rows[i];
+        out[i] = last[i];
     }
     return AFD_OK;
 }
@@ -101,7 +103,8 @@ static enum afd_status combine(struct afd_device *device, uint32_t slot_index,
     struct afd_cuda *cuda = device->state;
     const struct afd_cuda_slot *s = &cuda->slots[slot_index];
     const struct afd_wire_layout *wire = &device->config.wire;
-    struct afd_args_combine args = {.active = s->active,
+    struct afd_args_combine args = {.count = cuda->count,
+                                    .active = s->active,
                                     .rows = rows,
                                     .from = s->x,
                                     .to = to,
@@ -132,7 +135,7 @@ struct afd_gpu_kv afd_cuda_kv_of(const struct afd_device *device, uint32_t layer
                                .latent = a->kind == AFD_ATTN_LATENT};
 }
 
-/* Phases for the row that has the most blocks of tokens in sight. */
+/* Phases for the row that has the most blocks of tokens in sight; a power of two of blocks. */
 static uint32_t attend_phases(const struct afd_slot *slot, const struct afd_attn_desc *a)
 {
     uint32_t most = 0;
@@ -142,7 +145,7 @@ static uint32_t attend_phases(const struct afd_slot *slot, const struct afd_attn
         uint32_t blocks = position / AFD_ATTN_BLOCK + 1 - first;
         most = blocks > most ? blocks : most;
     }
-    return most * AFD_ATTEND_PHASES + 1;
+    return afd_cuda_bucket(most, UINT32_MAX) * AFD_ATTEND_PHASES + 1;
 }
 
 static void attend(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv,
@@ -152,9 +155,9 @@ static void attend(struct afd_device *device, const struct afd_op *op, const str
     const struct afd_slot *slot = &device->slots[op->slot];
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     if (afd_cuda_flash_attend(device, op, kv, q, q_pitch, o, o_pitch)) return;
-    AFD_CUDA_RUN(cuda, attend, slot->rows * a->heads, attend_phases(slot, a), .kv = *kv, .q = q, .o = o,
-                 .q_pitch = q_pitch, .o_pitch = o_pitch, .heads = a->heads, .sum_dim = afd_attn_sum_dim(a),
-                 .window = a->window, .scale = a->scale);
+    AFD_CUDA_RUN(cuda, attend, afd_cuda_rows(device, op->slot) * a->heads, attend_phases(slot, a),
+                 .count = cuda->count, .kv = *kv, .q = q, .o = o, .q_pitch = q_pitch, .o_pitch = o_pitch,
+                 .heads = a->heads, .sum_dim = afd_attn_sum_dim(a), .window = a->window, .scale = a->scale);
 }
 
 /* Q [heads * head_dim] of the normed rows, through the low rank where there is one. */
@@ -164,7 +167,7 @@ static void project_query(struct afd_device *device, const struct afd_op *op)
     const struct afd_sizes *z = &cuda->sizes;
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    uint32_t rows = device->slots[op->slot].rows;
+    uint32_t rows = afd_cuda_rows(device, op->slot);
     if (a->q_rank) {
         afd_cuda_product(cuda, w->use + AFD_W_Q_DOWN, cuda->norm, z->hidden_pitch, cuda->low, z->q_rank_pitch,
                          rows, 0);
@@ -177,7 +180,8 @@ static void project_query(struct afd_device *device, const struct afd_op *op)
 
 static void kv_put(struct afd_cuda *cuda, const struct afd_gpu_kv *kv, uint32_t rows)
 {
-    AFD_CUDA_RUN(cuda, kv_put, rows, 1, .kv = *kv, .k = cuda->k, .v = cuda->v, .pitch = cuda->sizes.kv_pitch);
+    AFD_CUDA_RUN(cuda, kv_put, rows, 1, .count = cuda->count, .kv = *kv, .k = cuda->k, .v = cuda->v,
+                 .pitch = cuda->sizes.kv_pitch);
 }
 
 void afd_cuda_attend_heads(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv)
@@ -186,20 +190,42 @@ void afd_cuda_attend_heads(struct afd_device *device, const struct afd_op *op, c
     const struct afd_sizes *z = &cuda->sizes;
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    uint32_t rows = device->slots[op->slot].rows, nope = a->head_dim - a->rope.dim, key = afd_attn_key_dim(a);
+    uint32_t rows = afd_cuda_rows(device, op->slot), nope = a->head_dim - a->rope.dim,
+             key = afd_attn_key_dim(a);
     if (a->kind != AFD_ATTN_LATENT) {
         attend(device, op, kv, cuda->q, z->attn_pitch, cuda->o, z->attn_pitch);
         return;
     }
     /* Absorbed: queries are brought into the latent space, and sums out of it. */
-    product_by_head(cuda, w->k_up, a->heads, cuda->q, z->attn_pitch, a->head_dim, cuda->latent[0],
-                    z->latent_pitch, key, rows);
-    AFD_CUDA_RUN(cuda, latent_query, rows * a->heads, 1, .q = cuda->q, .to = cuda->latent[0],
-                 .q_pitch = z->attn_pitch, .q_step = a->head_dim, .to_pitch = z->latent_pitch, .to_step = key,
-                 .heads = a->heads, .nope = nope, .kv_rank = a->kv_rank, .rope = a->rope.dim);
+    struct afd_cuda_heads into = {.matrix = w->k_up,
+                                  .rows = rows,
+                                  .heads = a->heads,
+                                  .x = cuda->q,
+                                  .x_pitch = z->attn_pitch,
+                                  .x_step = a->head_dim,
+                                  .y = cuda->latent[0],
+                                  .y_pitch = z->latent_pitch,
+                                  .y_step = key,
+                                  .rest = a->rope.dim,
+                                  .rest_to = cuda->latent[0] + a->kv_rank};
+    struct afd_cuda_heads out_of = {.matrix = w->v_up,
+                                    .rows = rows,
+                                    .heads = a->heads,
+                                    .x = cuda->latent[1],
+                                    .x_pitch = z->latent_pitch,
+                                    .x_step = a->kv_rank,
+                                    .y = cuda->o,
+                                    .y_pitch = z->attn_pitch,
+                                    .y_step = a->value_dim};
+    if (!afd_cuda_heads_native(device, &into)) {
+        product_by_head(cuda, &into);
+        AFD_CUDA_RUN(cuda, latent_query, rows * a->heads, 1, .count = cuda->count, .q = cuda->q,
+                     .to = cuda->latent[0], .q_pitch = z->attn_pitch, .q_step = a->head_dim,
+                     .to_pitch = z->latent_pitch, .to_step = key, .heads = a->heads, .nope = nope,
+                     .kv_rank = a->kv_rank, .rope = a->rope.dim);
+    }
     attend(device, op, kv, cuda->latent[0], z->latent_pitch, cuda->latent[1], z->latent_pitch);
-    product_by_head(cuda, w->v_up, a->heads, cuda->latent[1], z->latent_pitch, a->kv_rank, cuda->o,
-                    z->attn_pitch, a->value_dim, rows);
+    if (!afd_cuda_heads_native(device, &out_of)) product_by_head(cuda, &out_of);
 }
 
 static void grouped(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv)
@@ -208,7 +234,7 @@ static void grouped(struct afd_device *device, const struct afd_op *op, const st
     const struct afd_sizes *z = &cuda->sizes;
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    uint32_t rows = device->slots[op->slot].rows, dim = a->head_dim;
+    uint32_t rows = afd_cuda_rows(device, op->slot), dim = a->head_dim;
     float eps = device->config.model->norm_eps, *table = cuda->slots[op->slot].rope[w->rope];
     project_query(device, op);
     afd_cuda_product(cuda, w->use + AFD_W_K, cuda->norm, z->hidden_pitch, cuda->k, z->kv_pitch, rows, 0);
@@ -224,8 +250,8 @@ static void grouped(struct afd_device *device, const struct afd_op *op, const st
     if (!a->head_gate) return;
     afd_cuda_product(cuda, w->use + AFD_W_HEAD_GATE, cuda->norm, z->hidden_pitch, cuda->gates, z->heads_pitch,
                      rows, 0);
-    AFD_CUDA_RUN(cuda, head_gate, rows, 1, .o = cuda->o, .gates = cuda->gates, .o_pitch = z->attn_pitch,
-                 .gate_pitch = z->heads_pitch, .heads = a->heads, .dim = dim);
+    AFD_CUDA_RUN(cuda, head_gate, rows, 1, .count = cuda->count, .o = cuda->o, .gates = cuda->gates,
+                 .o_pitch = z->attn_pitch, .gate_pitch = z->heads_pitch, .heads = a->heads, .dim = dim);
 }
 
 static void latent(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv)
@@ -234,7 +260,7 @@ static void latent(struct afd_device *device, const struct afd_op *op, const str
     const struct afd_sizes *z = &cuda->sizes;
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    uint32_t rows = device->slots[op->slot].rows, nope = a->head_dim - a->rope.dim;
+    uint32_t rows = afd_cuda_rows(device, op->slot), nope = a->head_dim - a->rope.dim;
     const float *table = cuda->slots[op->slot].rope[w->rope];
     project_query(device, op);
     afd_cuda_product(cuda, w->use + AFD_W_KV_DOWN, cuda->norm, z->hidden_pitch, cuda->k, z->kv_pitch, rows,
@@ -253,7 +279,7 @@ enum afd_status afd_cuda_attn(struct afd_device *device, const struct afd_op *op
     const struct afd_model *model = device->config.model;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
     struct afd_cuda_slot *s = &cuda->slots[op->slot];
-    uint32_t rows = device->slots[op->slot].rows, pitch = cuda->sizes.hidden_pitch;
+    uint32_t rows = afd_cuda_rows(device, op->slot), pitch = cuda->sizes.hidden_pitch;
     if (device->config.numerics == AFD_NUMERICS_NATIVE) return afd_cuda_attn_native(device, op);
     struct afd_gpu_kv kv = afd_cuda_kv_of(device, op->layer, op->slot);
     enum afd_status status =

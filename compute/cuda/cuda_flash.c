@@ -79,7 +79,7 @@ int afd_cuda_flash_attend(struct afd_device *device, const struct afd_op *op, co
     const struct afd_cuda_flash *flash = &cuda->flash;
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_slot *s = &cuda->slots[op->slot];
-    uint32_t rows = device->slots[op->slot].rows, sum_dim = afd_attn_sum_dim(a);
+    uint32_t rows = afd_cuda_rows(device, op->slot), sum_dim = afd_attn_sum_dim(a);
     const struct afd_flash_choice *choice = &flash->layers[op->layer].choice;
     uint64_t at = (uint64_t)flash->layers[op->layer].shape * list_words(flash);
     if (!choice->tile) return 0;
@@ -104,7 +104,7 @@ int afd_cuda_flash_attend(struct afd_device *device, const struct afd_op *op, co
                   afd_cuda_bucket(s->staged_lists[at], flash->max_items) * a->kv_heads, choice->shared_bytes,
                   &args);
     if (flash->parts > 1)
-        AFD_CUDA_RUN(cuda, flash_join, rows * a->heads, 1, .positions = kv->positions,
+        AFD_CUDA_RUN(cuda, flash_join, rows * a->heads, 1, .count = cuda->count, .positions = kv->positions,
                      .partial = args.partial, .stats = args.stats, .o = o, .o_pitch = o_pitch,
                      .heads = a->heads, .sum_dim = sum_dim, .window = a->window, .split = flash->split,
                      .rows = args.rows);

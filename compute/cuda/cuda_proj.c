@@ -59,20 +59,34 @@ static uint64_t layer_floats(const struct afd_model *model, const struct afd_att
     return before > behind ? before : behind;
 }
 
+/* Latent attention's rows a head, each on 16 bytes. */
+static void head_size(const struct afd_attn_desc *a, struct afd_cuda_proj_size *size)
+{
+    const uint32_t columns[] = {a->head_dim - a->rope.dim, a->kv_rank};
+    for (uint32_t i = 0; i < 2 && a->kind == AFD_ATTN_LATENT; i++) {
+        uint32_t elements = a->heads * round_up(columns[i], 16);
+        uint32_t groups = a->heads * (round_up(columns[i], AFD_FP8_GROUP) / AFD_FP8_GROUP);
+        size->elements = elements > size->elements ? elements : size->elements;
+        size->groups = groups > size->groups ? groups : size->groups;
+    }
+}
+
 void afd_cuda_proj_size(const struct afd_device_config *config, const struct afd_sizes *sizes,
                         struct afd_cuda_proj_size *out)
 {
     const struct afd_model *model = config->model;
-    uint32_t rows = config->wire.shape.max_rows;
+    uint32_t rows = config->wire.shape.max_rows, is_native = config->numerics == AFD_NUMERICS_NATIVE;
     uint64_t floats = part_floats(&model->vocab, 1, model->hidden);
     out->rows = rows > config->max_logit_rows ? rows : config->max_logit_rows;
     out->elements = sizes->hidden_pitch > sizes->attn_pitch ? sizes->hidden_pitch : sizes->attn_pitch;
     if (sizes->q_rank_pitch > out->elements) out->elements = sizes->q_rank_pitch;
-    for (uint32_t l = 0; l < model->layer_count; l++) {
+    out->groups = out->elements / AFD_FP8_GROUP + 1;
+    for (uint32_t l = 0; l < model->layer_count && is_native; l++) {
         uint64_t one = layer_floats(model, &model->layers[l].attn);
         floats = one > floats ? one : floats;
+        head_size(&model->layers[l].attn, out);
     }
-    out->part_floats = config->numerics == AFD_NUMERICS_NATIVE ? floats * out->rows : 0;
+    out->part_floats = is_native ? floats * out->rows : 0;
     out->score_floats = (uint64_t)blocks_of(model->hidden, 1) * (rows < SCORE_ROWS ? rows : SCORE_ROWS) *
                         afd_pitch(sizes->experts);
 }
@@ -90,6 +104,7 @@ static uint32_t rows_of(const struct afd_cuda *cuda, uint32_t index)
 static void norm_rows(struct afd_cuda *cuda, struct afd_args_norm_rows *args, uint32_t kinds, uint32_t rows)
 {
     const struct afd_cuda_proj *p = &cuda->proj;
+    args->count = cuda->count;
     if (!(kinds & ROWS_F32)) args->out = NULL;
     if (kinds & ROWS_E4M3) args->e4m3 = p->e4m3;
     if (kinds & ROWS_BF16) args->bf16 = p->bf16;
@@ -111,7 +126,7 @@ static void launch_products(struct afd_cuda *cuda, struct product *products, uin
                             uint32_t tiles, uint32_t rows)
 {
     struct afd_cuda_proj *p = &cuda->proj;
-    struct afd_args_product args = {.table = cuda->weights.table, .rows = rows};
+    struct afd_args_product args = {.count = cuda->count, .table = cuda->weights.table, .rows = rows};
     uint32_t each = kind == ROWS_E4M3 ? 1 : 2, columns = 0;
     for (uint32_t i = 0; i < count; i++)
         if (rows_of(cuda, products[i].matrix) == kind)
@@ -171,6 +186,40 @@ static uint32_t kinds_of(const struct afd_cuda *cuda, const struct product *prod
     return kinds;
 }
 
+int afd_cuda_heads_native(struct afd_device *device, const struct afd_cuda_heads *h)
+{
+    struct afd_cuda *cuda = device->state;
+    const struct afd_gpu_matrix *m = &cuda->weights.host[h->matrix];
+    uint32_t kind = rows_of(cuda, h->matrix), is_fp8 = kind == ROWS_E4M3;
+    uint32_t groups = round_up(m->columns, AFD_FP8_GROUP) / AFD_FP8_GROUP;
+    uint32_t bytes = round_up(m->columns, 16) * (is_fp8 ? 1 : 2), out_tiles = tiles_of(m->rows);
+    uint32_t row_tiles = (h->rows + AFD_TILE_ITEMS - 1) / AFD_TILE_ITEMS;
+    void *x = is_fp8 ? cuda->proj.e4m3 : cuda->proj.bf16;
+    if (device->config.numerics != AFD_NUMERICS_NATIVE || kind == ROWS_F32) return 0;
+    if (h->y_step % 2 || h->y_pitch % 2) return 0; /* outputs are stored two at a time */
+    AFD_CUDA_RUN(cuda, head_rows, (h->rows * h->heads + AFD_ROWS_WARPS - 1) / AFD_ROWS_WARPS, 1,
+                 .count = cuda->count, .x = h->x, .to = x, .scale = cuda->proj.scale, .rest_to = h->rest_to,
+                 .rows = h->rows, .heads = h->heads, .n = m->columns, .x_pitch = h->x_pitch,
+                 .x_step = h->x_step, .to_bytes = bytes, .scale_pitch = cuda->proj.rows, .rest = h->rest,
+                 .rest_pitch = h->y_pitch, .rest_step = h->y_step, .to_fp8 = (int)is_fp8);
+    struct afd_args_head_product args = {.count = cuda->count,
+                                         .matrices = cuda->weights.table + h->matrix,
+                                         .x = x,
+                                         .x_scale = cuda->proj.scale,
+                                         .y = h->y,
+                                         .rows = h->rows,
+                                         .heads = h->heads,
+                                         .out_tiles = out_tiles,
+                                         .head_bytes = bytes,
+                                         .head_groups = groups,
+                                         .x_scale_pitch = cuda->proj.rows,
+                                         .y_pitch = h->y_pitch,
+                                         .y_step = h->y_step};
+    afd_gpu_launch(cuda->gpu, is_fp8 ? AFD_KERNEL_head_product_e4m3 : AFD_KERNEL_head_product_bf16,
+                   row_tiles * h->heads * out_tiles, blocks_of(m->columns, is_fp8 ? 1 : 2) + 2, &args);
+    return 1;
+}
+
 /* ---- attention */
 
 /* Queries in cuda->q, rotated; the keys and values of the rows in the cache. Gates, where there are, in
@@ -182,7 +231,7 @@ static void project(struct afd_device *device, const struct afd_op *op, struct a
     const struct afd_sizes *z = &cuda->sizes;
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    uint32_t rows = device->slots[op->slot].rows, latent = a->kind == AFD_ATTN_LATENT, count = 0;
+    uint32_t rows = afd_cuda_rows(device, op->slot), latent = a->kind == AFD_ATTN_LATENT, count = 0;
     struct product first[AFD_PRODUCTS], up = {w->use + AFD_W_Q_UP, z->attn_pitch, cuda->q, {0}};
     first[count++] =
         a->q_rank ? (struct product){w->use + AFD_W_Q_DOWN, z->q_rank_pitch, cuda->low, {0}} : up;
@@ -205,17 +254,17 @@ static void project(struct afd_device *device, const struct afd_op *op, struct a
     } else
         up = first[0];
     uint32_t vectors = a->heads + a->kv_heads * (latent ? 1 : 2);
-    AFD_CUDA_RUN(cuda, heads, (rows * vectors + AFD_ROWS_WARPS - 1) / AFD_ROWS_WARPS, 1, .kv = *kv,
-                 .q = up.sum, .k = first[1].sum, .v = latent ? (struct afd_gpu_sum){0} : first[2].sum,
-                 .q_out = cuda->q, .q_norm = a->head_norm ? w->q_head_norm : NULL,
-                 .k_norm = latent         ? w->kv_norm
-                           : a->head_norm ? w->k_head_norm
-                                          : NULL,
-                 .table = cuda->slots[op->slot].rope[w->rope], .rows = rows, .q_pitch = z->attn_pitch,
-                 .heads = a->heads, .head_dim = a->head_dim, .q_rope = latent ? a->head_dim - a->rope.dim : 0,
-                 .k_normed = latent ? a->kv_rank : a->head_dim, .k_rope = latent ? a->kv_rank : 0,
-                 .rope_dim = a->rope.dim, .interleaved = a->rope.interleaved,
-                 .eps = device->config.model->norm_eps);
+    AFD_CUDA_RUN(
+        cuda, heads, (rows * vectors + AFD_ROWS_WARPS - 1) / AFD_ROWS_WARPS, 1, .count = cuda->count,
+        .kv = *kv, .q = up.sum, .k = first[1].sum, .v = latent ? (struct afd_gpu_sum){0} : first[2].sum,
+        .q_out = cuda->q, .q_norm = a->head_norm ? w->q_head_norm : NULL,
+        .k_norm = latent         ? w->kv_norm
+                  : a->head_norm ? w->k_head_norm
+                                 : NULL,
+        .table = cuda->slots[op->slot].rope[w->rope], .rows = rows, .q_pitch = z->attn_pitch,
+        .heads = a->heads, .head_dim = a->head_dim, .q_rope = latent ? a->head_dim - a->rope.dim : 0,
+        .k_normed = latent ? a->kv_rank : a->head_dim, .k_rope = latent ? a->kv_rank : 0,
+        .rope_dim = a->rope.dim, .interleaved = a->rope.interleaved, .eps = device->config.model->norm_eps);
 }
 
 enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd_op *op)
@@ -225,7 +274,7 @@ enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd
     const struct afd_attn_desc *a = &model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
     struct afd_cuda_slot *s = &cuda->slots[op->slot];
-    uint32_t rows = device->slots[op->slot].rows, pitch = cuda->sizes.hidden_pitch;
+    uint32_t rows = afd_cuda_rows(device, op->slot), pitch = cuda->sizes.hidden_pitch;
     struct afd_gpu_kv kv = afd_cuda_kv_of(device, op->layer, op->slot);
     struct afd_args_norm_rows input = {.from = s->x,
                                        .from_pitch = pitch,
@@ -282,17 +331,17 @@ static void choose(struct afd_device *device, const struct afd_op *op)
     uint32_t blocks = blocks_of(m->columns, 1), out_tiles = (m->rows + AFD_SCORE_TILE - 1) / AFD_SCORE_TILE;
     struct afd_ffn_desc ffn = device->config.model->layers[op->layer].ffn;
     ffn.shard_of = w->shard_of; /* the GPU's copy */
-    for (uint32_t row = 0, all = device->slots[op->slot].rows; row < all; row += SCORE_ROWS) {
+    for (uint32_t row = 0, all = afd_cuda_rows(device, op->slot); row < all; row += SCORE_ROWS) {
         uint32_t rows = all - row < SCORE_ROWS ? all - row : SCORE_ROWS;
         uint32_t row_tiles = (rows + AFD_SCORE_TILE - 1) / AFD_SCORE_TILE;
         uint64_t stride = (uint64_t)rows * score_pitch;
         if (w->units > 1)
-            AFD_CUDA_RUN(cuda, scores, blocks * row_tiles * out_tiles, 2,
+            AFD_CUDA_RUN(cuda, scores, blocks * row_tiles * out_tiles, 2, .count = cuda->count, .first = row,
                          .matrix = cuda->weights.table + w->use + AFD_W_ROUTER,
                          .x = cuda->norm + (uint64_t)row * pitch, .parts = cuda->proj.scores,
                          .stride = stride, .rows = rows, .x_pitch = pitch, .pitch = score_pitch,
                          .row_tiles = row_tiles, .out_tiles = out_tiles);
-        AFD_CUDA_RUN(cuda, route_row, rows, AFD_ROUTE_PHASES, .ffn = ffn,
+        AFD_CUDA_RUN(cuda, route_row, rows, AFD_ROUTE_PHASES, .count = cuda->count, .first = row, .ffn = ffn,
                      .scores = {cuda->proj.scores, stride, score_pitch, blocks}, .bias = w->router_bias,
                      .tokens = s->tokens + row, .positions = s->positions + row, .routed = cuda->routed + row,
                      .turns = cuda->turns + row, .active = s->active + row, .ep = device->config.share.ep);
@@ -307,7 +356,7 @@ static void wire_rows(struct afd_device *device, const struct afd_op *op)
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
     const struct afd_cuda_slot *s = &cuda->slots[op->slot];
     enum afd_dtype type = device->config.wire.shape.a2f;
-    uint32_t rows = device->slots[op->slot].rows, pitch = cuda->sizes.hidden_pitch;
+    uint32_t rows = afd_cuda_rows(device, op->slot), pitch = cuda->sizes.hidden_pitch;
     uint32_t kinds = type == AFD_FP8 ? ROWS_E4M3 : type == AFD_BF16 ? ROWS_BF16 : 0;
     struct afd_args_norm_rows args = {
         .from = s->x, .from_pitch = pitch, .n = model->hidden, .eps = model->norm_eps};
@@ -329,15 +378,19 @@ enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *o
     struct afd_cuda *cuda = device->state;
     const struct afd_wire_layout *wire = &device->config.wire;
     struct afd_cuda_slot *s = &cuda->slots[op->slot];
-    uint32_t rows = device->slots[op->slot].rows, hidden = wire->shape.hidden;
+    uint32_t rows = afd_cuda_rows(device, op->slot), hidden = wire->shape.hidden;
     wire_rows(device, op);
     choose(device, op);
-    struct afd_args_route_count count = {.active = s->active,
+    struct afd_args_route_count count = {.count = cuda->count,
+                                         .active = s->active,
                                          .active_out = s->route,
+                                         .routed = cuda->routed,
                                          .rows_out = s->route + AFD_MAX_SHARDS,
+                                         .experts_out = s->route + AFD_MAX_SHARDS + AFD_MAX_DESTINATIONS,
                                          .rows = rows,
                                          .to_count = op->route.to_count};
-    struct afd_args_records records = {.wire = *wire,
+    struct afd_args_records records = {.count = cuda->count,
+                                       .wire = *wire,
                                        .x = cuda->norm,
                                        .scale = cuda->proj.scale,
                                        .routed = cuda->routed,
@@ -354,7 +407,8 @@ enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *o
         count.to[d] = (struct afd_gpu_to){to->shards, to->records, to->every_row, 0};
         records.to[d] = count.to[d];
     }
-    afd_gpu_launch(cuda->gpu, AFD_KERNEL_route_count, 1, 1, &count);
+    s->route_experts = cuda->weights.layers[op->layer].units - 1;
+    afd_gpu_launch(cuda->gpu, AFD_KERNEL_route_count, 1 + s->route_experts, 2, &count);
     afd_gpu_launch(cuda->gpu, AFD_KERNEL_records, rows * op->route.to_count, 2, &records);
     s->route_is_new = 1;
     return AFD_OK;

@@ -48,7 +48,7 @@ enum {
     X(head_gate, 128, 1)                                                                                     \
     X(latent_query, 64, 1)                                                                                   \
     X(scores, 256, 2 * AFD_SCORE_TILE * AFD_SCORE_PITCH)                                                     \
-    X(route_count, 64, 1)                                                                                    \
+    X(route_count, 64, 64)                                                                                   \
     X(ffn_turns, 128, 1)                                                                                     \
     X(ffn_counts, 128, 256)                                                                                  \
     X(ffn_begins, 256, 1024)                                                                                 \
@@ -61,7 +61,11 @@ enum {
 
 /* Of kernels_ffn.h and kernels_proj.h, by warps. */
 #define AFD_FFN_KERNEL_NAMES(X) X(up_e4m3) X(up_bf16) X(down_e4m3) X(down_bf16) X(ffn_rows) X(ffn_collect)
-#define AFD_PROJ_KERNEL_NAMES(X) X(product_e4m3) X(product_bf16) X(norm_rows) X(heads) X(route_row) X(records)
+#define AFD_PROJ_KERNEL_NAMES(X)                                                                             \
+    X(product_e4m3)                                                                                          \
+    X(product_bf16)                                                                                          \
+    X(norm_rows)                                                                                             \
+    X(heads) X(head_rows) X(head_product_e4m3) X(head_product_bf16) X(route_row) X(records)
 
 enum afd_kernel {
 #define X(name, ...) AFD_KERNEL_##name,
@@ -85,6 +89,20 @@ struct afd_own {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic error "-Wpadded"
 #endif
+
+/* A stage's grids are for a power of two of rows, so that its graph stays the same while rows come and go:
+ * how many there are stands in the GPU's memory, at the kernel's `count`; NULL: as many as the grid is for.
+ * Blocks of others do nothing. */
+AFD_INLINE int afd_gpu_has_row(const uint32_t *count, uint32_t row)
+{
+    return !count || row < *count;
+}
+/* Of the `rows` from row `first` on. */
+AFD_INLINE uint32_t afd_gpu_rows(const uint32_t *count, uint32_t first, uint32_t rows)
+{
+    uint32_t left = count ? (*count > first ? *count - first : 0) : rows;
+    return left < rows ? left : rows;
+}
 
 /* A matrix in the GPU's memory; row r starts at data + r * row_bytes, on 16 bytes. rows 0: not held. */
 struct afd_gpu_matrix {
@@ -117,6 +135,7 @@ struct afd_args_rope_table {
 /* to [i] = from [i] of row rows[i] + the partial sums of the shards the row is active in, ascending. A block
  * a row; phases: count the rows before, add. */
 struct afd_args_combine {
+    const uint32_t *count;
     const void *partials[AFD_MAX_SHARDS];
     const uint64_t *active; /* [row] */
     const uint32_t *rows;   /* NULL: row i */
@@ -129,6 +148,7 @@ struct afd_args_combine {
 /* Vectors of n: vector v of row r at r * pitch + v * step. A block a vector. `to` may be x. Phases: squares
  * in 16 lanes a block of 128; their folds; their sum; the result. */
 struct afd_args_rmsnorm {
+    const uint32_t *count;
     const float *x, *weight;
     float *to;
     uint32_t pitch, step, to_pitch, to_step, vectors, n;
@@ -141,6 +161,7 @@ enum { AFD_RMSNORM_PHASES = 4 };
  * of K by one chain of fused multiply-adds, times the block's scale, blocks ascending. Tiles of 16 items and
  * 16 outputs; blocks: groups * item tiles * output tiles. Phases: load and add for each block of K, store. */
 struct afd_args_matmul {
+    const uint32_t *count;
     const struct afd_gpu_matrix *matrices; /* [groups] */
     const uint32_t *begin;  /* [groups + 1] items of each group, or NULL: `items`, all of them */
     const uint32_t *row_of; /* row of x of an item, or NULL: the item */
@@ -153,6 +174,7 @@ struct afd_args_matmul {
 
 /* Rotates vector v of each row: x + row * pitch + v * step. A block a vector. */
 struct afd_args_rope {
+    const uint32_t *count;
     const float *table; /* [rows][dim] */
     float *x;
     uint32_t pitch, step, vectors, dim;
@@ -175,6 +197,7 @@ struct afd_gpu_kv {
 
 /* K and V of each row and head, [rows] x pitch, head h at h * key_dim. A block a row. */
 struct afd_args_kv_put {
+    const uint32_t *count;
     struct afd_gpu_kv kv;
     const float *k, *v;
     uint32_t pitch;
@@ -184,6 +207,7 @@ struct afd_args_kv_put {
 /* o [row][head] over absolute blocks of 64 tokens, merged ascending. A block of threads a row and head.
  * Phases: scores, maximum, terms, sums and factors, outputs for each block of tokens; then the division. */
 struct afd_args_attend {
+    const uint32_t *count;
     struct afd_gpu_kv kv;
     const float *q;
     float *o;
@@ -195,6 +219,7 @@ enum { AFD_ATTEND_PHASES = 5 };
 /* What the parts of a row left (flash.h), ascending: o = sum of factor * O / sum of factor * sum. A block a
  * row and head; a row with one part is left alone. */
 struct afd_args_flash_join {
+    const uint32_t *count;
     const uint32_t *positions;
     const float *partial, *stats;
     float *o;
@@ -203,6 +228,7 @@ struct afd_args_flash_join {
 
 /* o [row][head] *= sigmoid(gates [row][head]). A block a row. */
 struct afd_args_head_gate {
+    const uint32_t *count;
     float *o;
     const float *gates;
     uint32_t o_pitch, gate_pitch, heads, dim;
@@ -210,6 +236,7 @@ struct afd_args_head_gate {
 
 /* The rotated part of each head's query behind its absorbed part. A block a row and head. */
 struct afd_args_latent_query {
+    const uint32_t *count;
     const float *q;
     float *to;
     uint32_t q_pitch, q_step, to_pitch, to_step, heads, nope, kv_rank, rope;
@@ -219,12 +246,12 @@ struct afd_args_latent_query {
  * * pitch, which are the scores, added ascending. Tiles of 32 rows and 32 outputs; blocks: blocks of K *
  * tiles of rows * tiles of outputs. Phases: load, add. */
 struct afd_args_scores {
+    const uint32_t *count;
     const struct afd_gpu_matrix *matrix;
     const float *x;
     float *parts;
     uint64_t stride;
-    uint32_t rows, x_pitch, pitch, row_tiles, out_tiles;
-    uint32_t reserved;
+    uint32_t first, rows, x_pitch, pitch, row_tiles, out_tiles; /* row 0 of x is row `first` of the step */
 };
 
 /* Where the rows go. */
@@ -235,12 +262,14 @@ struct afd_gpu_to {
     uint32_t reserved;
 };
 
-/* How many rows are active in each shard, and go to each destination. One block; a thread a shard and a
- * destination. */
+/* How many rows are active in each shard, and go to each destination: the first block, a thread a shard and a
+ * destination. How many chose each expert: the others, a block an expert. Phases: runs of rows; their sum. */
 struct afd_args_route_count {
     struct afd_gpu_to to[AFD_GPU_DESTINATIONS];
+    const uint32_t *count;
     const uint64_t *active;
-    uint32_t *active_out, *rows_out; /* pinned */
+    const struct afd_routed *routed;
+    uint32_t *active_out, *rows_out, *experts_out; /* pinned */
     uint32_t rows, to_count, shards;
     uint32_t reserved;
 };

@@ -30,6 +30,9 @@ enum {
     X(product_bf16, 8, AFD_TILE_BYTES, struct afd_tile_own)                                                  \
     X(norm_rows, AFD_ROWS_WARPS, AFD_ROWS_WORDS * 4, struct afd_line_own)                                    \
     X(heads, AFD_ROWS_WARPS, 16, struct afd_line_own)                                                        \
+    X(head_rows, AFD_ROWS_WARPS, 16, struct afd_line_own)                                                    \
+    X(head_product_e4m3, 8, AFD_TILE_BYTES, struct afd_tile_own)                                             \
+    X(head_product_bf16, 8, AFD_TILE_BYTES, struct afd_tile_own)                                             \
     X(route_row, 1, AFD_CHOICE_WORDS * 4, struct afd_line_own)                                               \
     X(records, AFD_RECORD_WARPS, 16, struct afd_line_own)
 
@@ -54,6 +57,7 @@ struct afd_gpu_sum {
  * behind those of the one before, and of each as many parts: part i has part_blocks blocks of K from i *
  * part_blocks on, and writes at y + i * stride. Block: (tile of rows, tile of outputs, part). */
 struct afd_args_product {
+    const uint32_t *count;
     const struct afd_gpu_matrix *table;
     struct {
         float *y;
@@ -72,6 +76,7 @@ struct afd_args_product {
  * of each head's gate; then normed, and stored as whoever reads it takes it. What is NULL, or has count 0,
  * does not take part. A block a row. Phases: rows before; x and its squares; the rest. */
 struct afd_args_norm_rows {
+    const uint32_t *count;
     const void *partials[AFD_MAX_SHARDS];
     const uint64_t *active; /* [row] */
     const uint32_t *rows;   /* row of `from` and `active`; NULL: the block's */
@@ -94,6 +99,7 @@ enum { AFD_NORM_PHASES = 3 };
  * row: its heads, then keys, then values (latent: none). Of a query head_dim channels are normed and rope_dim
  * rotated from q_rope on; of a key k_normed normed, and rotated from k_rope on. A warp a vector. */
 struct afd_args_heads {
+    const uint32_t *count;
     struct afd_gpu_kv kv;
     struct afd_gpu_sum q, k, v;
     float *q_out;                 /* may be q's */
@@ -104,10 +110,38 @@ struct afd_args_heads {
     float eps;
 };
 
+/* n channels of each head of each row, as the products of a head take them: e4m3 in groups of 128, or bf16,
+ * zero up to the end of the head's `to_bytes`; what stands behind them, `rest` channels, goes as it is to
+ * `rest_to`. A warp a row and head. */
+struct afd_args_head_rows {
+    const uint32_t *count;
+    const float *x; /* row * x_pitch + head * x_step */
+    void *to;       /* [row][head] x to_bytes */
+    float *scale;   /* [head][group][scale_pitch], by row */
+    float *rest_to; /* row * rest_pitch + head * rest_step */
+    uint32_t rows, heads, n, x_pitch, x_step, to_bytes, scale_pitch, rest, rest_pitch, rest_step;
+    int to_fp8;
+    uint32_t reserved;
+};
+
+/* y [row][head] = the head's matrix times x [row][head]: latent attention's way into the latent space and
+ * back. Tiles of 128 rows and 128 outputs over all of K. Block: (tile of rows, head, tile of outputs). */
+struct afd_args_head_product {
+    const uint32_t *count;
+    const struct afd_gpu_matrix *matrices; /* [heads] */
+    const void *x;                         /* as head_rows leaves it */
+    const float *x_scale;
+    float *y; /* row * y_pitch + head * y_step, all even */
+    uint32_t rows, heads, out_tiles, head_bytes, head_groups, x_scale_pitch, y_pitch, y_step;
+};
+#define afd_args_head_product_e4m3 afd_args_head_product
+#define afd_args_head_product_bf16 afd_args_head_product
+
 /* Of each row's scores its experts, weights and shards. A warp a row. Phases: scores, and what follows from
  * the largest; the sum of a softmax; probabilities; groups; what they leave; the choice; its order; the
  * result. A dense layer has the choice of nothing. */
 struct afd_args_route_row {
+    const uint32_t *count;
     struct afd_ffn_desc ffn;
     struct afd_gpu_sum scores;
     const float *bias;
@@ -116,13 +150,14 @@ struct afd_args_route_row {
     uint32_t *turns;
     uint64_t *active;
     uint32_t ep;
-    uint32_t reserved;
+    uint32_t first; /* the row of block 0 */
 };
 enum { AFD_ROUTE_PHASES = 8 };
 
 /* The records of row and destination block mod to_count. x as the wire has it: e4m3 with scales, bf16, or
  * float32 for the others. Phases: rows before, write. */
 struct afd_args_records {
+    const uint32_t *count;
     struct afd_gpu_to to[AFD_GPU_DESTINATIONS];
     struct afd_wire_layout wire;
     const void *x;

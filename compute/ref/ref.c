@@ -216,6 +216,7 @@ static void route(struct afd_device *device, const struct afd_op *op)
         uint64_t active = afd_active_shards(&routed, ffn, c->share.ep, turn);
         slot->active[r] = active;
         for (uint64_t left = active; left; left &= left - 1) result->active[__builtin_ctzll(left)]++;
+        for (uint32_t i = 0; i < routed.count; i++) result->experts[routed.experts[i]]++;
         for (uint32_t d = 0; d < op->route.to_count; d++) {
             const struct afd_route_to *to = &op->route.to[d];
             if (!afd_route_takes(to, active)) continue;

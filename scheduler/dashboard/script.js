@@ -53,7 +53,7 @@ function shares(rank) {
 }
 
 function drawRank(rank) {
-  const share = shares(rank);
+  const isLost = rank.state === 'lost', share = isLost ? STAGES.map(() => 0) : shares(rank);
   const bar = element('div', {class: 'bar', title: STAGES.map((s, i) => `${s} ${(100 * share[i]).toFixed(1)}%`).join(', ')});
   STAGES.forEach((stage, i) => {
     const part = element('div', {class: stage});
@@ -61,6 +61,8 @@ function drawRank(rank) {
     bar.append(part);
   });
   const more = element('span', {class: 'more dim'});
+  const slow = cluster.stragglers.find(s => s.role === rank.role && s.rank === rank.rank);
+  if (slow) more.append(element('span', {class: 'bad', title: slow.words}, `straggler: ${slow.score.toFixed(1)} times as slow at ${slow.stage}, by its ${slow.cause} · `));
   if (rank.state !== 'ready') more.append(element('span', {class: 'bad'}, rank.state + (rank.reason ? ': ' + rank.reason : '') + ' · '));
   if (rank.role === 'attn') {
     const kv = rank.kv_blocks ? ` · KV ${(100 * rank.kv_blocks_used / rank.kv_blocks).toFixed(0)}%` : '';
@@ -69,7 +71,7 @@ function drawRank(rank) {
     more.append('shards ' + (rank.shards.join(', ') || 'none'));
   }
   return element('div', {class: 'rank'}, `${rank.role}/${rank.rank}`, bar,
-    element('span', {class: 'number'}, (100 * share[0]).toFixed(0) + '%'), more);
+    element('span', {class: 'number'}, isLost ? '–' : (100 * share[0]).toFixed(0) + '%'), more);
 }
 
 function drawPool(role, words) {
@@ -87,7 +89,7 @@ function drawPool(role, words) {
 function drawCluster() {
   const c = cluster;
   document.title = $('title').textContent = c.cluster;
-  $('state').textContent = c.state;
+  $('state').textContent = c.state === 'ready' && c.degraded ? 'degraded' : c.state;
   $('state').className = 'chip ' + (c.state === 'ready' && !c.degraded ? 'good' : c.degraded ? 'bad' : '');
   $('facts').textContent = `model ${c.model} · epoch ${c.epoch} · up ${age(c.uptime_s).replace(' ago', '')} · afd ${c.version}`;
   say(c.degraded);
@@ -145,16 +147,29 @@ function roundUp(x) {
   return [1, 2, 5, 10].map(k => k * power).find(k => k >= x * 0.999);
 }
 
+// From 0 to a round number.
+function linear(values) {
+  const limit = roundUp(Math.max(1, ...values));
+  return {ticks: [0, limit / 2, limit], share: v => v / limit};
+}
+// Powers of ten: what is usual and the worst one are far apart.
+function logarithmic(values) {
+  const seen = values.filter(v => v > 0), low = seen.length ? Math.floor(Math.log10(Math.min(...seen))) : 0;
+  const high = Math.max(low + 1, seen.length ? Math.ceil(Math.log10(Math.max(...seen))) : 0), ticks = [];
+  for (let power = low; power <= high; power++) ticks.push(10 ** power);
+  return {ticks, share: v => Math.max(0, (Math.log10(Math.max(v, 1e-12)) - low) / (high - low))};
+}
+
 // rows: [[class, key, factor, name]]
-function drawChart(id, rows) {
+function drawChart(id, scaleOf, rows) {
   const svg = $(id), width = svg.clientWidth || 320, height = 150, left = 40, top = 8, bottom = 30;
-  const most = Math.max(1e-9, ...rows.flatMap(([, key, factor]) => (past.values[key] || []).map(v => (v || 0) * factor)));
-  const limit = roundUp(most), y = v => top + (height - top - bottom) * (1 - v / limit);
+  const scale = scaleOf(rows.flatMap(([, key, factor]) => (past.values[key] || []).map(v => (v || 0) * factor)));
+  const y = v => top + (height - top - bottom) * (1 - scale.share(v));
   const x = (i, count) => width - 4 - (count - 1 - i) * (width - left - 4) / (SHOWN - 1);
   const parts = [];
-  for (const share of [0, 0.5, 1]) {
-    parts.push(shape('line', {class: 'grid', x1: left, x2: width - 4, y1: y(limit * share), y2: y(limit * share)}));
-    parts.push(shape('text', {x: left - 5, y: y(limit * share) + 4, 'text-anchor': 'end'}, axis(limit * share)));
+  for (const tick of scale.ticks) {
+    parts.push(shape('line', {class: 'grid', x1: left, x2: width - 4, y1: y(tick), y2: y(tick)}));
+    parts.push(shape('text', {x: left - 5, y: y(tick) + 4, 'text-anchor': 'end'}, axis(tick)));
   }
   parts.push(shape('text', {x: left, y: height - 16}, SHOWN / 60 + ' min ago'), shape('text', {x: width - 4, y: height - 16, 'text-anchor': 'end'}, 'now'));
   let at = left;
@@ -181,10 +196,10 @@ function axis(n) {
 }
 
 function drawCharts() {
-  drawChart('throughput', [['one', 'generated_tokens_per_s', 1, 'generated'], ['two', 'prompt_tokens_per_s', 1, 'prompt']]);
-  drawChart('latency', [['one', 'first_token_p50_s', 1e3, 'first token'], ['one-p99', 'first_token_p99_s', 1e3],
+  drawChart('throughput', linear, [['one', 'generated_tokens_per_s', 1, 'generated'], ['two', 'prompt_tokens_per_s', 1, 'prompt']]);
+  drawChart('latency', logarithmic, [['one', 'first_token_p50_s', 1e3, 'first token'], ['one-p99', 'first_token_p99_s', 1e3],
     ['two', 'inter_token_p50_s', 1e3, 'between tokens (dashed: p99)'], ['two-p99', 'inter_token_p99_s', 1e3]]);
-  drawChart('sequences', [['one', 'running', 1, 'running'], ['two', 'waiting', 1, 'waiting']]);
+  drawChart('sequences', linear, [['one', 'running', 1, 'running'], ['two', 'waiting', 1, 'waiting']]);
 }
 
 // ---- events: GET /afd/v1/events
@@ -238,7 +253,7 @@ function drawExperts(layers) {
       g.fillText('L' + layer, 0, r * tall + Math.min(tall, 13) - 3);
     }
   });
-  $('experts-words').textContent = `rows of an expert against the mean of its layer; the busiest: ${worst[0].toFixed(2)} times, ` +
+  $('experts-words').textContent = !worst[0] ? 'no rows yet' : `rows of an expert against the mean of its layer; the busiest: ${worst[0].toFixed(2)} times, ` +
     `layer ${worst[1]}, expert ${worst[2]}`;
 }
 
@@ -284,7 +299,7 @@ function drawGantt() {
     if (e.ph === 's') starts.push(e.ts);
   }
   if (!starts.length) {
-    $('gantt-words').textContent = 'Nothing is in flight.';
+    $('gantt-words').textContent = 'Nothing is in flight' + (svg.firstChild ? '; the last steps that were:' : '.');
     return;
   }
   starts.sort((a, b) => a - b);

@@ -3,6 +3,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -97,27 +98,74 @@ static void test_latencies_and_goodput(void **state)
     serve_totals_free(&t);
 }
 
-/* Mean and variance of gamma intervals: 1 / rate, and 1 / (rate^2 burstiness). */
-static void test_arrivals(void **state)
+/* A benchmark of three requests, worked by hand with the formulas of vLLM's calculate_metrics:
+ *
+ *   request  sent  chunks at (tokens)            TTFT  latency  TPOT = (latency - TTFT) / (tokens - 1)  ITL
+ *   0        0.0   0.2, 0.3, 0.5 (4 tokens)      0.2   0.5      0.3 / 3 = 0.1                           0.1,
+ * 0.2 1        0.1   0.4, 0.8 (2)                  0.3   0.7      0.4 / 1 = 0.4                           0.4
+ *   2        0.5   0.9 (1)                       0.4   0.4      none                                    none
+ *
+ * The server may put two tokens into one chunk: they are one interval, and two tokens. A request is good when
+ * no figure is above its limit: one that is just met keeps it, and of one token there is no TPOT to miss. */
+static void chunk(struct serve_stream *s, double at, struct serve_samples *itl)
 {
-    enum { N = 20000 };
-    static const double burstiness[] = {0.25, 1, 4};
-    (void)state;
-    assert_near(serve_interval(4, 0, 1, 2), 0.25, 0);
-    for (int k = 0; k < 3; k++) {
-        double sum = 0, squares = 0, rate = 5;
-        for (uint64_t i = 0; i < N; i++) {
-            double x = serve_interval(rate, burstiness[k], 3, i);
-            assert_true(x >= 0 && isfinite(x));
-            sum += x;
-            squares += x * x;
-        }
-        double mean = sum / N, variance = squares / N - mean * mean,
-               expected = 1 / (rate * rate * burstiness[k]);
-        assert_near(mean, 1 / rate, 0.05 / rate);
-        assert_near(variance, expected, 0.15 * expected);
+    static const char text[] = "data: {\"choices\":[{\"text\":\"x\"}]}\n\n";
+    serve_stream_take(s, text, sizeof text - 1, (afd_ns)llround(at * 1e9), itl);
+}
+
+static void finish(struct serve_stream *s, int tokens, struct serve_totals *t, double sent)
+{
+    char usage[96];
+    int bytes =
+        snprintf(usage, sizeof usage,
+                 "data: {\"choices\":[],\"usage\":{\"completion_tokens\":%d}}\n\ndata: [DONE]\n\n", tokens);
+    serve_stream_take(s, usage, (size_t)bytes, AFD_SECONDS(9), &t->itl); /* late, and no token */
+    assert_true(s->is_over);
+    serve_totals_add(t, s, (afd_ns)llround(sent * 1e9), (afd_ns)llround(sent * 1e9));
+}
+
+static void run_by_hand(struct serve_totals *t)
+{
+    static const double sent[] = {0, 0.1, 0.5}, at[][3] = {{0.2, 0.3, 0.5}, {0.4, 0.8}, {0.9}};
+    static const int chunks[] = {3, 2, 1}, tokens[] = {4, 2, 1};
+    for (int i = 0; i < 3; i++) {
+        struct serve_stream s = {0};
+        serve_stream_begin(&s);
+        for (int k = 0; k < chunks[i]; k++) chunk(&s, at[i][k], &t->itl);
+        finish(&s, tokens[i], t, sent[i]);
+        serve_stream_free(&s);
     }
-    assert_near(serve_interval(5, 1, 3, 7), serve_interval(5, 1, 3, 7), 0);
+    struct serve_samples *all[] = {&t->ttft, &t->tpot, &t->itl, &t->e2e};
+    for (int i = 0; i < 4; i++) serve_samples_sort(all[i]);
+}
+
+static void test_vllms_figures(void **state)
+{
+    struct serve_totals t = {.slo = {.ttft = 0.4, .tpot = 0.1}};
+    (void)state;
+    run_by_hand(&t);
+    assert_int_equal(t.tokens, 7);
+    assert_near(serve_samples_mean(&t.ttft), 0.3, 1e-9);
+    assert_near(serve_samples_at(&t.ttft, 0.5), 0.3, 1e-9);
+    assert_near(serve_samples_at(&t.ttft, 0.99), 0.398, 1e-9); /* 0.3 + 0.98 x 0.1 */
+    assert_int_equal(t.tpot.count, 2);
+    assert_near(serve_samples_mean(&t.tpot), 0.25, 1e-9);
+    assert_near(serve_samples_at(&t.tpot, 0.99), 0.397, 1e-9); /* 0.1 + 0.99 x 0.3 */
+    assert_int_equal(t.itl.count, 3);
+    assert_near(serve_samples_mean(&t.itl), 0.7 / 3, 1e-9);
+    assert_near(serve_samples_at(&t.itl, 0.5), 0.2, 1e-9);
+    assert_near(serve_samples_at(&t.itl, 0.99), 0.396, 1e-9); /* 0.2 + 0.98 x 0.2 */
+    assert_near(serve_samples_mean(&t.e2e), 1.6 / 3, 1e-9);
+    assert_int_equal(t.kept, 2); /* 0: 0.2 and 0.1; 2: 0.4; not 1: 0.4 a token */
+    serve_totals_free(&t);
+    t.slo = (struct serve_slo){.e2e = 0.6};
+    run_by_hand(&t);
+    assert_int_equal(t.kept, 2);
+    serve_totals_free(&t);
+    t.slo = (struct serve_slo){.ttft = 0.39};
+    run_by_hand(&t);
+    assert_int_equal(t.kept, 2);
+    serve_totals_free(&t);
 }
 
 int main(void)
@@ -126,7 +174,7 @@ int main(void)
         cmocka_unit_test(test_percentiles),
         cmocka_unit_test(test_a_stream_in_pieces),
         cmocka_unit_test(test_latencies_and_goodput),
-        cmocka_unit_test(test_arrivals),
+        cmocka_unit_test(test_vllms_figures),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,8 @@
-/* Guards `afd top` in a terminal: it shows what the scheduler says at any size, follows a change of the size,
- * says so when nobody answers, and leaves the terminal as it was, by key and by signal. The scheduler is a
- * real one with ranks of a script (tests/scheduler/fixture.h); the terminal is a pseudo-terminal. */
+/* Guards `afd top` in a terminal: it shows what the scheduler says at any size, faults and slow ranks too,
+ * follows a change of the size, says so when nobody answers or the terminal cannot place a cursor, and leaves
+ * the terminal as it was, by key and by signal. The scheduler is a real one with ranks of a script
+ * (tests/scheduler/fixture.h), or answers with written pages; the terminal is a pseudo-terminal. */
+#include <arpa/inet.h>
 #include <fcntl.h>
 #include <pty.h>
 #include <setjmp.h>
@@ -16,6 +18,7 @@
 #include <cmocka.h>
 
 #include "base/stages.h"
+#include "scheduler/http.h"
 #include "tests/scheduler/fixture.h"
 
 enum { SEEN_BYTES = 1 << 20 };
@@ -47,7 +50,7 @@ static void on_readable(evutil_socket_t fd, short what, void *user)
     event_del(t->readable);
 }
 
-static struct terminal *start(struct fixture *f, const char *url, int rows, int columns)
+static struct terminal *start_as(struct fixture *f, const char *url, const char *term, int rows, int columns)
 {
     struct terminal *t = calloc(1, sizeof *t);
     struct winsize size = {.ws_row = (unsigned short)rows, .ws_col = (unsigned short)columns};
@@ -58,7 +61,7 @@ static struct terminal *start(struct fixture *f, const char *url, int rows, int 
     t->pid = forkpty(&t->fd, NULL, NULL, &size);
     assert_true(t->pid >= 0);
     if (!t->pid) {
-        setenv("TERM", "xterm", 1);
+        setenv("TERM", term, 1);
         setenv("LC_ALL", "C", 1);
         execl(AFD_PROGRAM, "afd", "top", "--url", url, "--every", "0.1", NULL);
         _exit(127);
@@ -67,6 +70,11 @@ static struct terminal *start(struct fixture *f, const char *url, int rows, int 
     t->readable = event_new(f->base, t->fd, EV_READ | EV_PERSIST, on_readable, t);
     event_add(t->readable, NULL);
     return t;
+}
+
+static struct terminal *start(struct fixture *f, const char *url, int rows, int columns)
+{
+    return start_as(f, url, "xterm", rows, columns);
 }
 
 /* Until the words were written; the fixture's watchdog ends a test that hangs. */
@@ -91,19 +99,25 @@ static void resize(struct terminal *t, int rows, int columns)
     ioctl(t->fd, TIOCSWINSZ, &size); /* the kernel tells the program */
 }
 
-/* It ends with status 0, and the terminal is as before. */
-static void expect_clean_end(struct terminal *t)
+static void expect_end(struct terminal *t, int exit_status)
 {
     int status;
     while (!t->is_over) fixture_pump(t->fixture);
     assert_int_equal(waitpid(t->pid, &status, 0), t->pid);
     assert_true(WIFEXITED(status));
-    assert_int_equal(WEXITSTATUS(status), 0);
-    if (!strstr(t->seen, restored)) fail_msg("the terminal is not restored:\n%s", t->seen);
+    assert_int_equal(WEXITSTATUS(status), exit_status);
     event_free(t->readable);
     close(t->fd);
     free(t->seen);
     free(t);
+}
+
+/* It ends with status 0, and the terminal is as before. */
+static void expect_clean_end(struct terminal *t)
+{
+    while (!t->is_over) fixture_pump(t->fixture);
+    if (!strstr(t->seen, restored)) fail_msg("the terminal is not restored:\n%s", t->seen);
+    expect_end(t, 0);
 }
 
 static void test_sizes_and_a_resize(void **state)
@@ -179,6 +193,113 @@ static void test_a_bar_stays_between_heartbeats(void **state)
     fixture_close(&f);
 }
 
+/* ---- written pages */
+
+/* A cluster of 6 ranks of which one is lost and three are slow, and names that try to move the cursor. */
+static const char cluster_page[] =
+    "{\"cluster\":\"c\\u001b[2Jx\",\"state\":\"ready\",\"model\":\"m\",\"epoch\":7,\"uptime_s\":12.5,"
+    "\"degraded\":\"ffn/2 is lost: its connection "
+    "ended\",\"requests\":{\"running\":1234567,\"waiting\":0,\"finished\":5},"
+    "\"stragglers\":[{\"role\":\"ffn\",\"rank\":1,\"score\":3.52,\"stage\":\"program\",\"cause\":\"host\","
+    "\"words\":\"w\"},"
+    "{\"role\":\"attn\",\"rank\":0,\"score\":2.1,\"stage\":\"compute\",\"cause\":\"device\",\"words\":\"w\"},"
+    "{\"role\":\"attn\",\"rank\":1,\"score\":2.2,\"stage\":\"network\",\"cause\":\"network\",\"words\":\"w\"}"
+    "],\"ranks\":["
+    "{\"role\":\"attn\",\"rank\":0,\"state\":\"ready\",\"running\":4321,\"kv_blocks\":8,\"kv_blocks_used\":6}"
+    ","
+    "{\"role\":\"attn\",\"rank\":1,\"state\":\"ready\"},{\"role\":\"attn\",\"rank\":2,\"state\":\"ready\"},"
+    "{\"role\":\"ffn\",\"rank\":0,\"state\":\"ready\"},{\"role\":\"ffn\",\"rank\":1,\"state\":\"ready\"},"
+    "{\"role\":\"ffn\",\"rank\":2,\"state\":\"lost\"}]}";
+
+static void answer(struct afd_http_exchange *x, void *user)
+{
+    const char *path = afd_http_head(x)->path;
+    char events[4096] = "{\"events\":[",
+         history[] = "{\"count\":1,\"from\":0,\"values\":{\"generated_tokens_per_s\":[98765]}}";
+    (void)user;
+    if (strstr(path, "cluster")) {
+        afd_http_reply(x, 200, "application/json", "", cluster_page, sizeof cluster_page - 1);
+    } else if (strstr(path, "events")) {
+        size_t used = strlen(events);
+        for (int i = 0; i < 40; i++)
+            used += (size_t)snprintf(events + used, sizeof events - used,
+                                     "%s{\"age_s\":%d,\"bad\":false,\"words\":\"event_%d.\"}", i ? "," : "",
+                                     40 - i, i);
+        snprintf(events + used, sizeof events - used, "]}");
+        afd_http_reply(x, 200, "application/json", "", events, strlen(events));
+    } else {
+        afd_http_reply(x, 200, "application/json", "", history, sizeof history - 1);
+    }
+}
+
+static struct afd_http *serve(struct fixture *f, char url[64])
+{
+    struct afd_http_config config = {.base = f->base,
+                                     .body_bytes = 4096,
+                                     .output_bytes = 1 << 20,
+                                     .connections = 8,
+                                     .read_ms = 60000,
+                                     .handle = answer};
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof at;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    assert_true(fd >= 0 && !bind(fd, (struct sockaddr *)&at, sizeof at) && !listen(fd, 8));
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&at, &bytes), 0);
+    snprintf(url, 64, "http://127.0.0.1:%d", ntohs(at.sin_port));
+    struct afd_http *http = afd_http_create(&config, fd);
+    assert_non_null(http);
+    return http;
+}
+
+static void expect(const struct terminal *t, const char *words)
+{
+    if (!strstr(t->seen, words)) fail_msg("\"%s\" is not on the screen:\n%s", words, t->seen);
+}
+
+/* What is wrong stands above the ranks; a large screen has room for more events than a small one. */
+static void test_faults(void **state)
+{
+    struct fixture f;
+    char url[64];
+    (void)state;
+    fixture_open(&f, "");
+    struct afd_http *http = serve(&f, url);
+    struct terminal *t = start(&f, url, 24, 80);
+    await(t, "q quits");
+    await(t, "event_39.");
+    expect(t, "ffn/2 is lost: its connection ended");
+    expect(t, "straggler: ffn/1, 3.5 times as slow at program, by its host");
+    expect(t, "straggler: attn/0, 2.1 times as slow at compute, by its device");
+    expect(t, "and 1 stragglers more: afd status");
+    expect(t, "98,765 generated");
+    expect(t, "1,234,567 running");
+    expect(t, "4321");
+    expect(t, "75%");
+    assert_null(strstr(t->seen, "event_10."));
+    assert_null(strstr(t->seen, "c\x1b[2Jx")); /* a name moves no cursor */
+    resize(t, 60, 200);
+    await(t, "event_10.");
+    assert_int_equal(write(t->fd, "q", 1), 1);
+    expect_clean_end(t);
+    afd_http_destroy(http);
+    fixture_close(&f);
+}
+
+/* One that only prints lines: it is said, and nothing is drawn over anything. */
+static void test_a_terminal_without_a_cursor(void **state)
+{
+    struct fixture f;
+    (void)state;
+    fixture_open(&f, "");
+    struct terminal *t = start_as(&f, "http://127.0.0.1:1", "dumb", 24, 80);
+    await(t, "TERM=dumb is a terminal that only prints lines; try `afd status`");
+    expect_end(t, 1);
+    t = start_as(&f, "http://127.0.0.1:1", "no-such-terminal", 24, 80);
+    await(t, "TERM names no terminal that is known");
+    expect_end(t, 1);
+    fixture_close(&f);
+}
+
 /* A scheduler that is not there is said on the screen, and waited for. */
 static void test_nobody_answers(void **state)
 {
@@ -194,8 +315,9 @@ static void test_nobody_answers(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sizes_and_a_resize),
-                                       cmocka_unit_test(test_a_bar_stays_between_heartbeats),
-                                       cmocka_unit_test(test_nobody_answers)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sizes_and_a_resize), cmocka_unit_test(test_a_bar_stays_between_heartbeats),
+        cmocka_unit_test(test_faults), cmocka_unit_test(test_a_terminal_without_a_cursor),
+        cmocka_unit_test(test_nobody_answers)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -267,6 +267,23 @@ static void step_members(struct machine *m, uint32_t slot, const struct afd_step
     }
 }
 
+/* Where a destination has every row, its records name what was counted. */
+static void check_experts(struct machine *m, uint32_t layer, const struct afd_route_result *result)
+{
+    const struct afd_ffn_desc *ffn = &m->model->layers[layer].ffn;
+    uint32_t experts = ffn->kind == AFD_FFN_EXPERTS ? ffn->experts : 0, counts[AFD_MAX_EXPERTS] = {0};
+    trace(m, result->experts, experts * sizeof *counts);
+    for (uint32_t r = 0; experts && !m->config.routed && r < result->rows[0]; r++)
+        for (uint32_t i = 0; i < ffn->top_k; i++) {
+            uint16_t expert;
+            memcpy(&expert, m->records[0] + (size_t)r * m->wire.a2f_stride + m->wire.expert_offset + 2 * i,
+                   sizeof expert);
+            counts[expert]++;
+        }
+    if (!m->config.routed && memcmp(counts, result->experts, experts * sizeof *counts))
+        die("route", "rows of an expert are not those of the records");
+}
+
 void machine_step(struct machine *m, uint32_t slot, const struct afd_step *step, float *logits_out)
 {
     uint32_t rows[AFD_MAX_ROWS];
@@ -291,6 +308,7 @@ void machine_step(struct machine *m, uint32_t slot, const struct afd_step *step,
             for (uint32_t r = 0; r < result->rows[i]; r++) /* without the padding at a record's end */
                 trace(m, m->records[i] + (size_t)r * m->wire.a2f_stride,
                       m->wire.expert_offset + 2 * m->wire.shape.top_k);
+        check_experts(m, l, result);
         run_ffn(m, l, result);
     }
     for (uint32_t r = 0; r < step->rows; r++) rows[r] = r;

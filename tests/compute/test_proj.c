@@ -206,6 +206,149 @@ static void products_are_near_the_sums(void **state)
     for (size_t i = 0; i < sizeof products / sizeof *products; i++) check_product(&products[i]);
 }
 
+/* ---- products of heads */
+
+enum { REST = 6, GAP = 2 }; /* floats behind a head's columns of x; that nobody owns between heads of y */
+
+struct head_memory {
+    struct operands o;     /* the heads' matrices; its x is not used */
+    float *x, *y, *scale;  /* [rows][heads] x k + REST; x outputs + REST + GAP */
+    unsigned char *narrow; /* [rows][heads] x bytes */
+};
+
+static struct head_memory make_heads(struct afd_gpu *gpu, const struct product *p)
+{
+    struct head_memory m = {.o = make(gpu, p)};
+    uint64_t vectors = (uint64_t)p->rows * p->count;
+    m.x = afd_gpu_alloc(gpu, vectors * (p->k + REST) * sizeof(float));
+    m.y = poisoned(gpu, vectors * (p->outputs[0] + REST + GAP) * sizeof(float));
+    m.scale = poisoned(gpu, vectors * m.o.groups * sizeof(float));
+    m.narrow = poisoned(gpu, vectors * m.o.bytes);
+    for (uint64_t v = 0; v < vectors; v++)
+        for (uint32_t i = 0; i < p->k + REST; i++)
+            m.x[v * (p->k + REST) + i] = unit(60, v, i) * (float)(1 + v % 3);
+    return m;
+}
+
+static void free_heads(struct afd_gpu *gpu, const struct product *p, struct head_memory *m)
+{
+    void *all[] = {m->o.x, m->o.x_scale, m->x, m->y, m->scale, m->narrow};
+    for (uint32_t i = 0; i < p->count; i++) afd_gpu_free(gpu, m->o.data[i]), afd_gpu_free(gpu, m->o.scale[i]);
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) afd_gpu_free(gpu, all[i]);
+}
+
+/* Rows `first` .. `first + rows - 1` of x to rows 0 .. of the rest. */
+static void run_heads(struct afd_gpu *gpu, const struct product *p, const struct head_memory *m,
+                      uint32_t first, uint32_t rows)
+{
+    uint32_t step = p->outputs[0] + REST + GAP, x_pitch = p->count * (p->k + REST);
+    struct afd_args_head_rows narrow = {.x = m->x + (size_t)first * x_pitch,
+                                        .to = m->narrow,
+                                        .scale = m->scale,
+                                        .rest_to = m->y + p->outputs[0],
+                                        .rows = rows,
+                                        .heads = p->count,
+                                        .n = p->k,
+                                        .x_pitch = x_pitch,
+                                        .x_step = p->k + REST,
+                                        .to_bytes = m->o.bytes,
+                                        .scale_pitch = p->rows,
+                                        .rest = REST,
+                                        .rest_pitch = p->count * step,
+                                        .rest_step = step,
+                                        .to_fp8 = p->is_fp8};
+    struct afd_args_head_product args = {.matrices = m->o.table,
+                                         .x = m->narrow,
+                                         .x_scale = m->scale,
+                                         .y = m->y,
+                                         .rows = rows,
+                                         .heads = p->count,
+                                         .out_tiles = round_up(p->outputs[0], 128) / 128,
+                                         .head_bytes = m->o.bytes,
+                                         .head_groups = m->o.groups,
+                                         .x_scale_pitch = p->rows,
+                                         .y_pitch = p->count * step,
+                                         .y_step = step};
+    uint32_t blocks = round_up(p->k * (p->is_fp8 ? 1 : 2), AFD_TILE_ROW_BYTES) / AFD_TILE_ROW_BYTES;
+    launch(gpu, AFD_KERNEL_head_rows, round_up(rows * p->count, AFD_ROWS_WARPS) / AFD_ROWS_WARPS, 1, &narrow);
+    launch(gpu, p->is_fp8 ? AFD_KERNEL_head_product_e4m3 : AFD_KERNEL_head_product_bf16,
+           round_up(rows, AFD_TILE_ITEMS) / AFD_TILE_ITEMS * p->count * args.out_tiles, blocks + 2, &args);
+}
+
+/* The head's channels are x, rounded once, and zero behind it. */
+static void expect_narrow(const struct product *p, const struct head_memory *m, uint32_t row, uint32_t head)
+{
+    const float *x = m->x + ((size_t)row * p->count + head) * (p->k + REST);
+    const unsigned char *got = m->narrow + ((size_t)row * p->count + head) * m->o.bytes;
+    for (uint32_t g = 0; g < m->o.groups; g++) {
+        uint32_t begin = g * 128, end = begin + 128 < p->k ? begin + 128 : p->k;
+        float max = 1e-4f, scale = 1.0f;
+        for (uint32_t i = begin; i < end; i++) max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
+        if (p->is_fp8) {
+            scale = max / 448.0f;
+            assert_true(m->scale[(head * m->o.groups + g) * p->rows + row] == scale);
+        }
+        for (uint32_t i = begin; i < begin + 128 && i < m->o.bytes / (p->is_fp8 ? 1 : 2); i++) {
+            unsigned char want[2] = {0, 0};
+            if (i < p->k) put(p, want, 0, x[i] / scale);
+            assert_memory_equal(got + i * (p->is_fp8 ? 1u : 2u), want, p->is_fp8 ? 1 : 2);
+        }
+    }
+}
+
+static void expect_head(const struct product *p, const struct head_memory *m, uint32_t row, uint32_t head)
+{
+    uint32_t step = p->outputs[0] + REST + GAP;
+    size_t vector = (size_t)row * p->count + head;
+    const float *y = m->y + vector * step, *rest = m->x + vector * (p->k + REST) + p->k;
+    for (uint32_t out = 0; out < p->outputs[0]; out++) {
+        double want = 0, all = 0;
+        for (uint32_t i = 0; i < p->k; i++) {
+            uint32_t g = i / 128;
+            double term = at(p, m->narrow + vector * m->o.bytes, i) *
+                          at(p, (const char *)m->o.data[head] + (size_t)out * m->o.bytes, i);
+            if (p->is_fp8) term *= (double)m->scale[(head * m->o.groups + g) * p->rows + row];
+            if (p->has_scales) term *= (double)m->o.scale[head][out / 128 * m->o.groups + g];
+            want += term, all += fabs(term);
+        }
+        if (!(fabs((double)y[out] - want) <= all / 4096))
+            fail_msg("%s: head %u, row %u, output %u is %f, expected %f", p->name, head, row, out,
+                     (double)y[out], want);
+    }
+    assert_memory_equal(y + p->outputs[0], rest, REST * sizeof *y);
+    for (uint32_t i = p->outputs[0] + REST; i < step; i++) assert_true(isnan(y[i]));
+}
+
+static void heads_are_multiplied_by_their_own_matrices(void **state)
+{
+    (void)state;
+    const struct product products[] = {
+        {"heads of e4m3, four groups", 1, 1, {128, 128, 128}, 3, 512, 5, 0},
+        {"heads of e4m3, a group cut short, two tiles of outputs", 1, 1, {144, 144}, 2, 80, 9, 0},
+        {"heads of bf16, two tiles of rows", 0, 0, {16, 16}, 2, 24, 130, 0},
+        {"heads of bf16, more channels than a warp has at once", 0, 0, {62}, 1, 300, 3, 0},
+    };
+    for (size_t i = 0; i < sizeof products / sizeof *products; i++) {
+        const struct product *p = &products[i];
+        struct afd_gpu *gpu = open_gpu();
+        struct head_memory m = make_heads(gpu, p);
+        size_t row_floats = p->count * (p->outputs[0] + REST + GAP), last = p->rows - 1;
+        float *together = malloc(row_floats * sizeof *together);
+        run_heads(gpu, p, &m, 0, p->rows);
+        for (uint32_t row = 0; row < p->rows; row++)
+            for (uint32_t head = 0; head < p->count; head++) {
+                expect_narrow(p, &m, row, head);
+                expect_head(p, &m, row, head);
+            }
+        memcpy(together, m.y + last * row_floats, row_floats * sizeof *together);
+        run_heads(gpu, p, &m, (uint32_t)last, 1); /* alone: the same bits */
+        assert_memory_equal(m.y, together, row_floats * sizeof *together);
+        free(together);
+        free_heads(gpu, p, &m);
+        afd_gpu_close(gpu);
+    }
+}
+
 /* ---- rows */
 
 enum { SHARDS = 3, PARTS = 2 };
@@ -458,6 +601,7 @@ static void experts_are_chosen_as_defined(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(products_are_near_the_sums),
+                                       cmocka_unit_test(heads_are_multiplied_by_their_own_matrices),
                                        cmocka_unit_test(rows_are_summed_normed_and_quantized),
                                        cmocka_unit_test(experts_are_chosen_as_defined)};
     return cmocka_run_group_tests(tests, NULL, NULL);

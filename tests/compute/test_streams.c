@@ -1,7 +1,8 @@
 /* Ops of two slots, and two FFN batches, under way at once: the bits of one after the other. On a GPU that
  * the CPU plays, which does what is on its streams in a random order, and where one is built in, on that.
  * Guards: memory that two streams share; a table that the CPU writes again before it was copied; a graph
- * launched with what another step or batch had; graphs made anew for every step. */
+ * launched with what another step or batch had; graphs made anew because rows came or went, a shard had none
+ * of them, or a block of tokens more was in sight. */
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,7 +16,9 @@
 #include "compute/cuda/cuda.h"
 #include "tests/compute/machine.h"
 
-enum { LANES = 2, STEPS = 5, ROWS = 3, EP = 2 };
+/* Positions before START are zeros in the cache; a step or two later a block of 64 tokens more is in sight.
+ */
+enum { LANES = 2, STEPS = 5, ROWS = 8, EP = 2, START = 186, BLOCKS = 16 };
 
 /* One slot, and what lies between its stages. */
 struct lane {
@@ -27,6 +30,7 @@ struct lane {
     struct afd_choice choices[2 * ROWS];
     struct afd_chosen chosen[2 * ROWS];
     uint64_t ticket;
+    uint32_t rows, done; /* of this step; positions before it */
 };
 
 struct world {
@@ -37,7 +41,9 @@ struct world {
     uint64_t trace;
 };
 
-static const uint32_t rows_of[LANES] = {ROWS, ROWS - 1}, all_rows[] = {0, 1, 2};
+/* Of a step: other numbers of rows, the same power of two. */
+static const uint32_t rows_at[LANES][STEPS] = {{3, 4, 3, 3, 4}, {8, 5, 7, 6, 8}};
+static const uint32_t all_rows[ROWS] = {0, 1, 2, 3, 4, 5, 6, 7};
 static const struct afd_sampling plain = {.temperature = 1.0f,
                                           .top_p = 0.9f,
                                           .repetition_penalty = 1.0f,
@@ -111,15 +117,15 @@ static void sample(struct world *w, uint32_t i, uint32_t layer, uint64_t *ticket
 {
     struct lane *lane = &w->lanes[i];
     (void)layer;
-    for (uint32_t c = 0; c < 2 * rows_of[i]; c++)
+    for (uint32_t c = 0; c < 2 * lane->rows; c++)
         lane->choices[c] =
             (struct afd_choice){.logit_row = c / 2, .sampling = c % 2 ? &plain : &penalised, .forced = -1};
     submit(
         w->m.attn, i,
-        (struct afd_op){.kind = AFD_OP_LOGITS, .quiet = 1, .logits = {&lane->partials, all_rows, rows_of[i]}},
+        (struct afd_op){.kind = AFD_OP_LOGITS, .quiet = 1, .logits = {&lane->partials, all_rows, lane->rows}},
         ticket);
     submit(w->m.attn, i,
-           (struct afd_op){.kind = AFD_OP_SAMPLE, .sample = {lane->choices, lane->chosen, 2 * rows_of[i]}},
+           (struct afd_op){.kind = AFD_OP_SAMPLE, .sample = {lane->choices, lane->chosen, 2 * lane->rows}},
            ticket);
 }
 
@@ -135,10 +141,10 @@ static void end_layer(struct world *w, uint32_t i, uint32_t layer)
     struct lane *lane = &w->lanes[i];
     const struct afd_ffn_desc *ffn = &w->m.model->layers[layer].ffn;
     const struct afd_route_result *result = afd_device_route_result(w->m.attn, i);
-    uint32_t counted = 0, chosen = ffn->kind == AFD_FFN_EXPERTS ? ffn->top_k * rows_of[i] : 0;
+    uint32_t counted = 0, chosen = ffn->kind == AFD_FFN_EXPERTS ? ffn->top_k * lane->rows : 0;
     for (uint32_t s = 0; s < EP; s++) {
         assert_int_equal(lane->active[s], result->active[s]);
-        lane->partials.rows[s] = lane->sums[s];
+        lane->partials.rows[s] = lane->active[s] ? lane->sums[s] : NULL;
         for (uint32_t r = 0; r < lane->active[s]; r++)
             trace(w, lane->sums[s] + (size_t)r * w->m.wire.f2a_stride, w->m.model->hidden * sizeof(float));
     }
@@ -149,11 +155,16 @@ static void end_layer(struct world *w, uint32_t i, uint32_t layer)
 static void step(struct world *w, uint32_t number)
 {
     for (uint32_t i = 0; i < LANES; i++) {
-        uint32_t rows = rows_of[i], tokens[ROWS], blocks[] = {i, LANES + i};
-        for (uint32_t r = 0; r < rows; r++) tokens[r] = number ? w->lanes[i].chosen[2 * r].token : 10 * i + r;
-        struct afd_segment segment = {0, rows, number * rows, blocks, 2, 0};
+        struct lane *lane = &w->lanes[i];
+        uint32_t rows = rows_at[i][number], tokens[ROWS], blocks[BLOCKS];
+        for (uint32_t b = 0; b < BLOCKS; b++) blocks[b] = LANES * b + i;
+        for (uint32_t r = 0; r < rows; r++)
+            tokens[r] = r < lane->rows ? lane->chosen[2 * r].token : 10 * i + r + number;
+        struct afd_segment segment = {0, rows, START + lane->done, blocks, BLOCKS, 0};
         assert_int_equal(afd_device_step(w->m.attn, i, &(struct afd_step){rows, 1, tokens, &segment}),
                          AFD_OK);
+        lane->rows = rows;
+        lane->done += rows;
     }
     for (uint32_t l = 0; l < w->m.model->layer_count; l++) {
         both(w, w->m.attn, attend, l);
@@ -162,7 +173,7 @@ static void step(struct world *w, uint32_t number)
     }
     both(w, w->m.attn, sample, 0);
     for (uint32_t i = 0; i < LANES; i++)
-        for (uint32_t c = 0; c < 2 * rows_of[i]; c++) {
+        for (uint32_t c = 0; c < 2 * w->lanes[i].rows; c++) {
             trace(w, &w->lanes[i].chosen[c].token, sizeof(uint32_t));
             trace(w, &w->lanes[i].chosen[c].logprob, sizeof(float));
         }

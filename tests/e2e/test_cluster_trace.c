@@ -1,6 +1,8 @@
-/* Guards `afd trace` and /afd/v1/trace: of a 2A2F cluster that works, one JSON that holds together: every
- * rank is in it, every span ends after it begins, each message that is drawn has its A2F, F, F2A and arrival
- * in that order, beyond what the clocks may be wrong by, and the requests of the time are there. */
+/* Guards `afd trace` and /afd/v1/trace: of a cluster that works, 2A2F and one whose instances are two ranks
+ * each (tp), one JSON that holds together: every rank is in it with what it computed, every span lies on a
+ * track that has a name and ends after it begins, a device does one thing at a time, each message that is
+ * drawn has its A2F, F, F2A and arrival in that order, beyond what the clocks may be wrong by, and the
+ * requests of the time are there. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +11,10 @@
 
 #include "streams.h"
 
-enum { STREAMS = 8, LONGEST = 12, VOCAB = 200, TOKENS = 16, LEAST_FLOWS = 50, PROCESSES = 5 };
+enum { STREAMS = 8, LONGEST = 12, VOCAB = 200, TOKENS = 16, LEAST_FLOWS = 50, PROCESSES = 5, TRACKS = 64 };
+
+/* Times are printed to a nanosecond. */
+#define PRINTED_US 0.002
 
 static double number_of(const json_t *e, const char *key)
 {
@@ -79,9 +84,38 @@ static void check_flows(const json_t *events, double expected, double error)
     free(flows);
 }
 
+/* Devices: a compute begins when the one before has ended, and a bubble is no compute. */
+static void check_device(const json_t *e, double end[PROCESSES + 1][TRACKS])
+{
+    int pid = (int)number_of(e, "pid"), track = (int)number_of(e, "tid");
+    const char *name = text_of(e, "name");
+    CHECK(track >= 0 && track < TRACKS, "track %d", track);
+    if (strncmp(name, "A layer", 7) && strncmp(name, "F layer", 7) && strncmp(name, "logits", 6)) return;
+    CHECK(number_of(e, "ts") >= end[pid][track] - PRINTED_US,
+          "%s of process %d begins %f us before the last one ends", name, pid,
+          end[pid][track] - number_of(e, "ts"));
+    end[pid][track] = number_of(e, "ts") + number_of(e, "dur");
+}
+
+/* Tracks that have a name, by process. */
+static void find_tracks(const json_t *events, char named[PROCESSES + 1][TRACKS])
+{
+    const json_t *e;
+    size_t i;
+    json_array_foreach(events, i, e)
+    {
+        int pid = (int)number_of(e, "pid"), track = (int)number_of(e, "tid");
+        if (!strcmp(text_of(e, "name"), "thread_name") && pid <= PROCESSES && track < TRACKS)
+            named[pid][track] = 1;
+    }
+}
+
 static void check_events(const json_t *events)
 {
     int computes[PROCESSES + 1] = {0}, names = 0, requests = 0;
+    char named[PROCESSES + 1][TRACKS] = {{0}};
+    double end[PROCESSES + 1][TRACKS] = {{0}};
+    find_tracks(events, named);
     size_t i;
     json_t *e;
     json_array_foreach(events, i, e)
@@ -94,6 +128,9 @@ static void check_events(const json_t *events)
         requests += *phase == 'b';
         if (*phase != 'X') continue;
         CHECK(number_of(e, "dur") >= 0, "%s ends before it begins", name);
+        check_device(e, end);
+        CHECK(named[pid][(int)number_of(e, "tid")], "%s of process %d is on a track without a name", name,
+              pid);
         computes[pid] += !strncmp(name, "A layer", 7) || !strncmp(name, "F layer", 7);
     }
     CHECK(names == PROCESSES, "%d processes are named", names);
@@ -156,12 +193,11 @@ static void take_by_program(const struct cluster *c, struct streams *s)
     free(words);
 }
 
-int main(void)
+static void check_cluster(const struct cluster_spec *spec)
 {
     struct cluster c = {0};
-    struct cluster_spec spec = {.model = AFD_SOURCE_DIR "/model/nano", .attn = 2, .ffn = 2, .ep = 2};
     struct prompts prompts = prompts_make(STREAMS, LONGEST, VOCAB, 11, 0);
-    cluster_up(&c, &spec);
+    cluster_up(&c, spec);
     check_refusals(&c);
     struct streams *s = streams_begin(&c, &prompts, TOKENS, 5);
     streams_wait_tokens(s, 1);
@@ -169,6 +205,15 @@ int main(void)
     streams_end(s);
     prompts_free(&prompts);
     cluster_down(&c);
-    puts("one trace holds together");
+}
+
+int main(void)
+{
+    static const char nano[] = AFD_SOURCE_DIR "/model/nano";
+    struct cluster_spec plain = {.model = nano, .attn = 2, .ffn = 2, .ep = 2},
+                        groups = {.model = nano, .attn = 1, .attn_tp = 2, .ffn = 1, .tp = 2};
+    check_cluster(&plain);
+    check_cluster(&groups);
+    puts("each trace holds together");
     return 0;
 }

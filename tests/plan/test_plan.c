@@ -280,6 +280,33 @@ static void hybrid_models_have_the_reports_types(void **state)
     afd_shape_destroy(llama);
 }
 
+/* Qwen3-Next, from its published config: one layer in four keeps a cache, the others a state of 32 heads of
+ * 128 x 128, whose queries and keys have 16 heads (gated delta networks). */
+static void a_state_of_its_own_sizes(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/afd-plan-XXXXXX.json";
+    int fd = mkstemps(path, 5);
+    dprintf(fd,
+            "{\"architectures\":[\"Qwen3NextForCausalLM\"],\"full_attention_interval\":4,\"head_dim\":256,"
+            "\"hidden_size\":2048,\"intermediate_size\":5120,\"linear_key_head_dim\":128,"
+            "\"linear_num_key_heads\":16,\"linear_num_value_heads\":32,\"linear_value_head_dim\":128,"
+            "\"moe_intermediate_size\":512,\"num_attention_heads\":16,\"num_experts\":512,"
+            "\"num_experts_per_tok\":10,\"num_hidden_layers\":48,\"num_key_value_heads\":2,"
+            "\"shared_expert_intermediate_size\":512,\"vocab_size\":151936}");
+    close(fd);
+    struct afd_shape *shape = load(path);
+    unlink(path);
+    assert_false(shape->is_linear[3] || !shape->is_linear[0] || !shape->is_hybrid);
+    struct afd_token_work w = afd_token_work(shape, &report, 8192);
+    close_to("KV", w.kv_bytes, 12 * 2 * 2 * 256 * 2 * 8192.0 + 36 * 2 * 32 * 128 * 128 * 4.0, 1e-9);
+    close_to("attention", w.attention_flops, 12 * 4 * 16 * 256 * 8192.0 + 36 * 10 * 32 * 128 * 128.0, 1e-9);
+    close_to("linear", w.linear_flops,
+             2 * 2048.0 * (12 * (16 * 256 * 2 + 2 * 2 * 256) + 36 * (2 * 16 * 128 + 3 * 32 * 128)), 1e-9);
+    close_to("parameters", afd_shape_elements(shape).total, 80e9, 0.01);
+    afd_shape_destroy(shape);
+}
+
 /* What the report leaves out: values of a latent are 512 wide, the router and the head are there, BF16 KV. */
 static void the_exact_convention(void **state)
 {
@@ -424,38 +451,70 @@ static void small_accelerators(void **state)
     afd_shape_destroy(shape);
 }
 
-static struct afd_verdict judge(const char *model, const char *attn, const char *ffn, double nic_share)
+/* `attn_nic`, `ffn_nic`: shares of the NICs that there are. `kinds`: 2, and the same hardware for both, is
+ * what a choice among two came to. */
+struct question {
+    const char *model, *attn, *ffn;
+    double attn_nic, ffn_nic;
+    uint32_t context, kinds;
+    int is_routed;
+};
+
+static struct afd_verdict judge(struct question q)
 {
-    struct afd_shape *shape = load(model);
-    struct afd_hardware a = *afd_hardware_find(attn), f = *afd_hardware_find(ffn);
-    struct afd_sizing_input in = hopper(shape, 8192);
+    struct afd_shape *shape = load(q.model);
+    struct afd_hardware a = *afd_hardware_find(q.attn), f = *afd_hardware_find(q.ffn);
+    struct afd_sizing_input in = hopper(shape, q.context ? q.context : 8192);
     struct afd_sizing best, smallest;
-    a.nic_bytes_per_s *= nic_share;
+    if (q.attn_nic > 0) a.nic_bytes_per_s *= q.attn_nic;
+    if (q.ffn_nic > 0) f.nic_bytes_per_s *= q.ffn_nic;
+    in.is_routed = q.is_routed;
     in.attn = &a;
-    in.ffn = &f;
+    in.ffn = strcmp(q.attn, q.ffn) ? &f : &a;
     int found = afd_sizing_search(&in, &best, &smallest);
-    struct afd_verdict v = afd_sizing_verdict(&in, found ? &best : NULL, 1);
+    struct afd_verdict v = afd_sizing_verdict(&in, found ? &best : NULL, q.kinds ? q.kinds : 1);
     if (found) assert_true(best.fits && best.tpot_s <= 0.05 && smallest.gpus <= best.gpus);
     afd_shape_destroy(shape);
     return v;
 }
 
+static void refused(struct question q, const char *reason, const char *words)
+{
+    struct afd_verdict v = judge(q);
+    assert_false(v.pays);
+    assert_string_equal(v.reason, reason);
+    if (strncmp(v.words, "AFD does not pay here: ", 23) || !strstr(v.words, words))
+        fail_msg("\"%s\" does not say %s", v.words, words);
+}
+
 static void verdicts(void **state)
 {
     (void)state;
-    struct afd_verdict v = judge("step3", "H20", "H800", 1);
-    assert_true(v.pays);
-    v = judge("deepseek-v3", "H800", "H800", 1);
-    assert_false(v.pays);
-    assert_string_equal(v.reason, "over_sparse");
+    struct question good = {.model = "step3", .attn = "H20", .ffn = "H800"}, q = good;
+    struct afd_verdict v = judge(good);
+    assert_true(v.pays && !*v.reason);
+    assert_non_null(strstr(v.words, "AFD pays: attention on H20, FFN on H800"));
+    refused((struct question){.model = "deepseek-v3", .attn = "H800", .ffn = "H800"}, "over_sparse",
+            "S = 0.035");
     /* attention's NIC alone is slow: more FFN instances, each of which gets every row, only add to what it
      * sends */
-    v = judge("step3", "H20", "H800", 0.05);
-    assert_false(v.pays);
-    assert_string_equal(v.reason, "dead_zone");
-    assert_non_null(strstr(v.words, "AFD does not pay here: dead zone"));
-    v = judge("step3", "L4", "H800", 1); /* 24 GiB do not hold a rank */
-    assert_string_equal(v.reason, "slo");
+    q.attn_nic = 0.05;
+    refused(q, "dead_zone", "another FFN instance does not raise");
+    q = good;
+    q.attn = "L4"; /* 24 GiB do not hold a rank */
+    refused(q, "slo", "no ratio");
+    /* the FFN's NICs are slow, and each row goes to one instance: another one would carry more */
+    q = (struct question){
+        .model = "qwen3-32b", .attn = "H20", .ffn = "H800", .ffn_nic = 0.25, .context = 2048, .is_routed = 1};
+    refused(q, "network_bound", "network bound at");
+    /* a dense FFN is not sparse, however slow the network */
+    q.ffn_nic = 0.05;
+    refused(q, "network_bound", "network bound at");
+    /* of two kinds one is cheapest for both; where it is all there is, nothing could be cheaper */
+    q = (struct question){.model = "step3", .attn = "H800", .ffn = "H800", .kinds = 2};
+    refused(q, "same_hardware", "both cheapest on H800");
+    q.kinds = 1;
+    assert_true(judge(q).pays);
 }
 
 /* Configs that nobody's model has, each with the word that must name the fault. */
@@ -487,6 +546,8 @@ static void wrong_input_is_refused_with_words(void **state)
          "1}",
          "intermediate_size"},
         {"{\"architectures\":[\"Step3TextForCausalLM\"],\"hidden_size\":-1}", "hidden_size"},
+        {"{\"architectures\":[\"DeepseekV32ForCausalLM\"],\"hidden_size\":64,\"index_topk\":2048}",
+         "index_topk"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         char path[] = "/tmp/afd-plan-XXXXXX.json";
@@ -535,6 +596,7 @@ int main(void)
         cmocka_unit_test(hybrid_models_have_the_reports_types),
         cmocka_unit_test(the_reports_figures),
         cmocka_unit_test(models_that_are_too_sparse),
+        cmocka_unit_test(a_state_of_its_own_sizes),
         cmocka_unit_test(the_exact_convention),
         cmocka_unit_test(sparsity_that_the_network_allows),
         cmocka_unit_test(throughput_of_the_report),

@@ -65,6 +65,30 @@ static void keys_that_others_read(void **state)
     json_decref(o);
 }
 
+/* Cheapest for both by the file's prices; the other number of stages and the other dispatch are there too. */
+static void the_same_hardware_for_both(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/afd-plan-XXXXXX.json", arguments[128];
+    int fd = mkstemps(path, 5);
+    dprintf(fd, "{\"hardware\": [{\"name\": \"H800\", \"usd_per_hour\": 0.5}, {\"name\": \"H20\"}]}");
+    close(fd);
+    snprintf(arguments, sizeof arguments, "--model step3 --hardware %s --json", path);
+    assert_int_equal(plan(arguments, text, sizeof text), 0);
+    unlink(path);
+    json_t *o = json_loads(text, 0, NULL), *verdict = json_object_get(o, "verdict"),
+           *others = json_object_get(o, "others"), *ratio = json_object_get(o, "ratio");
+    assert_true(json_is_false(json_object_get(verdict, "pays")));
+    assert_string_equal(json_string_value(json_object_get(verdict, "reason")), "same_hardware");
+    double three = json_number_value(json_object_get(ratio, "tokens_per_s_per_gpu")),
+           four = json_number_value(
+               json_object_get(json_object_get(others, "4 stages"), "tokens_per_s_per_gpu")),
+           routed = json_number_value(json_object_get(json_object_get(others, "routed"), "network_ms"));
+    assert_true(four > 0 && four < three); /* 12.5 ms a stage instead of 16.7 */
+    assert_true(routed > 0 && routed <= json_number_value(json_object_get(ratio, "network_ms")));
+    json_decref(o);
+}
+
 static void a_price_that_is_not_known_is_null(void **state)
 {
     (void)state;
@@ -97,7 +121,7 @@ static void the_picture_is_well_formed(void **state)
 static void stages_become_a_forecast(void **state)
 {
     (void)state;
-    char path[] = "/tmp/afd-stage-XXXXXX", arguments[256];
+    char path[] = "/tmp/afd-stage-XXXXXX.json", arguments[256];
     assert_int_equal(run("bench", "stage --model model/nano --rows 1,4 --steps 2 --json", text, sizeof text),
                      0);
     json_t *o = json_loads(text, 0, NULL), *stages = json_object_get(o, "stages");
@@ -111,7 +135,7 @@ static void stages_become_a_forecast(void **state)
         assert_true(share >
                     0); /* no bound above: the peak is measured at another moment, under another load */
     }
-    int fd = mkstemp(path);
+    int fd = mkstemps(path, 5);
     assert_int_equal(write(fd, text, strlen(text)), strlen(text));
     close(fd);
     snprintf(arguments, sizeof arguments,
@@ -123,6 +147,15 @@ static void stages_become_a_forecast(void **state)
     assert_int_equal(json_integer_value(json_object_get(json_array_get(rows, 1), "rows")), 2);
     json_decref(o);
     json_decref(forecast);
+    /* the machine it was measured on is a row of hardware: the operations of a layer over its own rate */
+    snprintf(arguments, sizeof arguments, "--model step3 --hardware %s --peak --json", path);
+    assert_int_equal(plan(arguments, text, sizeof text), 0);
+    o = json_loads(text, 0, NULL);
+    json_t *reach = json_object_get(json_object_get(o, "stage_reach"), "cpu"),
+           *ideal = json_object_get(json_object_get(o, "ideal_ffn_rows"), "cpu");
+    assert_true(json_number_value(json_object_get(reach, "layer_bytes")) > 0);
+    assert_true(json_number_value(json_object_get(ideal, "dense")) > 0);
+    json_decref(o);
     /* a table of another cut is no use */
     snprintf(arguments, sizeof arguments, "--calibrate %s --topology deploy/topologies/2a2f-local.yaml 2>&1",
              path);
@@ -164,6 +197,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_that_others_read),
+        cmocka_unit_test(the_same_hardware_for_both),
         cmocka_unit_test(a_price_that_is_not_known_is_null),
         cmocka_unit_test(the_picture_is_well_formed),
         cmocka_unit_test(stages_become_a_forecast),

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "transport/group.h"
+
 void fake_world_init(struct fake_world *world, uint32_t members)
 {
     *world = (struct fake_world){.members = members};
@@ -41,25 +43,30 @@ static enum afd_status state(void *user, uint32_t comm)
 }
 
 static enum afd_status begin(struct fake_nccl *n, uint32_t comm, uint32_t slot, const uint32_t *rows,
-                             uint32_t width, const void *from, void *to)
+                             struct fake_op what)
 {
     struct fake_op *op = &n->ops[comm][slot];
     if (op->is_begun && !op->is_over) return AFD_ERR_PEER; /* its slot is taken */
-    *op = (struct fake_op){.number = n->begun[comm]++, .is_begun = 1, .width = width, .from = from, .to = to};
+    *op = what;
+    op->number = n->begun[comm]++;
+    op->is_begun = 1;
     memcpy(op->rows, rows, n->world->members * sizeof *rows);
     return AFD_OK;
 }
 
 static enum afd_status gather(void *user, uint32_t slot, const uint32_t *rows, uint32_t row_bytes,
-                              const void *from, void *to)
+                              const struct afd_group_piece *pieces, uint32_t piece_count, void *to)
 {
-    return begin(user, AFD_NCCL_GATHER, slot, rows, row_bytes, from, to);
+    return begin(
+        user, AFD_NCCL_GATHER, slot, rows,
+        (struct fake_op){.width = row_bytes, .pieces = pieces, .piece_count = piece_count, .to = to});
 }
 
 static enum afd_status reduce(void *user, uint32_t slot, const uint32_t *rows, uint32_t columns,
                               const float *from, float *to)
 {
-    return begin(user, AFD_NCCL_REDUCE, slot, rows, columns, from, to);
+    return begin(user, AFD_NCCL_REDUCE, slot, rows,
+                 (struct fake_op){.width = columns, .from = from, .to = to});
 }
 
 static void take(struct fake_op *op, const struct fake_op *other, uint32_t m, uint32_t comm, uint32_t self)
@@ -68,11 +75,13 @@ static void take(struct fake_op *op, const struct fake_op *other, uint32_t m, ui
     for (uint32_t i = 0; i < m; i++) before += op->rows[i];
     for (uint32_t i = 0; i < self; i++) own += op->rows[i];
     if (comm == AFD_NCCL_GATHER) {
-        if (op->rows[m]) memcpy((char *)op->to + before * op->width, other->from, op->rows[m] * op->width);
+        char *to = (char *)op->to + before * op->width;
+        for (uint32_t i = 0; i < other->piece_count; to += other->pieces[i++].bytes)
+            if (other->pieces[i].bytes) memcpy(to, other->pieces[i].from, other->pieces[i].bytes);
         return;
     }
     for (uint64_t i = 0; i < (uint64_t)op->rows[self] * op->width; i++) {
-        float x = ((const float *)other->from)[own * op->width + i];
+        float x = other->from[own * op->width + i];
         ((float *)op->to)[i] = m ? ((float *)op->to)[i] + x : x;
     }
 }

@@ -11,8 +11,10 @@ enum { FAKE_MEMBERS = 4 };
 struct fake_op {
     uint64_t number; /* how many of its communicator this member began before it */
     int is_begun, is_over;
-    uint32_t rows[FAKE_MEMBERS], width; /* bytes, or columns */
-    const void *from;
+    uint32_t rows[FAKE_MEMBERS], width;   /* bytes, or columns */
+    const struct afd_group_piece *pieces; /* gather */
+    uint32_t piece_count;
+    const float *from; /* reduce */
     void *to;
 };
 

@@ -117,9 +117,14 @@ static void begin_batch(struct team *team, struct member *m, uint64_t batch)
     uint32_t rows[MAX_MEMBERS];
     rows_of(batch, team->count, rows);
     unsigned char *records = afd_group_records(m->group, batch);
-    fill(records, (uint64_t)rows[m->index] * RECORD_BYTES, (uint32_t)(batch * 8 + (uint64_t)m->index));
+    uint64_t bytes = (uint64_t)rows[m->index] * RECORD_BYTES, first = rows[m->index] / 3 * RECORD_BYTES;
+    static unsigned char apart[MAX_MEMBERS][2][MAX_ROWS * RECORD_BYTES];
+    if (batch % 2) records = apart[m->index][batch / 2 % 2];
+    fill(records, bytes, (uint32_t)(batch * 8 + (uint64_t)m->index));
+    struct afd_group_piece pieces[] = {{records, first}, {records + first, bytes - first}};
     /* a loss may first be seen here; poll then reports it */
-    enum afd_status status = afd_group_allgather(m->group, batch, rows, records);
+    enum afd_status status = batch % 2 ? afd_group_allgather_pieces(m->group, batch, rows, pieces, 2)
+                                       : afd_group_allgather(m->group, batch, rows, records);
     if (status != AFD_ERR_PEER || !m->may_fail) assert_int_equal(status, AFD_OK);
 }
 

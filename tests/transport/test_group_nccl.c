@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -93,6 +94,7 @@ static void a_member_that_hangs_is_given_up(void **state)
     struct logic l;
     uint32_t rows[MEMBERS] = {1, 0, 2};
     unsigned char from[2 * RECORD_BYTES] = {0}, to[MEMBERS][MAX_ROWS * RECORD_BYTES];
+    const struct afd_group_piece piece[2] = {{from, RECORD_BYTES}, {from, 0}};
     for (int while_joining = 0; while_joining < 2; while_joining++) {
         fake_world_init(&l.world, MEMBERS);
         logic_open(&l);
@@ -100,8 +102,11 @@ static void a_member_that_hangs_is_given_up(void **state)
         for (int i = 0; i < 10; i++) round_of(&l, 0);
         assert_int_equal(all_ready(&l), !while_joining);
         for (uint32_t m = 0; m < 2 && !while_joining; m++) /* member 2 does not begin it */
-            afd_group_nccl_start(l.members[m], AFD_NCCL_GATHER,
-                                 (struct afd_group_nccl_op){7, rows, from, to[m]}, 0);
+            afd_group_nccl_start(
+                l.members[m], AFD_NCCL_GATHER,
+                (struct afd_group_nccl_op){
+                    .batch = 7, .rows = rows, .pieces = &piece[m], .piece_count = 1, .to = to[m]},
+                0);
         for (int i = 0; i < 10; i++) round_of(&l, AFD_MS(TIMEOUT_MS) - 1);
         assert_int_equal(l.status[0], AFD_AGAIN); /* not yet */
         round_of(&l, AFD_MS(TIMEOUT_MS));
@@ -137,6 +142,9 @@ static void a_failure_has_words(void **state)
 struct member {
     struct afd_group *group;
     uint32_t self, gathered, reduced, heard, failed;
+    void *data; /* of the group, where it is apart: never the transport's */
+    unsigned char rows[2][MAX_ROWS * RECORD_BYTES];
+    struct afd_group_piece pieces[2][2];
 };
 
 static void on_event(struct node *node, const struct afd_transport_event *e)
@@ -161,9 +169,19 @@ static void begin(struct member *m, uint32_t batch)
 {
     uint32_t rows[MEMBERS];
     rows_of(batch, rows);
-    memset(afd_group_records(m->group, batch), (int)(batch * MEMBERS + m->self),
-           rows[m->self] * RECORD_BYTES);
-    assert_int_equal(afd_group_allgather(m->group, batch, rows, afd_group_records(m->group, batch)), AFD_OK);
+    unsigned char *own = batch % 3 ? m->rows[batch % 2] : afd_group_records(m->group, batch);
+    memset(own, (int)(batch * MEMBERS + m->self), rows[m->self] * RECORD_BYTES);
+    if (batch % 3 == 0) {
+        assert_int_equal(afd_group_allgather(m->group, batch, rows, own), AFD_OK);
+        return;
+    }
+    struct afd_group_piece *pieces = m->pieces[batch % 2];
+    uint32_t first = rows[m->self] / 2; /* may be none */
+    pieces[0] = (struct afd_group_piece){own, (uint64_t)first * RECORD_BYTES};
+    pieces[1] =
+        (struct afd_group_piece){own + pieces[0].bytes, (uint64_t)(rows[m->self] - first) * RECORD_BYTES};
+    assert_int_equal(afd_group_allgather_pieces(m->group, batch, rows, pieces, 1 + (first < rows[m->self])),
+                     AFD_OK);
 }
 
 static void on_gathered(struct member *m, uint32_t batch)
@@ -225,8 +243,13 @@ static void team_open(struct team *t)
         struct afd_transport_config config = node_config(&test_kinds[0], AFD_ROLE_FFN, m);
         struct afd_group_config group = config_of(&t->world, m);
         struct node *node = t->nodes[m] = node_open(&t->net, &config, SLAB);
-        assert_true(afd_group_bytes(&group) <= SLAB);
-        t->members[m] = (struct member){.self = m, .group = afd_group_create(&group, node->slab, &error)};
+        uint64_t joined = afd_group_bytes(&group), with_data = afd_group_data_bytes(&group);
+        group.is_data_apart = m != 0; /* which is each member's own affair */
+        assert_true(joined <= SLAB && !with_data);
+        if (m) assert_true(afd_group_bytes(&group) + afd_group_data_bytes(&group) <= joined + 8192);
+        group.data = m ? malloc(afd_group_data_bytes(&group)) : NULL;
+        t->members[m] = (struct member){
+            .self = m, .group = afd_group_create(&group, node->slab, &error), .data = group.data};
         assert_non_null(t->members[m].group);
         node->user = &t->members[m], node->accepts = 0, node->on_event = on_event;
         for (uint32_t to = 0; to < m; to++) {
@@ -277,6 +300,7 @@ static void a_group_moves_its_data_over_nccl(void **state)
     assert_int_equal(t.members[1].failed, 2);
     for (uint32_t m = 0; m < MEMBERS; m++) afd_group_destroy(t.members[m].group);
     for (uint32_t m = 0; m < MEMBERS; m++) assert_int_equal(t.world.of[m].aborts, 1);
+    for (uint32_t m = 0; m < MEMBERS; m++) free(t.members[m].data);
     net_close(&t.net);
 }
 
