@@ -240,8 +240,9 @@ static void step_run(struct scene *s, struct step *step, uint32_t split)
     args.tile = choice.tile;
     /* More blocks than there are items: a captured graph has a fixed number. */
     afd_gpu_flash(s->gpu, choice.kernel, (count + 3) * g->kv_heads, choice.shared_bytes, &args);
-    struct afd_args_flash_join join = {step->position, partial,    stats,     step->o, step->o_pitch,
-                                       g->heads,       g->sum_dim, g->window, split,   step->rows};
+    struct afd_args_flash_join join = {&step->rows, step->position, partial,   stats,
+                                       step->o,     step->o_pitch,  g->heads,  g->sum_dim,
+                                       g->window,   split,          step->rows};
     afd_gpu_launch(s->gpu, AFD_KERNEL_flash_join, step->rows * g->heads, 1, &join);
     afd_gpu_mark(s->gpu, ++s->marked);
     assert_int_equal(afd_gpu_wait(s->gpu, 0, s->marked), AFD_OK);
