@@ -110,6 +110,14 @@ AFD_DEVICE uint32_t afd_flash_team_widen_pair(uint32_t two)
 #endif
 }
 
+AFD_DEVICE struct afd_flash_16 afd_flash_team_widen_half(const uint32_t eight[2])
+{
+    struct afd_flash_16 out;
+    AFD_UNROLL for (uint32_t i = 0; i < 4; i++) out.word[i] =
+        afd_flash_team_widen_pair(eight[i / 2] >> i % 2 * 16 & 0xffff);
+    return out;
+}
+
 /* The raw rows of stage `index` to their place in f16: what a lane has copied, it widens. Eight lanes' stores
  * are 128 bytes of other banks: those of an odd panel have the upper half first. */
 AFD_DEVICE void afd_flash_team_widen(const struct afd_flash_team_block *t, uint32_t index, uint32_t warp)
@@ -125,15 +133,10 @@ AFD_DEVICE void afd_flash_team_widen(const struct afd_flash_team_block *t, uint3
             {
                 struct afd_flash_16 in =
                     *(const struct afd_flash_16 *)(chunk.raw + i * AFD_FLASH_WARPS * t->l.chunks * 16);
-                struct afd_flash_16 a, b;
-                AFD_UNROLL for (uint32_t j = 0; j < 4; j++)
-                {
-                    uint32_t low = in.word[j / 2] >> j % 2 * 16, high = in.word[2 + j / 2] >> j % 2 * 16;
-                    a.word[j] = afd_flash_team_widen_pair((odd ? high : low) & 0xffff);
-                    b.word[j] = afd_flash_team_widen_pair((odd ? low : high) & 0xffff);
-                }
-                *(struct afd_flash_16 *)(first + i * (AFD_FLASH_PANEL / 8)) = a;
-                *(struct afd_flash_16 *)(second + i * (AFD_FLASH_PANEL / 8)) = b;
+                uint32_t a[2] = {odd ? in.word[2] : in.word[0], odd ? in.word[3] : in.word[1]};
+                uint32_t b[2] = {odd ? in.word[0] : in.word[2], odd ? in.word[1] : in.word[3]};
+                *(struct afd_flash_16 *)(first + i * (AFD_FLASH_PANEL / 8)) = afd_flash_team_widen_half(a);
+                *(struct afd_flash_16 *)(second + i * (AFD_FLASH_PANEL / 8)) = afd_flash_team_widen_half(b);
             }
         }
 }
