@@ -62,6 +62,7 @@ needs_build step3 60 "$build/bin/afd" bench layer --model step3 --json
 needs_build step3_skewed 60 "$build/bin/afd" bench layer --model step3 --skewed --json
 needs_build deepseek_v3 60 "$build/bin/afd" bench layer --model deepseek-v3 --json
 needs_build qwen3_235b 60 "$build/bin/afd" bench layer --model qwen3-235b --json
+needs_build qwen3_235b_int4 60 "$build/bin/afd" bench layer --model qwen3-235b --int4 --json
 needs_build step3_bf16 60 "$build/bin/afd" bench layer --model step3 --bf16 --json
 if python3 -c 'import torch' 2>/dev/null; then part torch 60 python3 bench/gpu_torch.py; fi
 

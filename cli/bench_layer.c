@@ -26,7 +26,7 @@ enum { MAX_SETS = 16, MAX_STEPS = 1000, WARM_UP = 20, VOCAB = 1024, BLOCK_TOKENS
 struct request {
     const char *model, *device;
     uint64_t rows, batch, context, sets, steps, ep, tp, gpu, attn_gpus, ffn_gpus, microbatches;
-    int skewed, is_bf16, json;
+    int skewed, is_bf16, is_int4, json;
 };
 
 struct layer_run {
@@ -46,6 +46,11 @@ struct layer_run {
 
 static const char *const stage_names[] = {"attention", "ffn"};
 
+static int is_fp8(const struct request *q)
+{
+    return !q->is_bf16 && !q->is_int4;
+}
+
 /* Layers like the last one that has experts; of a model without, like its last. */
 static void take_layers(struct layer_run *r)
 {
@@ -57,8 +62,8 @@ static void take_layers(struct layer_run *r)
     r->model = *m;
     r->model.layer_count = (uint32_t)r->q->sets;
     r->model.vocab = VOCAB;
-    r->model.fp8_block = r->q->is_bf16 ? 0 : AFD_FP8_BLOCK;
-    r->model.cut_granule = r->q->is_bf16 ? AFD_TP_GRANULE : AFD_FP8_BLOCK;
+    r->model.fp8_block = is_fp8(r->q) ? AFD_FP8_BLOCK : 0;
+    r->model.cut_granule = r->q->is_bf16 ? AFD_TP_GRANULE : AFD_FP8_BLOCK; /* int4's groups are as long */
     r->model.tied_head = 1;
     if (m->layers[of].ffn.kind == AFD_FFN_EXPERTS) r->model.max_top_k = m->layers[of].ffn.top_k;
     r->model.layers = calloc(r->q->sets, sizeof *r->model.layers);
@@ -273,7 +278,7 @@ static const char *measure_ffn(struct layer_run *r)
 
 static double matrix_bytes(const struct layer_run *r)
 {
-    return r->model.fp8_block ? 1.0 : 2.0;
+    return r->q->is_int4 ? 68.0 / 128.0 : r->q->is_bf16 ? 2.0 : 1.0;
 }
 
 static void count_work(struct layer_run *r)
@@ -354,8 +359,12 @@ static int report(struct layer_run *r)
                        : r->type == AFD_DEVICE_CUDA ? json_pack("{s:s}", "failed", words)
                                                     : json_null();
     json_t *out =
-        json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:o, s:o, s:o, s:o, s:o}", "model",
-                  q->model, "rows", (json_int_t)q->rows, "batch", (json_int_t)q->batch, "context",
+        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:o, s:o, s:o, s:o, s:o}", "model",
+                  q->model, "weights",
+                  q->is_int4   ? "int4"
+                  : q->is_bf16 ? "bf16"
+                               : "fp8",
+                  "rows", (json_int_t)q->rows, "batch", (json_int_t)q->batch, "context",
                   (json_int_t)q->context, "ep", (json_int_t)q->ep, "tp", (json_int_t)q->tp, "weight_sets",
                   (json_int_t)q->sets, "steps", (json_int_t)q->steps, "skewed", q->skewed, "rows_in",
                   r->type == AFD_DEVICE_CUDA ? "GPU memory" : "memory", "ceilings", ceilings,
@@ -379,13 +388,13 @@ static int measure(struct layer_run *r)
     if (afd_shape_load(q->model, &r->shape, &error)) return cli_fail("bench layer: %s", error.text);
     if (!r->shape->is_runnable) return cli_fail("bench layer: %s is no model that runs", q->model);
     take_layers(r);
-    int is_fp8 = !q->is_bf16;
+    enum afd_random_kind kind = q->is_int4 ? AFD_RANDOM_INT4 : q->is_bf16 ? AFD_RANDOM_BF16 : AFD_RANDOM_FP8;
     r->wire = afd_wire_layout_of((struct afd_wire_shape){.hidden = r->model.hidden,
                                                          .top_k = r->model.max_top_k,
                                                          .max_rows = (uint32_t)q->rows,
-                                                         .a2f = is_fp8 ? AFD_FP8 : AFD_BF16,
+                                                         .a2f = is_fp8(q) ? AFD_FP8 : AFD_BF16,
                                                          .f2a = AFD_BF16});
-    if (!r->model.layers || afd_checkpoint_random(is_fp8 ? AFD_FP8 : AFD_BF16, &r->weights, &error))
+    if (!r->model.layers || afd_checkpoint_random(kind, &r->weights, &error))
         return cli_fail("bench layer: %s", r->model.layers ? error.text : "out of memory");
     for (int s = 0; s < 2; s++) {
         const char *words = stages[s](r);
@@ -425,6 +434,7 @@ int cli_bench_layer(const struct cli_command *self, int argc, char **argv)
         {"--ffn-gpus", 0, CLI_COUNT, &q.ffn_gpus, ".. and its FFN's (default 16)"},
         {"--microbatches", 0, CLI_COUNT, &q.microbatches, ".. and micro-batches (default 3)"},
         {"--bf16", 0, CLI_FLAG, &q.is_bf16, "weights and rows (default: block-FP8)"},
+        {"--int4", 0, CLI_FLAG, &q.is_int4, "weights as AWQ and GPTQ have them, and rows of bf16"},
         {"--skewed", 0, CLI_FLAG, &q.skewed, "some experts twice as often as the mean"},
         {"--device", 0, CLI_TEXT, &q.device, "cuda (default) or cpu, one thread"},
         {"--gpu", 0, CLI_COUNT, &q.gpu, "the n-th (default 0)"},
@@ -442,6 +452,7 @@ int cli_bench_layer(const struct cli_command *self, int argc, char **argv)
                         "the rows",
                         MAX_SETS, MAX_STEPS),
                CLI_USAGE;
+    if (q.is_bf16 && q.is_int4) return cli_fail("bench layer: expected --bf16 or --int4"), CLI_USAGE;
     afd_log_init("bench", AFD_LOG_WARN);
     struct layer_run *r = calloc(1, sizeof *r);
     if (!r) return cli_fail("bench layer: out of memory");

@@ -179,7 +179,7 @@ struct afd_device {
     const struct afd_backend *backend;
     void *state;              /* of the back end */
     const char *instructions; /* "ref", "avx2", "avx512": set by open */
-    const char *numerics;     /* open may change it */
+    const char *numerics;     /* numerics.h */
     char description[96];
     struct afd_arena *arena;
     struct afd_weight_table weights;

@@ -9,6 +9,7 @@
 
 #include "compute/backend.h"
 #include "compute/loader.h"
+#include "compute/numerics.h"
 #include "compute/queue.h"
 #include "compute/sample.h"
 #include "model/heads.h"
@@ -260,7 +261,7 @@ enum afd_status afd_device_create(const struct afd_device_config *config, struct
     device->config = *config;
     atomic_init(&device->held, config->share.shards);
     device->backend = backend_of(config->type);
-    device->numerics = "portable/2";
+    device->numerics = afd_numerics_id(config->type, config->numerics);
     if (config->type != AFD_DEVICE_CPU) device->config.threads = 1;
     device->arena = afd_arena_create(0);
     status = device->arena ? AFD_OK : afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a device");

@@ -6,7 +6,10 @@
  * gives them. The pages of the mapping that were read are given back, so that the checkpoint does not stay
  * resident beside the copy; the page cache keeps it as long as nobody needs the memory. The embedding is
  * looked up in the mapping, and when it is the head as well, there are two of it. The norms, which are small
- * and read whole, become float32 copies. */
+ * and read whole, become float32 copies. cuda copies from the mapping too (cuda/cuda_weights.c).
+ *
+ * int4 groups of AWQ and GPTQ become blocks; ref, which reads them there, has them where cpu has its panels.
+ */
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -89,11 +92,12 @@ static int heads_are_blocks(const struct load *load, const struct afd_weight *we
 
 /* What a product cannot use as it is stored gets a copy: a head's part of kv_b that is turned around or
  * begins inside an fp8 block (numerics native: that of any head, as all are to be of one type), and int4
- * groups. */
+ * groups, of which cuda makes its own. */
 static int needs_copy(const struct load *load, const struct afd_weight *weight,
                       const struct afd_weight_view *view)
 {
-    return view->transposed || view->block_row || view->int4.kind ||
+    int is_int4 = view->int4.kind && load->config->type != AFD_DEVICE_CUDA;
+    return view->transposed || view->block_row || is_int4 ||
            (is_head_of_blocks(load, weight, view) && !heads_are_blocks(load, weight));
 }
 
@@ -203,6 +207,11 @@ static struct afd_matrix *place_of(struct load *load, const struct afd_weight *w
     return &layer->use[weight->use];
 }
 
+static uint64_t aligned(uint64_t bytes)
+{
+    return (bytes + ALIGN - 1) / ALIGN * ALIGN;
+}
+
 /* One panel at a time: its rows are in the cache when they are turned around. */
 static void pack_part(void *user, uint32_t index)
 {
@@ -230,7 +239,7 @@ static void pack(struct load *load, struct afd_matrix *matrix)
     load->matrix = matrix;
     afd_team_run(&load->team, pack_part, load);
     matrix->panels = (char *)load->panels->memory + load->used;
-    load->used += (afd_panels_bytes(&matrix->view) + ALIGN - 1) / ALIGN * ALIGN;
+    load->used += aligned(afd_panels_bytes(&matrix->view));
 }
 
 static int in_panels(const struct load *load, enum afd_weight_use use, int vector)
@@ -253,15 +262,17 @@ static enum afd_status add_one(const struct afd_weight *weight, void *user)
     struct afd_matrix *matrix = place_of(load, weight, &vector);
     enum afd_status status = afd_weight_view(load->config->model, load->config->checkpoint, weight,
                                              &matrix->view, load->error_out);
-    if (!status && in_panels(load, weight->use, vector != NULL)) {
-        struct afd_weight_view held = matrix->view;
-        if (needs_copy(load, weight, &matrix->view)) held = copy_shape(load, weight, &matrix->view);
-        load->panels->bytes += (afd_panels_bytes(&held) + ALIGN - 1) / ALIGN * ALIGN;
-    }
-    return status;
+    if (status) return status;
+    int is_copied = needs_copy(load, weight, &matrix->view);
+    struct afd_weight_view held = is_copied ? copy_shape(load, weight, &matrix->view) : matrix->view;
+    if (in_panels(load, weight->use, vector != NULL))
+        load->panels->bytes += aligned(afd_panels_bytes(&held));
+    else if (is_copied)
+        load->panels->bytes += aligned(held.row_bytes * held.rows + scale_bytes(&held));
+    return AFD_OK;
 }
 
-/* The matrix in a copy of its own, which stays for ref and is turned into panels for cpu. */
+/* The matrix in a copy of its own, which stays where cpu has its panels, or is turned into them. */
 static enum afd_status load_copy(struct load *load, const struct afd_weight *weight,
                                  struct afd_matrix *matrix)
 {
@@ -269,7 +280,7 @@ static enum afd_status load_copy(struct load *load, const struct afd_weight *wei
     int panels = load->config->type == AFD_DEVICE_CPU;
     matrix->view = copy_shape(load, weight, &stored);
     uint64_t bytes = matrix->view.row_bytes * matrix->view.rows, all = bytes + scale_bytes(&matrix->view);
-    char *data = panels ? malloc(all) : afd_arena_alloc(load->arena, all, 1);
+    char *data = panels ? malloc(all) : (char *)load->panels->memory + load->used;
     if (!data)
         return afd_fail(load->error_out, AFD_ERR_MEMORY, "no memory for a copy of %llu bytes",
                         (unsigned long long)all);
@@ -281,7 +292,10 @@ static enum afd_status load_copy(struct load *load, const struct afd_weight *wei
         copy_scales(&stored, &matrix->view, scale);
         matrix->view.scale = scale;
     }
-    if (!panels) return AFD_OK;
+    if (!panels) {
+        load->used += aligned(all);
+        return AFD_OK;
+    }
     pack(load, matrix);
     free(data);
     matrix->view.data = NULL;
@@ -304,7 +318,7 @@ static enum afd_status load_one(const struct afd_weight *weight, void *user)
         advise(view, MADV_WILLNEED);
         pack(load, matrix);
         advise(view, MADV_DONTNEED);
-    } else {
+    } else if (view->data) { /* else int4, for cuda */
         touch(view);
         check_rows(load, view, 0, view->rows);
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/crypto.h"
+#include "compute/numerics.h"
 #include "model/shards.h"
 #include "model/tensors.h"
 
@@ -56,8 +57,7 @@ struct afd_wire_shape afd_agreement_shape(const struct afd_topology *topology, c
 
 const char *afd_agreement_numerics(enum afd_device_type type, enum afd_numerics numerics)
 {
-    if (type != AFD_DEVICE_CUDA) return "portable/2";
-    return numerics == AFD_NUMERICS_NATIVE ? "cuda-native/1" : "cuda/1";
+    return afd_numerics_id(type, numerics);
 }
 
 void afd_agreement_of(const struct afd_topology *topology, const struct afd_model *model,

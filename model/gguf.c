@@ -280,7 +280,7 @@ static enum afd_status place_tensors(const struct file *file, uint64_t alignment
     enum afd_status status = AFD_OK;
     struct extent *extents = calloc(count + 1, sizeof *extents);
     if (!extents) return no_memory(error_out);
-    for (uint32_t i = 0; !status && i < count; i++) {
+    for (uint32_t i = 0; i < count; i++) {
         struct afd_gguf_tensor *t = &tensors[i];
         if (offsets[i] % alignment)
             status = afd_fail(error_out, AFD_ERR_CONFIG, "tensor %s: offset %llu is no multiple of %llu",
@@ -290,6 +290,7 @@ static enum afd_status place_tensors(const struct file *file, uint64_t alignment
                               "tensor %s: %llu bytes from %llu on; the file has %llu bytes of data", t->name,
                               (unsigned long long)t->bytes, (unsigned long long)offsets[i],
                               (unsigned long long)data);
+        if (status) break; /* no address is made of such an offset */
         t->data = file->map + file->header_bytes + offsets[i];
         extents[i] = (struct extent){offsets[i], offsets[i] + t->bytes, t->name};
     }
@@ -307,17 +308,19 @@ static int by_text(const void *a, const void *b)
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-static enum afd_status check_keys(const struct value *values, uint32_t count, struct afd_error *error_out)
+/* Refuses a name that is there twice. `first` is the first of the names, which are `stride` bytes apart. */
+static enum afd_status check_names(const char *const *first, size_t stride, uint32_t count, const char *what,
+                                   struct afd_error *error_out)
 {
     enum afd_status status = AFD_OK;
-    const char **keys = calloc(count + 1, sizeof *keys);
-    if (!keys) return no_memory(error_out);
-    for (uint32_t i = 0; i < count; i++) keys[i] = values[i].key;
-    qsort(keys, count, sizeof *keys, by_text);
+    const char **names = calloc((size_t)count + 1, sizeof *names);
+    if (!names) return no_memory(error_out);
+    for (uint32_t i = 0; i < count; i++) names[i] = *(const char *const *)((const char *)first + i * stride);
+    qsort(names, count, sizeof *names, by_text);
     for (uint32_t i = 1; !status && i < count; i++)
-        if (!strcmp(keys[i - 1], keys[i]))
-            status = afd_fail(error_out, AFD_ERR_CONFIG, "%s: a key that is there twice", keys[i]);
-    free(keys);
+        if (!strcmp(names[i - 1], names[i]))
+            status = afd_fail(error_out, AFD_ERR_CONFIG, "%s: a %s that is there twice", names[i], what);
+    free(names);
     return status;
 }
 
@@ -367,7 +370,7 @@ static enum afd_status read_file(struct afd_gguf *g, struct file *file, struct a
     }
     memset(grown + g->tensor_count, 0, (size_t)(tensors + 1) * sizeof *grown);
     for (uint64_t i = 0; !status && i < keys; i++) status = read_value(g->arena, &c, &values[i], error_out);
-    if (!status) status = check_keys(values, (uint32_t)keys, error_out);
+    if (!status) status = check_names(&values->key, sizeof *values, (uint32_t)keys, "key", error_out);
     if (!status)
         status = read_alignment(find(values, (uint32_t)keys, "general.alignment"), &alignment, error_out);
     for (uint64_t i = 0; !status && i < tensors; i++)
@@ -463,6 +466,11 @@ enum afd_status afd_gguf_open(const char *path, struct afd_gguf **out, struct af
                           number + 1, parts);
     if (!status && parts > 1) status = add_splits(g, path, parts, error_out);
     if (status) goto out;
+    status = check_names(&g->tensors->name, sizeof *g->tensors, g->tensor_count, "tensor", error_out);
+    if (status) {
+        afd_error_prefix(error_out, "%s", path);
+        goto out;
+    }
     *out = g;
     g = NULL;
 out:

@@ -27,6 +27,12 @@ struct afd_int4 {
     const uint32_t *groups;       /* act-order: g_idx of the whole matrix; NULL: groups of 128 in order */
 };
 
+/* The group of inputs 128 group .. of output `row` of the slice: its f16 scale, its zero from bit 16 on. */
+uint32_t afd_int4_group(const struct afd_int4 *w, uint32_t row, uint32_t group);
+/* Inputs 8 octet .. 8 octet + 7 of outputs row .. row + 7 of the slice, a word an output: bits 4i .. 4i+3 are
+ * input 0 2 4 6 1 3 5 7 [i], so that inputs 2i and 2i + 1 stand in the word's halves. Outputs behind the
+ * matrix' last are zero. */
+void afd_int4_words(const struct afd_int4 *w, uint32_t row, uint32_t octet, uint32_t words[AFD_INT4_PACK]);
 /* The block of inputs 128 group .. of output `row` of the slice. */
 void afd_int4_block(const struct afd_int4 *w, uint32_t row, uint32_t group, uint8_t *block);
 /* Inputs column .. column + n - 1 of output `row` of the slice; the only way where groups are scattered. */

@@ -4,14 +4,16 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "base/half.h"
 #include "base/rng.h"
 
 enum { POOL_BYTES = 64 << 20, COPIES = 48, ALIGN = 4096, SCALES = 1 << 20, SCALE_STARTS = 1 << 10 };
 
 struct afd_random_weights {
-    enum afd_dtype dtype;
-    unsigned char *pool; /* COPIES times the same POOL_BYTES */
-    float *scales;       /* [SCALES] */
+    enum afd_random_kind kind;
+    unsigned char *pool;   /* COPIES times the same POOL_BYTES */
+    float *scales;         /* [SCALES] */
+    uint16_t *half_scales; /* [SCALES] f16, of int4 */
 };
 
 /* Two bytes are one bf16 of sign, 2^-7 or so, and a random mantissa; each alone is an e4m3 that is not NaN.
@@ -44,18 +46,22 @@ static enum afd_status map_pool(struct afd_random_weights *w, struct afd_error *
               : afd_fail(error_out, AFD_ERR_MEMORY, "no %d MiB for random weights", POOL_BYTES >> 20);
 }
 
-enum afd_status afd_random_weights_create(enum afd_dtype dtype, struct afd_random_weights **out,
+enum afd_status afd_random_weights_create(enum afd_random_kind kind, struct afd_random_weights **out,
                                           struct afd_error *error_out)
 {
     struct afd_random_weights *w = calloc(1, sizeof *w);
     *out = NULL;
     if (w) w->scales = malloc(SCALES * sizeof *w->scales);
-    if (!w || !w->scales) {
+    if (w) w->half_scales = malloc(SCALES * sizeof *w->half_scales);
+    if (!w || !w->scales || !w->half_scales) {
         afd_random_weights_destroy(w);
         return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     }
-    w->dtype = dtype;
-    for (uint32_t i = 0; i < SCALES; i++) w->scales[i] = 0.01f + 0.02f * afd_random_unit(12, i, 0);
+    w->kind = kind;
+    for (uint32_t i = 0; i < SCALES; i++) {
+        w->scales[i] = 0.01f + 0.02f * afd_random_unit(12, i, 0);
+        w->half_scales[i] = afd_float_to_f16(w->scales[i] / 10.0f);
+    }
     enum afd_status status = map_pool(w, error_out);
     if (status)
         afd_random_weights_destroy(w);
@@ -75,29 +81,51 @@ void afd_random_weights_destroy(struct afd_random_weights *w)
     if (!w) return;
     if (w->pool) munmap(w->pool, (size_t)POOL_BYTES * COPIES);
     free(w->scales);
+    free(w->half_scales);
     free(w);
+}
+
+static enum afd_random_kind kind_of(const struct afd_random_weights *w, const struct afd_weight *weight)
+{
+    enum afd_weight_use use = weight->use;
+    uint32_t rows = weight->out_end - weight->out_begin, columns = weight->in_end - weight->in_begin;
+    if (afd_weight_is_wide(use) || afd_weight_is_vector(use) || use == AFD_W_ROUTER) return AFD_RANDOM_BF16;
+    int is_head = use == AFD_W_K_UP || use == AFD_W_V_UP; /* parts of one matrix, which stays as it is */
+    int is_cut = rows % AFD_INT4_PACK || columns % AFD_INT4_GROUP;
+    return w->kind == AFD_RANDOM_INT4 && (is_head || is_cut) ? AFD_RANDOM_BF16 : w->kind;
 }
 
 enum afd_status afd_random_weights_view(const struct afd_random_weights *w, const struct afd_weight *weight,
                                         struct afd_weight_view *out, struct afd_error *error_out)
 {
-    uint64_t number = afd_random(weight->layer, weight->use, weight->index);
-    int is_narrow =
-        !afd_weight_is_wide(weight->use) && !afd_weight_is_vector(weight->use) && weight->use != AFD_W_ROUTER;
-    *out = (struct afd_weight_view){.dtype = is_narrow ? w->dtype : AFD_BF16,
+    static const enum afd_dtype types[] = {AFD_FP8, AFD_BF16, AFD_DTYPE_COUNT};
+    uint64_t number = afd_random(weight->layer, weight->use, weight->index), scales = 0;
+    enum afd_random_kind kind = kind_of(w, weight);
+    const unsigned char *data = w->pool + number % (POOL_BYTES / ALIGN) * ALIGN;
+    *out = (struct afd_weight_view){.dtype = types[kind],
+                                    .quant = kind == AFD_RANDOM_INT4 ? &afd_quants[AFD_INT4_128] : NULL,
                                     .rows = weight->out_end - weight->out_begin,
-                                    .columns = weight->in_end - weight->in_begin,
-                                    .data = w->pool + number % (POOL_BYTES / ALIGN) * ALIGN};
+                                    .columns = weight->in_end - weight->in_begin};
     out->row_bytes = afd_weight_row_bytes(out);
-    uint64_t bytes = out->rows * out->row_bytes, down = 0;
-    if (out->dtype == AFD_FP8) {
+    uint64_t bytes = out->rows * out->row_bytes;
+    if (kind == AFD_RANDOM_INT4) {
+        scales = (uint64_t)out->rows * (out->columns / AFD_INT4_GROUP);
+        out->int4 = (struct afd_int4){.kind = AFD_INT4_GPTQ,
+                                      .weights = (const uint32_t *)(const void *)data,
+                                      .zeros = (const uint32_t *)(const void *)w->pool,
+                                      .scales = w->half_scales + number % SCALE_STARTS,
+                                      .outputs = out->rows,
+                                      .zero_bias = 1};
+    } else {
+        out->data = data;
+    }
+    if (kind == AFD_RANDOM_FP8) {
         out->block = AFD_FP8_BLOCK;
         out->scale = w->scales + number % SCALE_STARTS;
         out->scale_pitch = (out->columns + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
-        down = (out->rows + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
+        scales = out->scale_pitch * ((out->rows + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK);
     }
-    if (bytes <= (uint64_t)POOL_BYTES * (COPIES - 1) && down * out->scale_pitch <= SCALES - SCALE_STARTS)
-        return AFD_OK;
+    if (bytes <= (uint64_t)POOL_BYTES * (COPIES - 1) && scales <= SCALES - SCALE_STARTS) return AFD_OK;
     return afd_fail(error_out, AFD_ERR_LIMIT, "a matrix of %u x %u is larger than random weights go",
                     out->rows, out->columns);
 }

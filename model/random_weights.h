@@ -2,9 +2,9 @@
  * stands for every matrix that a model has. For measurements of models that are not at hand, or are larger
  * than the disk.
  *
- * Values are finite in both types that matter, e4m3 and bf16, of either sign and of magnitudes from 2^-9 to
- * 448 (e4m3, with scales that make 0.01 to 0.03 of 1) or about 0.01 (bf16). Read-only, any thread. Internal
- * to model/: a checkpoint owns it (afd_checkpoint_random). */
+ * Values are finite in all kinds, of either sign and of magnitudes from 2^-9 to 448 (e4m3, with scales that
+ * make 0.01 to 0.03 of 1) or about 0.01 (bf16, int4). Read-only, any thread. Internal to model/: a checkpoint
+ * owns it (afd_checkpoint_random). */
 #ifndef AFD_MODEL_RANDOM_WEIGHTS_H
 #define AFD_MODEL_RANDOM_WEIGHTS_H
 
@@ -12,8 +12,8 @@
 
 struct afd_random_weights;
 
-/* `dtype`: of matrices, AFD_FP8 with blocks or AFD_BF16; what is never stored as FP8 is bf16. */
-enum afd_status afd_random_weights_create(enum afd_dtype dtype, struct afd_random_weights **out,
+/* What is never stored as `kind`, or cannot be for its shape, is bf16. */
+enum afd_status afd_random_weights_create(enum afd_random_kind kind, struct afd_random_weights **out,
                                           struct afd_error *error_out);
 /* What all values are taken from. */
 const void *afd_random_weights_pool(const struct afd_random_weights *weights, uint64_t *bytes_out);

@@ -440,33 +440,34 @@ static enum afd_status open_gguf(struct afd_checkpoint *c, const char *path, str
     return status;
 }
 
-/* What DIR/random-weights says; AFD_DTYPE_COUNT: there is no such file. */
-static enum afd_status find_random(const char *dir, enum afd_dtype *out, struct afd_error *error_out)
+static const char *const random_names[AFD_RANDOM_COUNT] = {"fp8", "bf16", "int4"};
+
+/* What DIR/random-weights says; AFD_RANDOM_COUNT: there is no such file. */
+static enum afd_status find_random(const char *dir, enum afd_random_kind *out, struct afd_error *error_out)
 {
     char path[PATH_MAX], *text = NULL;
     size_t bytes;
-    *out = AFD_DTYPE_COUNT;
+    *out = AFD_RANDOM_COUNT;
     snprintf(path, sizeof path, "%.*s/%s", PATH_MAX - 32, dir, AFD_RANDOM_WEIGHTS_FILE);
     if (access(path, F_OK)) return AFD_OK;
     enum afd_status status = afd_file_read(path, 64, &text, &bytes, error_out);
     if (status) return status;
-    const enum afd_dtype known[] = {AFD_FP8, AFD_BF16};
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        size_t length = strlen(afd_dtype_name(known[i]));
-        if (bytes == length + 1 && !memcmp(text, afd_dtype_name(known[i]), length) && text[length] == '\n')
-            *out = known[i];
+    for (int i = 0; i < AFD_RANDOM_COUNT; i++) {
+        size_t length = strlen(random_names[i]);
+        if (bytes == length + 1 && !memcmp(text, random_names[i], length) && text[length] == '\n')
+            *out = (enum afd_random_kind)i;
     }
     free(text);
-    if (*out != AFD_DTYPE_COUNT) return AFD_OK;
-    return afd_fail(error_out, AFD_ERR_CONFIG, "%s: expected a line, fp8 or bf16", path);
+    if (*out != AFD_RANDOM_COUNT) return AFD_OK;
+    return afd_fail(error_out, AFD_ERR_CONFIG, "%s: expected a line, fp8, bf16 or int4", path);
 }
 
 enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out, struct afd_error *error_out)
 {
-    enum afd_dtype random;
+    enum afd_random_kind random;
     enum afd_status found = find_random(dir, &random, error_out);
     if (found) return found;
-    if (random != AFD_DTYPE_COUNT) return afd_checkpoint_random(random, out, error_out);
+    if (random != AFD_RANDOM_COUNT) return afd_checkpoint_random(random, out, error_out);
     const char **names = NULL;
     json_t *index = NULL;
     enum afd_status status = AFD_ERR_MEMORY;
@@ -516,13 +517,13 @@ out:
     return status;
 }
 
-enum afd_status afd_checkpoint_random(enum afd_dtype dtype, struct afd_checkpoint **out,
+enum afd_status afd_checkpoint_random(enum afd_random_kind kind, struct afd_checkpoint **out,
                                       struct afd_error *error_out)
 {
     struct afd_checkpoint *c = calloc(1, sizeof *c);
     *out = NULL;
     if (!c) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
-    enum afd_status status = afd_random_weights_create(dtype, &c->random, error_out);
+    enum afd_status status = afd_random_weights_create(kind, &c->random, error_out);
     if (status)
         free(c);
     else
@@ -602,12 +603,12 @@ enum afd_status afd_model_hash(const char *dir, uint8_t out[AFD_HASH_BYTES], str
     snprintf(path, sizeof path, "%.*s/config.json", PATH_MAX - 32, dir);
     status = afd_file_read(path, CONFIG_LIMIT_BYTES, &config, &config_bytes, error_out);
     if (status) goto out;
-    enum afd_dtype random;
+    enum afd_random_kind random;
     hash_piece(hash, config, config_bytes);
     status = find_random(dir, &random, error_out);
-    if (!status && random != AFD_DTYPE_COUNT)
-        hash_piece(hash, afd_dtype_name(random), strlen(afd_dtype_name(random)));
-    if (status || random != AFD_DTYPE_COUNT) goto out;
+    if (!status && random != AFD_RANDOM_COUNT)
+        hash_piece(hash, random_names[random], strlen(random_names[random]));
+    if (status || random != AFD_RANDOM_COUNT) goto out;
     status = list_files(dir, arena, &index, &names, &count, error_out);
     if (status) goto out;
     for (uint32_t i = 0; i < count; i++) {

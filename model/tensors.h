@@ -30,16 +30,20 @@ struct afd_tensor {
 
 struct afd_checkpoint;
 
-/* A line, "fp8" or "bf16": the directory's model has no tensors, and its weights are random ones of that type
- * (afd_checkpoint_random). For measurements of sizes that are not at hand: `afd model make --no-weights`. */
+/* What random matrices are stored as: block-FP8, bf16, GPTQ's int4. */
+enum afd_random_kind { AFD_RANDOM_FP8, AFD_RANDOM_BF16, AFD_RANDOM_INT4, AFD_RANDOM_COUNT };
+
+/* A line, "fp8", "bf16" or "int4": the directory's model has no tensors, and its weights are random ones of
+ * that kind (afd_checkpoint_random). For measurements of sizes that are not at hand: `afd model make
+ * --no-weights`. */
 #define AFD_RANDOM_WEIGHTS_FILE "random-weights"
 
 /* DIR/model.safetensors, or DIR/model.safetensors.index.json with its shards; or what afd_model_load takes
  * for a GGUF model; or random weights, where DIR says so. */
 enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out,
                                     struct afd_error *error_out);
-/* One without files or tensors: every weight has random values, of matrices in `dtype` (random_weights.h). */
-enum afd_status afd_checkpoint_random(enum afd_dtype dtype, struct afd_checkpoint **out,
+/* One without files or tensors: every weight has random values (random_weights.h). */
+enum afd_status afd_checkpoint_random(enum afd_random_kind kind, struct afd_checkpoint **out,
                                       struct afd_error *error_out);
 struct afd_random_weights;
 const struct afd_random_weights *

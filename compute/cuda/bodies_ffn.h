@@ -41,20 +41,19 @@ AFD_DEVICE struct afd_tile_of afd_ffn_tile_of(const struct afd_args_ffn_tile *a,
     return of;
 }
 
-/* Phases 0 .. blocks; 1 in those behind them, when the tile's sums are complete. `groups`, `outputs`: of the
- * loop, and of the tile. */
+/* Phases 0 .. blocks; 1 in those behind them, when the tile's sums are complete. `outputs`: of the tile. */
 AFD_DEVICE int afd_ffn_tile_sum(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
-                                unsigned char *shared, uint32_t groups, uint32_t outputs,
+                                unsigned char *shared, uint32_t kind, uint32_t outputs,
                                 struct afd_tile_own *own)
 {
     if (p.phase == 0) {
         own->blocks = 0;
         if (!afd_tile_find(a, p.block, outputs, &own->at)) return 0;
-        own->blocks = afd_tile_blocks(&a->matrices[own->at.unit], groups);
+        own->blocks = afd_tile_blocks(&a->matrices[own->at.unit], kind);
     }
     if (!own->blocks) return 0;
     struct afd_tile_of of = afd_ffn_tile_of(a, own->at);
-    return afd_tile_sum(&of, p, shared, groups, own);
+    return afd_tile_sum(&of, p, shared, kind, own);
 }
 
 /* ---- gate and up */
@@ -118,22 +117,28 @@ AFD_DEVICE void afd_tile_channels(const struct afd_args_ffn_tile *a, struct afd_
 }
 
 AFD_DEVICE void afd_tile_up(const struct afd_args_ffn_tile *a, struct afd_warp_place p, unsigned char *shared,
-                            uint32_t groups, struct afd_tile_own *own)
+                            uint32_t kind, struct afd_tile_own *own)
 {
-    if (afd_ffn_tile_sum(a, p, shared, groups, AFD_TILE_CHANNELS, own) && p.phase == own->blocks + 1)
-        afd_tile_channels(a, own->at, p.warp, groups > 0, own);
+    if (afd_ffn_tile_sum(a, p, shared, kind, AFD_TILE_CHANNELS, own) && p.phase == own->blocks + 1)
+        afd_tile_channels(a, own->at, p.warp, kind == AFD_TILE_E4M3, own);
 }
 
 AFD_DEVICE void afd_body_up_e4m3(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
                                  unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_tile_up(a, p, shared, 1, own);
+    afd_tile_up(a, p, shared, AFD_TILE_E4M3, own);
 }
 
 AFD_DEVICE void afd_body_up_bf16(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
                                  unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_tile_up(a, p, shared, 0, own);
+    afd_tile_up(a, p, shared, AFD_TILE_BF16, own);
+}
+
+AFD_DEVICE void afd_body_up_int4(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
+                                 unsigned char *shared, struct afd_tile_own *own)
+{
+    afd_tile_up(a, p, shared, AFD_TILE_INT4, own);
 }
 
 /* ---- down */
@@ -178,9 +183,9 @@ AFD_DEVICE void afd_tile_store(const struct afd_args_ffn_tile *a, struct afd_til
 }
 
 AFD_DEVICE void afd_tile_down(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
-                              unsigned char *shared, uint32_t groups, struct afd_tile_own *own)
+                              unsigned char *shared, uint32_t kind, struct afd_tile_own *own)
 {
-    if (!afd_ffn_tile_sum(a, p, shared, groups, AFD_GROUP_COLUMNS, own)) return;
+    if (!afd_ffn_tile_sum(a, p, shared, kind, AFD_GROUP_COLUMNS, own)) return;
     if (p.phase == own->blocks + 1)
         afd_tile_outputs(a, own->at, p.warp, shared, own);
     else if (p.phase == own->blocks + 2)
@@ -190,13 +195,19 @@ AFD_DEVICE void afd_tile_down(const struct afd_args_ffn_tile *a, struct afd_warp
 AFD_DEVICE void afd_body_down_e4m3(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
                                    unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_tile_down(a, p, shared, 2, own);
+    afd_tile_down(a, p, shared, AFD_TILE_E4M3_HALVES, own);
 }
 
 AFD_DEVICE void afd_body_down_bf16(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
                                    unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_tile_down(a, p, shared, 0, own);
+    afd_tile_down(a, p, shared, AFD_TILE_BF16, own);
+}
+
+AFD_DEVICE void afd_body_down_int4(const struct afd_args_ffn_tile *a, struct afd_warp_place p,
+                                   unsigned char *shared, struct afd_tile_own *own)
+{
+    afd_tile_down(a, p, shared, AFD_TILE_INT4, own);
 }
 
 /* ---- rows in, sums out */

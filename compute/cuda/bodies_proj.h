@@ -16,12 +16,12 @@ AFD_DEVICE uint32_t afd_tile_items(const uint32_t *count, uint32_t rows, uint32_
     return there > item0 ? there - item0 : 0;
 }
 
-AFD_DEVICE void afd_product_find(const struct afd_args_product *a, uint32_t block, uint32_t groups,
+AFD_DEVICE void afd_product_find(const struct afd_args_product *a, uint32_t block, uint32_t kind,
                                  struct afd_tile_own *own)
 {
     uint32_t tile = block / a->parts, out_tile = tile % a->out_tiles, i = 0;
     while (i + 1 < a->outputs && a->output[i + 1].tile_begin <= out_tile) i++;
-    uint32_t blocks = afd_tile_blocks(&a->table[a->output[i].matrix], groups);
+    uint32_t blocks = afd_tile_blocks(&a->table[a->output[i].matrix], kind);
     own->at.unit = i;
     own->at.item0 = tile / a->out_tiles * AFD_TILE_ITEMS;
     own->at.items = afd_tile_items(a->count, a->rows, own->at.item0);
@@ -63,16 +63,16 @@ AFD_DEVICE void afd_product_store(float *to, uint32_t pitch, uint32_t end, uint3
 }
 
 AFD_DEVICE void afd_product(const struct afd_args_product *a, struct afd_warp_place p, unsigned char *shared,
-                            uint32_t groups, struct afd_tile_own *own)
+                            uint32_t kind, struct afd_tile_own *own)
 {
-    if (p.phase == 0) afd_product_find(a, p.block, groups, own);
+    if (p.phase == 0) afd_product_find(a, p.block, kind, own);
     struct afd_tile_of of;
     of.low = of.high = &a->table[a->output[own->at.unit].matrix];
     of.low_row = own->at.out0, of.high_row = own->at.out0 + AFD_TILE_HALF;
     of.row_of = NULL;
     of.x = a->x, of.x_scale = a->x_scale;
     of.x_bytes = a->x_bytes, of.x_scale_pitch = a->x_scale_pitch;
-    if (afd_tile_sum(&of, p, shared, groups, own) && p.phase == own->blocks + 1)
+    if (afd_tile_sum(&of, p, shared, kind, own) && p.phase == own->blocks + 1)
         afd_product_store(a->output[own->at.unit].y + p.block % a->parts * a->output[own->at.unit].stride,
                           a->output[own->at.unit].pitch, of.low->rows, p.warp, own);
 }
@@ -80,18 +80,24 @@ AFD_DEVICE void afd_product(const struct afd_args_product *a, struct afd_warp_pl
 AFD_DEVICE void afd_body_product_e4m3(const struct afd_args_product *a, struct afd_warp_place p,
                                       unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_product(a, p, shared, 1, own);
+    afd_product(a, p, shared, AFD_TILE_E4M3, own);
 }
 
 AFD_DEVICE void afd_body_product_bf16(const struct afd_args_product *a, struct afd_warp_place p,
                                       unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_product(a, p, shared, 0, own);
+    afd_product(a, p, shared, AFD_TILE_BF16, own);
+}
+
+AFD_DEVICE void afd_body_product_int4(const struct afd_args_product *a, struct afd_warp_place p,
+                                      unsigned char *shared, struct afd_tile_own *own)
+{
+    afd_product(a, p, shared, AFD_TILE_INT4, own);
 }
 
 /* ---- products of heads */
 
-AFD_DEVICE void afd_head_product_find(const struct afd_args_head_product *a, uint32_t block, uint32_t groups,
+AFD_DEVICE void afd_head_product_find(const struct afd_args_head_product *a, uint32_t block, uint32_t kind,
                                       struct afd_tile_own *own)
 {
     uint32_t tile = block / a->out_tiles;
@@ -100,13 +106,13 @@ AFD_DEVICE void afd_head_product_find(const struct afd_args_head_product *a, uin
     own->at.items = afd_tile_items(a->count, a->rows, own->at.item0);
     own->at.out0 = block % a->out_tiles * AFD_GROUP_COLUMNS;
     own->at.k0 = 0;
-    own->blocks = own->at.items ? afd_tile_blocks(&a->matrices[own->at.unit], groups) : 0;
+    own->blocks = own->at.items ? afd_tile_blocks(&a->matrices[own->at.unit], kind) : 0;
 }
 
 AFD_DEVICE void afd_head_product(const struct afd_args_head_product *a, struct afd_warp_place p,
-                                 unsigned char *shared, uint32_t groups, struct afd_tile_own *own)
+                                 unsigned char *shared, uint32_t kind, struct afd_tile_own *own)
 {
-    if (p.phase == 0) afd_head_product_find(a, p.block, groups, own);
+    if (p.phase == 0) afd_head_product_find(a, p.block, kind, own);
     uint32_t head = own->at.unit;
     struct afd_tile_of of;
     of.low = of.high = &a->matrices[head];
@@ -115,20 +121,20 @@ AFD_DEVICE void afd_head_product(const struct afd_args_head_product *a, struct a
     of.x = (const unsigned char *)a->x + head * a->head_bytes;
     of.x_scale = a->x_scale + (uint64_t)head * a->head_groups * a->x_scale_pitch;
     of.x_bytes = a->heads * a->head_bytes, of.x_scale_pitch = a->x_scale_pitch;
-    if (afd_tile_sum(&of, p, shared, groups, own) && p.phase == own->blocks + 1)
+    if (afd_tile_sum(&of, p, shared, kind, own) && p.phase == own->blocks + 1)
         afd_product_store(a->y + head * a->y_step, a->y_pitch, of.low->rows, p.warp, own);
 }
 
 AFD_DEVICE void afd_body_head_product_e4m3(const struct afd_args_head_product *a, struct afd_warp_place p,
                                            unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_head_product(a, p, shared, 1, own);
+    afd_head_product(a, p, shared, AFD_TILE_E4M3, own);
 }
 
 AFD_DEVICE void afd_body_head_product_bf16(const struct afd_args_head_product *a, struct afd_warp_place p,
                                            unsigned char *shared, struct afd_tile_own *own)
 {
-    afd_head_product(a, p, shared, 0, own);
+    afd_head_product(a, p, shared, AFD_TILE_BF16, own);
 }
 
 AFD_DEVICE void afd_body_head_rows(const struct afd_args_head_rows *a, struct afd_warp_place p,

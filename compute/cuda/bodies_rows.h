@@ -40,9 +40,20 @@ AFD_INLINE void afd_gpu_write(void *data, enum afd_dtype dtype, uint64_t i, floa
     }
 }
 
-AFD_INLINE const void *afd_gpu_matrix_row(const struct afd_gpu_matrix *m, uint32_t row)
+AFD_INLINE float afd_gpu_int4(const struct afd_gpu_matrix *m, uint32_t row, uint32_t column)
 {
-    return (const char *)m->data + row * m->row_bytes;
+    uint32_t at = column % AFD_INT4_TILE, octet = at % 8;
+    uint32_t word = ((const uint32_t *)m->data)[afd_gpu_int4_word(m->columns, row, column) + at / 8];
+    uint32_t group = m->groups[(uint64_t)(column / AFD_DOT_BLOCK) * m->scale_pitch + row];
+    int q = (int)(word >> 4 * (octet / 2 + octet % 2 * 4) & 15) - (int)(group >> 16);
+    return afd_f16_to_float((uint16_t)group) * (float)q;
+}
+
+/* An element; of block-FP8 without its block's scale. */
+AFD_INLINE float afd_gpu_weight(const struct afd_gpu_matrix *m, uint32_t row, uint32_t column)
+{
+    return afd_gpu_is_int4(m) ? afd_gpu_int4(m, row, column)
+                              : afd_gpu_read((const char *)m->data + row * m->row_bytes, m->dtype, column);
 }
 
 /* The 16 lanes folded 8-4-2-1. */
@@ -57,9 +68,8 @@ AFD_INLINE void afd_body_embed(const struct afd_args_embed *a, struct afd_place 
                                struct afd_own *own)
 {
     (void)shared, (void)own;
-    const void *row = afd_gpu_matrix_row(a->matrix, a->tokens[at.block]);
     for (uint32_t i = at.thread; i < a->hidden; i += 128)
-        a->x[(uint64_t)at.block * a->pitch + i] = afd_gpu_read(row, a->matrix->dtype, i);
+        a->x[(uint64_t)at.block * a->pitch + i] = afd_gpu_weight(a->matrix, a->tokens[at.block], i);
 }
 
 AFD_INLINE void afd_body_rope_table(const struct afd_args_rope_table *r, struct afd_place at, float *shared,
@@ -158,9 +168,7 @@ AFD_INLINE void afd_body_matmul(const struct afd_args_matmul *a, struct afd_plac
             const float *row = a->x + (uint64_t)(a->row_of ? a->row_of[from] : from) * a->x_pitch +
                                (a->begin ? 0 : (uint64_t)group * a->x_step);
             x[r * PITCH + k] = k < n ? row[k0 + k] : 0.0f;
-            w[r * PITCH + k] = k < n && out0 + r < m->rows
-                                   ? afd_gpu_read(afd_gpu_matrix_row(m, out0 + r), m->dtype, k0 + k)
-                                   : 0.0f;
+            w[r * PITCH + k] = k < n && out0 + r < m->rows ? afd_gpu_weight(m, out0 + r, k0 + k) : 0.0f;
         }
     } else {
         float sum = 0.0f;
@@ -198,8 +206,7 @@ AFD_INLINE void afd_body_scores(const struct afd_args_scores *a, struct afd_plac
             uint32_t r = i / AFD_DOT_BLOCK, k = i % AFD_DOT_BLOCK;
             int has_row = k < n && row0 + r < rows, has_out = k < n && out0 + r < m->rows;
             x[r * PITCH + k] = has_row ? a->x[(uint64_t)(row0 + r) * a->x_pitch + k0 + k] : 0.0f;
-            w[r * PITCH + k] =
-                has_out ? afd_gpu_read(afd_gpu_matrix_row(m, out0 + r), m->dtype, k0 + k) : 0.0f;
+            w[r * PITCH + k] = has_out ? afd_gpu_weight(m, out0 + r, k0 + k) : 0.0f;
         }
         return;
     }

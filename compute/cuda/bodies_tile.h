@@ -2,18 +2,24 @@
 #ifndef AFD_COMPUTE_CUDA_BODIES_TILE_H
 #define AFD_COMPUTE_CUDA_BODIES_TILE_H
 
-#include "compute/cuda/tile.h"
-#include "compute/cuda/tile_loop.h"
+#include "compute/cuda/bodies_tile_int4.h"
 
-/* Blocks of K of a matrix; `groups` 0: bf16. */
-AFD_DEVICE uint32_t afd_tile_blocks(const struct afd_gpu_matrix *m, uint32_t groups)
+/* Scales of a row in a block of K. */
+AFD_DEVICE uint32_t afd_tile_groups(uint32_t kind)
 {
-    return (m->columns * (groups ? 1 : 2) + AFD_TILE_ROW_BYTES - 1) / AFD_TILE_ROW_BYTES;
+    return kind == AFD_TILE_E4M3 || kind == AFD_TILE_E4M3_HALVES ? kind : 0;
+}
+
+/* Blocks of K of a matrix. */
+AFD_DEVICE uint32_t afd_tile_blocks(const struct afd_gpu_matrix *m, uint32_t kind)
+{
+    return (m->columns * (afd_tile_groups(kind) ? 1 : 2) + AFD_TILE_ROW_BYTES - 1) / AFD_TILE_ROW_BYTES;
 }
 
 /* Where this lane's rows are: of items 32 i + t / 8, of outputs the same, chunk t mod 8 of each, t the lane's
  * number in the block. */
-AFD_DEVICE void afd_tile_rows(const struct afd_tile_of *of, uint32_t warp, struct afd_tile_own *own)
+AFD_DEVICE void afd_tile_rows(const struct afd_tile_of *of, uint32_t warp, uint32_t kind,
+                              struct afd_tile_own *own)
 {
     AFD_EACH_LANE(lane, s)
     {
@@ -27,22 +33,31 @@ AFD_DEVICE void afd_tile_rows(const struct afd_tile_of *of, uint32_t warp, struc
                 uint32_t row = of->row_of ? of->row_of[own->at.item0 + item] : own->at.item0 + item;
                 own->from[s][i] = (const unsigned char *)of->x + (uint64_t)row * of->x_bytes;
             }
-            own->from[s][4 + i] =
-                out < m->rows ? (const unsigned char *)m->data + (uint64_t)out * m->row_bytes : NULL;
+            if (kind != AFD_TILE_INT4)
+                own->from[s][4 + i] =
+                    out < m->rows ? (const unsigned char *)m->data + (uint64_t)out * m->row_bytes : NULL;
         }
     }
 }
 
-/* Begins to copy the tile's k-th block of K into its stage, zeros where there is nothing. */
-AFD_DEVICE void afd_tile_copy(unsigned char *shared, uint32_t k, uint32_t warp, struct afd_tile_own *own)
+AFD_DEVICE unsigned char *afd_tile_stage(unsigned char *shared, uint32_t k, uint32_t kind)
 {
-    unsigned char *stage = shared + k % AFD_TILE_STAGES * AFD_TILE_STAGE_BYTES;
+    return kind == AFD_TILE_INT4 ? afd_int4_stage(shared, k)
+                                 : shared + k % AFD_TILE_STAGES * AFD_TILE_STAGE_BYTES;
+}
+
+/* Begins to copy the tile's k-th block of K into its stage, zeros where there is nothing. */
+AFD_DEVICE void afd_tile_copy(unsigned char *shared, uint32_t k, uint32_t warp, uint32_t kind,
+                              struct afd_tile_own *own)
+{
+    unsigned char *stage = afd_tile_stage(shared, k, kind);
+    if (kind == AFD_TILE_INT4) afd_tile_copy_int4(stage, shared, own->at.k0 + k, warp, own);
     AFD_EACH_LANE(lane, s)
     {
         uint32_t t = warp * 32 + lane, chunk = t % AFD_TILE_CHUNKS;
         uint32_t at = (own->at.k0 + k) * AFD_TILE_ROW_BYTES + chunk * 16;
         AFD_UNROLL
-        for (uint32_t i = 0; i < 8; i++) {
+        for (uint32_t i = 0; i < (kind == AFD_TILE_INT4 ? 4 : 8); i++) {
             const unsigned char *from = own->from[s][i];
             int is_there = from && at < own->row_bytes;
             afd_async_copy(&own->async, stage + afd_tile_offset(32 * i + t / AFD_TILE_CHUNKS, chunk),
@@ -114,36 +129,49 @@ AFD_DEVICE void afd_tile_multiply_e4m3(const struct afd_tile_of *of, const unsig
 }
 
 AFD_DEVICE void afd_tile_begin(const struct afd_tile_of *of, struct afd_warp_place p, unsigned char *shared,
-                               uint32_t groups, struct afd_tile_own *own)
+                               uint32_t kind, struct afd_tile_own *own)
 {
+    uint32_t groups = afd_tile_groups(kind);
     own->row_bytes = of->low->columns * (groups ? 1 : 2);
-    afd_tile_rows(of, p.warp, own);
+    afd_tile_rows(of, p.warp, kind, own);
+    if (kind == AFD_TILE_INT4) {
+        afd_tile_int4_rows(of, p.warp, own);
+        afd_tile_int4_group(of, own->at.k0 / 2, own);
+    }
     afd_tile_item_rows(of, p.warp, own);
     afd_tile_zero(&own->sum);
     AFD_UNROLL
     for (uint32_t g = 0; g < groups; g++) afd_tile_item_scales(of, own->at.k0 * groups + g, 2 * g, own);
     for (uint32_t k = 0; k < AFD_TILE_STAGES - 1; k++) {
-        if (k < own->blocks) afd_tile_copy(shared, k, p.warp, own);
+        if (k < own->blocks) afd_tile_copy(shared, k, p.warp, kind, own);
         afd_async_commit(&own->async);
     }
     AFD_ASYNC_WAIT(&own->async, AFD_TILE_STAGES - 2);
+    if (kind == AFD_TILE_INT4) afd_tile_widen_int4(of, shared, 0, own->at.k0, p.warp, own);
     afd_tile_publish();
 }
 
 /* Phases 0 .. blocks; 1 in those behind them, when the tile's sums are complete. own->at and own->blocks are
- * set before phase 0. `groups`: scales of rows of e4m3 a block of K, 1 or 2; 0: bf16. */
+ * set before phase 0; int4: both in whole groups of 128 of K. */
 AFD_DEVICE int afd_tile_sum(const struct afd_tile_of *of, struct afd_warp_place p, unsigned char *shared,
-                            uint32_t groups, struct afd_tile_own *own)
+                            uint32_t kind, struct afd_tile_own *own)
 {
+    uint32_t groups = afd_tile_groups(kind);
     if (p.phase == 0) {
-        afd_tile_begin(of, p, shared, groups, own);
+        afd_tile_begin(of, p, shared, kind, own);
         return 0;
     }
     if (p.phase > own->blocks) return 1;
     uint32_t k = p.phase - 1, block = own->at.k0 + k;
-    const unsigned char *stage = shared + k % AFD_TILE_STAGES * AFD_TILE_STAGE_BYTES;
-    if (k + AFD_TILE_STAGES - 1 < own->blocks) afd_tile_copy(shared, k + AFD_TILE_STAGES - 1, p.warp, own);
+    const unsigned char *stage = afd_tile_stage(shared, k, kind);
+    if (k + AFD_TILE_STAGES - 1 < own->blocks)
+        afd_tile_copy(shared, k + AFD_TILE_STAGES - 1, p.warp, kind, own);
     afd_async_commit(&own->async);
+    if (kind == AFD_TILE_INT4) {
+        afd_tile_step_int4(of, p, shared, k, own);
+        afd_tile_publish();
+        return 0;
+    }
     if (p.warp / 4 * AFD_GROUP_ROWS < own->at.items) { /* the second warpgroup may have no items */
         if (groups)
             afd_tile_multiply_e4m3(of, stage, block, groups, p.warp, own);

@@ -232,8 +232,8 @@ static uint64_t kv_bytes_of(const struct afd_device_config *c, const struct afd_
     return bytes;
 }
 
-/* By the stored weights: what cannot stay as it is stored (GGUF, int4) takes more, and is found out when it
- * is uploaded. */
+/* By the stored weights: what cannot stay as it is stored (GGUF) takes more, and is found out when it is
+ * uploaded. */
 static enum afd_status cuda_fits(const struct afd_device *device, struct afd_error *error_out)
 {
     const struct afd_device_config *c = &device->config;
@@ -294,7 +294,6 @@ static enum afd_status cuda_open(struct afd_device *device, struct afd_error *er
     if (status) return status;
     snprintf(cuda->name, sizeof cuda->name, "cuda: %s", afd_gpu_name(cuda->gpu));
     device->instructions = cuda->name;
-    device->numerics = device->config.numerics == AFD_NUMERICS_NATIVE ? "cuda-native/2" : "cuda/1";
     return AFD_OK;
 }
 

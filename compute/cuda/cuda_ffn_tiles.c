@@ -8,24 +8,34 @@ static uint32_t round_up(uint32_t n, uint32_t to)
     return (n + to - 1) / to * to;
 }
 
-/* What the unit's matrix `m` can be multiplied as; AFD_DTYPE_COUNT: not here. */
-static enum afd_dtype tile_type(const struct afd_gpu_matrix *m)
+/* The kernels of gate and up and of down for each of a tile's types, and the type of its rows. */
+enum tile_type { TILE_E4M3, TILE_BF16, TILE_INT4, TILE_NONE };
+static const struct {
+    enum afd_kernel up, down;
+    enum afd_dtype rows;
+} tiles_of[] = {[TILE_E4M3] = {AFD_KERNEL_up_e4m3, AFD_KERNEL_down_e4m3, AFD_FP8},
+                [TILE_BF16] = {AFD_KERNEL_up_bf16, AFD_KERNEL_down_bf16, AFD_BF16},
+                [TILE_INT4] = {AFD_KERNEL_up_int4, AFD_KERNEL_down_int4, AFD_BF16}};
+
+/* What the unit's matrix `m` can be multiplied as. */
+static enum tile_type tile_type(const struct afd_gpu_matrix *m)
 {
-    int is_fp8 = m->dtype == AFD_FP8 && (m->block == AFD_DOT_BLOCK || !m->block);
-    return is_fp8 || m->dtype == AFD_BF16 ? m->dtype : AFD_DTYPE_COUNT;
+    if (m->dtype == AFD_FP8 && (m->block == AFD_DOT_BLOCK || !m->block)) return TILE_E4M3;
+    if (m->dtype == AFD_BF16) return TILE_BF16;
+    return afd_gpu_is_int4(m) ? TILE_INT4 : TILE_NONE;
 }
 
 /* The type of all that the layer holds of gate, up and down here. */
-static enum afd_dtype layer_type(const struct afd_cuda *cuda, const struct afd_cuda_layer *w)
+static enum tile_type layer_type(const struct afd_cuda *cuda, const struct afd_cuda_layer *w)
 {
     const uint32_t begins[] = {w->gate, w->up, w->down};
-    enum afd_dtype type = AFD_DTYPE_COUNT;
+    enum tile_type type = TILE_NONE;
     for (uint32_t i = 0; i < 3; i++)
         for (uint32_t u = 0; u < w->units; u++) {
             const struct afd_gpu_matrix *m = &cuda->weights.host[begins[i] + u];
             if (!m->rows) continue;
-            enum afd_dtype one = tile_type(m);
-            if (one == AFD_DTYPE_COUNT || (type != AFD_DTYPE_COUNT && one != type)) return AFD_DTYPE_COUNT;
+            enum tile_type one = tile_type(m);
+            if (one == TILE_NONE || (type != TILE_NONE && one != type)) return TILE_NONE;
             type = one;
         }
     return type;
@@ -35,7 +45,7 @@ int afd_cuda_ffn_has_tiles(const struct afd_device *device, uint32_t layer)
 {
     const struct afd_cuda *cuda = device->state;
     return device->config.numerics == AFD_NUMERICS_NATIVE &&
-           layer_type(cuda, &cuda->weights.layers[layer]) != AFD_DTYPE_COUNT;
+           layer_type(cuda, &cuda->weights.layers[layer]) != TILE_NONE;
 }
 
 /* ---- memory: the same that the kernels of kernels.h use, whose layers are others */
@@ -67,7 +77,7 @@ static uint32_t most_rows(const struct afd_cuda *cuda, uint32_t index, uint32_t 
     return most;
 }
 
-/* Blocks of K of the widest of `units` matrices. */
+/* Blocks of K of the widest of `units` matrices, whose rows of x are of `type`. */
 static uint32_t most_blocks(const struct afd_cuda *cuda, uint32_t index, uint32_t units, enum afd_dtype type)
 {
     uint32_t most = 0;
@@ -102,8 +112,8 @@ void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op, cons
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
     const struct afd_ffn_desc *ffn = &c->model->layers[op->layer].ffn;
     const struct afd_gpu_matrix *table = cuda->weights.table;
-    enum afd_dtype type = layer_type(cuda, w);
-    int is_fp8 = type == AFD_FP8;
+    enum tile_type tile = layer_type(cuda, w);
+    enum afd_dtype type = tiles_of[tile].rows;
     uint32_t hidden = c->wire.shape.hidden, units = b->units, x_bytes = row_bytes(hidden, 16, type);
     uint32_t tiles = most_tiles(most), widest = most_rows(cuda, w->gate, units);
     uint32_t items = c->max_batch_rows * (c->wire.shape.top_k + 1);
@@ -113,7 +123,7 @@ void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op, cons
                                      .x_scale = cuda->x_scale,
                                      .x_bytes = x_bytes,
                                      .x_scale_pitch = c->max_batch_rows,
-                                     .to_fp8 = is_fp8};
+                                     .to_fp8 = type == AFD_FP8};
     struct afd_args_ffn_tile up = {.matrices = table + w->gate,
                                    .up = table + w->up,
                                    .item_begin = b->unit_begin,
@@ -144,10 +154,8 @@ void afd_cuda_ffn_tiles(struct afd_device *device, const struct afd_op *op, cons
     down.weight = b->weight;
     down.out_tiles = (hidden + AFD_GROUP_COLUMNS - 1) / AFD_GROUP_COLUMNS;
     afd_gpu_launch(cuda->gpu, AFD_KERNEL_ffn_rows, most.rows, 1, &rows);
-    launch_tiles(cuda, is_fp8 ? AFD_KERNEL_up_e4m3 : AFD_KERNEL_up_bf16, tiles,
-                 most_blocks(cuda, w->gate, units, type) + 2, &up);
-    launch_tiles(cuda, is_fp8 ? AFD_KERNEL_down_e4m3 : AFD_KERNEL_down_bf16, tiles,
-                 most_blocks(cuda, w->down, units, type) + 3, &down);
+    launch_tiles(cuda, tiles_of[tile].up, tiles, most_blocks(cuda, w->gate, units, type) + 2, &up);
+    launch_tiles(cuda, tiles_of[tile].down, tiles, most_blocks(cuda, w->down, units, type) + 3, &down);
     AFD_CUDA_RUN(cuda, ffn_collect, most.outputs, 1, .batch = *b, .matrices = table + w->down,
                  .y = cuda->down, .y_bytes = down.y_bytes, .hidden = hidden,
                  .dtype = op->ffn.partials ? AFD_F32 : c->wire.shape.f2a);

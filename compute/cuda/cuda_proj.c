@@ -1,11 +1,11 @@
 /* The attention side as `numerics: native` runs it, and what both kinds of numerics have of kernels_proj.h:
- * rows for the products and the wire, the choice of experts, records. A matrix of e4m3 or bf16 is multiplied
- * by the tensor cores; of another type by the kernel of the definition, in float32. */
+ * rows for the products and the wire, the choice of experts, records. A matrix of e4m3, bf16 or int4 is
+ * multiplied by the tensor cores; of another type by the kernel of the definition, in float32. */
 #include "compute/cuda/cuda.h"
 #include "compute/cuda/kernels_proj.h"
 
-/* What a matrix takes its rows as; a set. */
-enum { ROWS_E4M3 = 1, ROWS_BF16 = 2, ROWS_F32 = 4 };
+/* What a matrix takes its rows as; a set. One of int4 takes them in bf16, by a kernel of its own. */
+enum { ROWS_E4M3 = 1, ROWS_BF16 = 2, ROWS_F32 = 4, ROWS_INT4 = 8 };
 
 enum { SCORE_ROWS = 256 }; /* whose scores lie in parts at once */
 
@@ -97,6 +97,7 @@ static uint32_t rows_of(const struct afd_cuda *cuda, uint32_t index)
 {
     const struct afd_gpu_matrix *m = &cuda->weights.host[index];
     if (m->dtype == AFD_FP8 && (m->block == AFD_DOT_BLOCK || !m->block)) return ROWS_E4M3;
+    if (afd_gpu_is_int4(m)) return ROWS_INT4;
     return m->dtype == AFD_BF16 ? ROWS_BF16 : ROWS_F32;
 }
 
@@ -107,7 +108,7 @@ static void norm_rows(struct afd_cuda *cuda, struct afd_args_norm_rows *args, ui
     args->count = cuda->count;
     if (!(kinds & ROWS_F32)) args->out = NULL;
     if (kinds & ROWS_E4M3) args->e4m3 = p->e4m3;
-    if (kinds & ROWS_BF16) args->bf16 = p->bf16;
+    if (kinds & (ROWS_BF16 | ROWS_INT4)) args->bf16 = p->bf16;
     args->scale = p->scale;
     args->scale_pitch = p->rows;
     args->e4m3_bytes = round_up(args->n, 16);
@@ -134,6 +135,7 @@ static void launch_products(struct afd_cuda *cuda, struct product *products, uin
     if (!columns) return;
     uint32_t blocks = blocks_of(columns, each), parts = parts_of(tiles, blocks);
     args.part_blocks = (blocks + parts - 1) / parts;
+    if (kind == ROWS_INT4) args.part_blocks = round_up(args.part_blocks, AFD_DOT_BLOCK / AFD_INT4_TILE);
     args.parts = (blocks + args.part_blocks - 1) / args.part_blocks;
     args.x = kind == ROWS_E4M3 ? p->e4m3 : p->bf16;
     args.x_scale = p->scale;
@@ -160,8 +162,10 @@ static void launch_products(struct afd_cuda *cuda, struct product *products, uin
         args.out_tiles += tiles_of(outputs);
     }
     uint32_t row_tiles = (rows + AFD_TILE_ITEMS - 1) / AFD_TILE_ITEMS;
-    afd_gpu_launch(cuda->gpu, kind == ROWS_E4M3 ? AFD_KERNEL_product_e4m3 : AFD_KERNEL_product_bf16,
-                   row_tiles * args.out_tiles * args.parts, args.part_blocks + 2, &args);
+    enum afd_kernel kernel = kind == ROWS_E4M3   ? AFD_KERNEL_product_e4m3
+                             : kind == ROWS_INT4 ? AFD_KERNEL_product_int4
+                                                 : AFD_KERNEL_product_bf16;
+    afd_gpu_launch(cuda->gpu, kernel, row_tiles * args.out_tiles * args.parts, args.part_blocks + 2, &args);
 }
 
 /* Of the same rows, which norm_rows has left: those in float32 at x. */
@@ -172,6 +176,7 @@ static void run_products(struct afd_cuda *cuda, struct product *products, uint32
     for (uint32_t i = 0; i < count; i++) tiles += tiles_of(cuda->weights.host[products[i].matrix].rows);
     launch_products(cuda, products, count, ROWS_E4M3, tiles, rows);
     launch_products(cuda, products, count, ROWS_BF16, tiles, rows);
+    launch_products(cuda, products, count, ROWS_INT4, tiles, rows);
     for (uint32_t i = 0; i < count; i++) {
         if (rows_of(cuda, products[i].matrix) != ROWS_F32) continue;
         afd_cuda_product(cuda, products[i].matrix, x, x_pitch, products[i].y, products[i].pitch, rows, 0);
@@ -195,7 +200,7 @@ int afd_cuda_heads_native(struct afd_device *device, const struct afd_cuda_heads
     uint32_t bytes = round_up(m->columns, 16) * (is_fp8 ? 1 : 2), out_tiles = tiles_of(m->rows);
     uint32_t row_tiles = (h->rows + AFD_TILE_ITEMS - 1) / AFD_TILE_ITEMS;
     void *x = is_fp8 ? cuda->proj.e4m3 : cuda->proj.bf16;
-    if (device->config.numerics != AFD_NUMERICS_NATIVE || kind == ROWS_F32) return 0;
+    if (device->config.numerics != AFD_NUMERICS_NATIVE || !(kind & (ROWS_E4M3 | ROWS_BF16))) return 0;
     if (h->y_step % 2 || h->y_pitch % 2) return 0; /* outputs are stored two at a time */
     AFD_CUDA_RUN(cuda, head_rows, (h->rows * h->heads + AFD_ROWS_WARPS - 1) / AFD_ROWS_WARPS, 1,
                  .count = cuda->count, .x = h->x, .to = x, .scale = cuda->proj.scale, .rest_to = h->rest_to,

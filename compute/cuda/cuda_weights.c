@@ -1,8 +1,10 @@
 /* The weights of a share in the GPU's memory: block-FP8, bf16, f16 and f32 as they are stored, rows on 16
- * bytes and scales packed; quantized blocks (GGUF, int4) as float32. One allocation for what every shard
- * needs and one a shard, so that a shard that moves away gives its memory back whole. */
+ * bytes and scales packed; int4 of AWQ and GPTQ in tiles (kernels.h); GGUF's blocks, and int4 whose groups
+ * are scattered (act-order), as float32. One allocation for what every shard needs and one a shard, so that a
+ * shard that moves away gives its memory back whole. */
 #include <stdlib.h>
 
+#include "base/log.h"
 #include "compute/cuda/cuda.h"
 
 enum { ALIGN = 256, ROW_ALIGN = 16 };
@@ -13,6 +15,7 @@ struct upload {
     struct afd_cuda *cuda;
     char *memory; /* NULL: count */
     uint64_t used;
+    uint32_t scattered; /* matrices of int4 that became float32 */
     enum afd_status status;
 };
 
@@ -48,10 +51,48 @@ static void put_decoded(struct upload *u, const struct afd_weight_view *view, ch
     float *row = to ? malloc(view->columns * sizeof *row) : NULL;
     if (to && !row) u->status = AFD_ERR_MEMORY;
     for (uint32_t r = 0; row && r < view->rows; r++) {
-        afd_weight_read(view, r, 0, view->columns, row);
+        afd_weight_values(view, r, 0, view->columns, row);
         put(u, to + r * pitch, pitch, row, pitch, view->columns * sizeof *row, 1);
     }
     free(row);
+}
+
+/* 64 rows of int4 into `words`, from `row` on; from the slice's last row on zeros, or what nobody reads. */
+static void pack_tiles(const struct afd_weight_view *view, uint32_t row, uint32_t *words)
+{
+    for (uint32_t column = 0; column < view->columns; column += 8)
+        for (uint32_t r = 0; r < AFD_INT4_TILE; r += AFD_INT4_PACK) {
+            uint32_t eight[AFD_INT4_PACK] = {0};
+            if (row + r < view->rows) afd_int4_words(&view->int4, row + r, column / 8, eight);
+            for (uint32_t i = 0; i < AFD_INT4_PACK; i++)
+                words[afd_gpu_int4_word(view->columns, r + i, column) + column % AFD_INT4_TILE / 8] =
+                    eight[i];
+        }
+}
+
+static void put_int4(struct upload *u, const struct afd_weight_view *view, struct afd_gpu_matrix *m)
+{
+    uint32_t tiles = (view->rows + AFD_INT4_TILE - 1) / AFD_INT4_TILE,
+             groups = view->columns / AFD_INT4_GROUP;
+    uint64_t tile_bytes = m->row_bytes * AFD_INT4_TILE, group_bytes;
+    m->scale_pitch = tiles * AFD_INT4_TILE;
+    group_bytes = m->scale_pitch * sizeof *m->groups;
+    char *data = place(u, tiles * tile_bytes), *words = place(u, groups * group_bytes);
+    m->data = data;
+    m->groups = (const uint32_t *)(const void *)words;
+    if (!data) return;
+    uint32_t *packed = malloc(tile_bytes > group_bytes ? tile_bytes : group_bytes);
+    if (!packed) u->status = AFD_ERR_MEMORY;
+    for (uint32_t t = 0; packed && t < tiles; t++) {
+        pack_tiles(view, t * AFD_INT4_TILE, packed);
+        put(u, data + t * tile_bytes, tile_bytes, packed, tile_bytes, tile_bytes, 1);
+    }
+    for (uint32_t g = 0; packed && g < groups; g++) {
+        for (uint32_t r = 0; r < m->scale_pitch; r++)
+            packed[r] = r < view->rows ? afd_int4_group(&view->int4, r, g) : 0;
+        put(u, words + g * group_bytes, group_bytes, packed, group_bytes, group_bytes, 1);
+    }
+    free(packed);
 }
 
 static void put_matrix(struct upload *u, const struct afd_matrix *matrix, uint32_t index)
@@ -59,6 +100,16 @@ static void put_matrix(struct upload *u, const struct afd_matrix *matrix, uint32
     const struct afd_weight_view *view = &matrix->view;
     struct afd_gpu_matrix *m = &u->cuda->weights.host[index];
     if (!view->rows) return;
+    if (view->int4.kind && !view->int4.groups) {
+        *m = (struct afd_gpu_matrix){.rows = view->rows,
+                                     .columns = view->columns,
+                                     .dtype = AFD_DTYPE_COUNT,
+                                     .quant = AFD_INT4_128,
+                                     .row_bytes = view->columns / 2};
+        put_int4(u, view, m);
+        return;
+    }
+    u->scattered += view->int4.kind != AFD_INT4_NONE;
     uint64_t bytes = view->quant ? view->columns * sizeof(float) : afd_weight_row_bytes(view);
     *m = (struct afd_gpu_matrix){.rows = view->rows,
                                  .columns = view->columns,
@@ -171,6 +222,11 @@ static enum afd_status upload(struct afd_device *device, uint32_t shard, void **
             return afd_fail(error_out, AFD_ERR_DEVICE_MEMORY, "no %.2f GiB for weights on %s",
                             (double)u.used / (1 << 30), afd_gpu_name(u.cuda->gpu));
     }
+    if (u.scattered)
+        afd_log_warn(
+            "%u matrices have GPTQ's groups in act-order and are float32 on the GPU, by the kernels of "
+            "the definition: 8 times the memory, and slow; expected desc_act false",
+            u.scattered / 2); /* both passes */
     if (u.status == AFD_ERR_MEMORY) return afd_fail(error_out, AFD_ERR_MEMORY, "out of memory");
     return u.status
                ? afd_fail(error_out, u.status, "weights cannot be copied to %s", afd_gpu_name(u.cuda->gpu))

@@ -13,6 +13,7 @@
 #include "compute/blocks.h"
 #include "compute/choose.h"
 #include "compute/compute.h"
+#include "model/quant.h"
 
 enum {
     AFD_GPU_TILE = 16,
@@ -60,10 +61,12 @@ enum {
     X(sample, AFD_SAMPLE_THREADS, AFD_SAMPLE_WORDS)
 
 /* Of kernels_ffn.h and kernels_proj.h, by warps. */
-#define AFD_FFN_KERNEL_NAMES(X) X(up_e4m3) X(up_bf16) X(down_e4m3) X(down_bf16) X(ffn_rows) X(ffn_collect)
+#define AFD_FFN_KERNEL_NAMES(X)                                                                              \
+    X(up_e4m3) X(up_bf16) X(up_int4) X(down_e4m3) X(down_bf16) X(down_int4) X(ffn_rows) X(ffn_collect)
 #define AFD_PROJ_KERNEL_NAMES(X)                                                                             \
     X(product_e4m3)                                                                                          \
     X(product_bf16)                                                                                          \
+    X(product_int4)                                                                                          \
     X(norm_rows)                                                                                             \
     X(heads) X(head_rows) X(head_product_e4m3) X(head_product_bf16) X(route_row) X(records)
 
@@ -104,16 +107,45 @@ AFD_INLINE uint32_t afd_gpu_rows(const uint32_t *count, uint32_t first, uint32_t
     return left < rows ? left : rows;
 }
 
-/* A matrix in the GPU's memory; row r starts at data + r * row_bytes, on 16 bytes. rows 0: not held. */
+/* A matrix in the GPU's memory; row r starts at data + r * row_bytes, on 16 bytes. rows 0: not held.
+ *
+ * int4 of AWQ and GPTQ (AFD_INT4_128) is cut otherwise, so that a tile's weights lie side by side: tiles of
+ * 64 rows and 64 columns, those of the same rows one after the other, each
+ *
+ *   row 0: 8 words of 8 columns | row 1 | ... | row 63        2 KiB
+ *
+ * with a word's columns as afd_int4_words has them; rows behind the last are zero. For each 128 columns and
+ * row a word, the f16 scale and from bit 16 on the zero: w = scale * (q - zero). 4.25 bits a weight. */
 struct afd_gpu_matrix {
     const void *data;
-    const float *scale; /* block-FP8: [rows / block][scale_pitch], of element (0, 0)'s block first */
+    union {
+        const float *scale;     /* block-FP8: [rows / block][scale_pitch], of element (0, 0)'s block first */
+        const uint32_t *groups; /* int4: [columns / 128][scale_pitch], by row */
+    };
     uint64_t row_bytes;
     uint32_t rows, columns, scale_pitch;
-    uint32_t block; /* 128, or 0 */
-    enum afd_dtype dtype;
-    uint32_t reserved;
+    uint32_t block;       /* 128, or 0 */
+    enum afd_dtype dtype; /* AFD_DTYPE_COUNT: quantized */
+    enum afd_quant_kind quant;
 };
+
+enum {
+    AFD_INT4_TILE = 64,
+    AFD_INT4_TILE_WORDS = AFD_INT4_TILE * AFD_INT4_TILE / 8,
+    AFD_INT4_ROW_WORDS = AFD_INT4_TILE / 8
+};
+
+AFD_INLINE int afd_gpu_is_int4(const struct afd_gpu_matrix *m)
+{
+    return m->dtype == AFD_DTYPE_COUNT && m->quant == AFD_INT4_128;
+}
+
+/* The word of row `row` that begins the tile of column `column`. */
+AFD_INLINE uint64_t afd_gpu_int4_word(uint32_t columns, uint32_t row, uint32_t column)
+{
+    uint64_t tile = (uint64_t)(row / AFD_INT4_TILE) * (columns / AFD_INT4_TILE) + column / AFD_INT4_TILE;
+    return tile * AFD_INT4_TILE_WORDS + row % AFD_INT4_TILE * AFD_INT4_ROW_WORDS;
+}
 
 /* x [row] = row tokens[row] of the matrix. A block a row. */
 struct afd_args_embed {

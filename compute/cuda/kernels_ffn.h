@@ -4,9 +4,10 @@
  * A batch's items, (row, expert) pairs, stand sorted by unit: expert or, last, the dense layer or the shared
  * expert. A block makes a tile of 128 items and 128 outputs of one unit by two warpgroups of 64 items; a unit
  * with n items has ceil(n / 128) tiles of items, one behind the other over all units (tile_begin). Weights
- * are e4m3 with a float32 scale for each 128 x 128, or bf16; the items' rows are of the same type, e4m3 with
- * a scale for each 128 of K (the wire's own) before gate and up, and for each 64 between them and down: a
- * tile makes 64 intermediate channels whole, gate and up side by side, so that it can quantize them alone.
+ * are e4m3 with a float32 scale for each 128 x 128, bf16, or int4; the items' rows are of the same type (of
+ * int4 bf16), e4m3 with a scale for each 128 of K (the wire's own) before gate and up, and for each 64
+ * between them and down: a tile makes 64 intermediate channels whole, gate and up side by side, so that it
+ * can quantize them alone.
  *
  * After the loop over K (tile_loop.h): gate and up: SwiGLU, scales, rows out. down, two phases: times the
  * item's weight, to bf16 by shared memory, so that rows leave in 16 bytes.
@@ -24,8 +25,10 @@ enum { AFD_TILE_CHANNELS = AFD_TILE_HALF }; /* of a tile of gate and up; one sca
 #define AFD_FFN_KERNELS(X)                                                                                   \
     X(up_e4m3, 8, AFD_TILE_BYTES, struct afd_tile_own)                                                       \
     X(up_bf16, 8, AFD_TILE_BYTES, struct afd_tile_own)                                                       \
+    X(up_int4, 8, AFD_TILE_INT4_BYTES, struct afd_tile_own)                                                  \
     X(down_e4m3, 8, AFD_TILE_BYTES, struct afd_tile_own)                                                     \
     X(down_bf16, 8, AFD_TILE_BYTES, struct afd_tile_own)                                                     \
+    X(down_int4, 8, AFD_TILE_INT4_BYTES, struct afd_tile_own)                                                \
     X(ffn_rows, 4, 16, struct afd_rows_own)                                                                  \
     X(ffn_collect, 4, 16, struct afd_rows_own)
 
@@ -55,8 +58,10 @@ struct afd_args_ffn_tile {
 };
 #define afd_args_up_e4m3 afd_args_ffn_tile
 #define afd_args_up_bf16 afd_args_ffn_tile
+#define afd_args_up_int4 afd_args_ffn_tile
 #define afd_args_down_e4m3 afd_args_ffn_tile
 #define afd_args_down_bf16 afd_args_ffn_tile
+#define afd_args_down_int4 afd_args_ffn_tile
 
 /* Rows of records become rows of x, e4m3 or bf16: e4m3 records as they are, others in groups of 128. A block
  * a row. */

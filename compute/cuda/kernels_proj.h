@@ -1,10 +1,10 @@
 /* kernels_proj.h: the attention side's kernels by warps: what each takes, and how it is cut.
  *
- * With `numerics: native`: products on the tensor cores of whatever of its matrices is e4m3 or bf16 (the
- * projections, the head gates, the LM head), by the tiles of tile_loop.h; the rows between them, normed and
- * quantized where they are read; heads rotated and put into the KV cache. A product with few tiles of outputs
- * is cut along K as well, into parts that depend on the matrices alone; whoever reads the result adds them,
- * ascending. So a row has the same bits in every batch.
+ * With `numerics: native`: products on the tensor cores of whatever of its matrices is e4m3, bf16 or int4
+ * (the projections, the head gates, the LM head), by the tiles of tile_loop.h; the rows between them, normed
+ * and quantized where they are read; heads rotated and put into the KV cache. A product with few tiles of
+ * outputs is cut along K as well, into parts that depend on the matrices alone; whoever reads the result adds
+ * them, ascending. So a row has the same bits in every batch.
  *
  * With both kinds of numerics, bit for bit as compute/ref: a row's experts, and its record. */
 #ifndef AFD_COMPUTE_CUDA_KERNELS_PROJ_H
@@ -28,6 +28,7 @@ enum {
 #define AFD_PROJ_KERNELS(X)                                                                                  \
     X(product_e4m3, 8, AFD_TILE_BYTES, struct afd_tile_own)                                                  \
     X(product_bf16, 8, AFD_TILE_BYTES, struct afd_tile_own)                                                  \
+    X(product_int4, 8, AFD_TILE_INT4_BYTES, struct afd_tile_own)                                             \
     X(norm_rows, AFD_ROWS_WARPS, AFD_ROWS_WORDS * 4, struct afd_line_own)                                    \
     X(heads, AFD_ROWS_WARPS, 16, struct afd_line_own)                                                        \
     X(head_rows, AFD_ROWS_WARPS, 16, struct afd_line_own)                                                    \
@@ -55,7 +56,8 @@ struct afd_gpu_sum {
 
 /* y [row] of each output = its matrix times x [row]: tiles of 128 rows and 128 outputs, those of one output
  * behind those of the one before, and of each as many parts: part i has part_blocks blocks of K from i *
- * part_blocks on, and writes at y + i * stride. Block: (tile of rows, tile of outputs, part). */
+ * part_blocks (int4: an even number) on, and writes at y + i * stride. Block: (tile of rows, tile of outputs,
+ * part). */
 struct afd_args_product {
     const uint32_t *count;
     const struct afd_gpu_matrix *table;
@@ -71,6 +73,7 @@ struct afd_args_product {
 };
 #define afd_args_product_e4m3 afd_args_product
 #define afd_args_product_bf16 afd_args_product
+#define afd_args_product_int4 afd_args_product
 
 /* x = from + the partial sums of the shards that the row is active in, ascending + `add`, times the sigmoid
  * of each head's gate; then normed, and stored as whoever reads it takes it. What is NULL, or has count 0,

@@ -79,6 +79,16 @@ AFD_DEVICE void afd_copy16(void *to, const void *from)
 #endif
 }
 
+/* 8 bytes, on 8 bytes. */
+AFD_DEVICE void afd_copy8(void *to, const void *from)
+{
+#ifdef __CUDACC__
+    *(uint2 *)to = *(const uint2 *)from;
+#else
+    memcpy(to, from, 8);
+#endif
+}
+
 /* The lowest set bit's number; there is one. */
 AFD_DEVICE uint32_t afd_lowest_bit(uint64_t set)
 {
@@ -166,6 +176,9 @@ AFD_DEVICE void afd_group_done(struct afd_group_c *c)
 {
     (void)c;
 }
+
+/* Two bf16 in a word plus two others, rounded to nearest. */
+uint32_t afd_add_pairs(uint32_t a, uint32_t b);
 
 /* The value of the lane whose number differs by `mask`. */
 void afd_lane_xor(const float x[AFD_WARP_SLOTS], uint32_t mask, float out[AFD_WARP_SLOTS]);

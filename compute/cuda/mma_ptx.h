@@ -179,6 +179,13 @@ AFD_DEVICE void afd_group_wait_16(struct afd_mma_c *c)
 }
 #endif
 
+AFD_DEVICE uint32_t afd_add_pairs(uint32_t a, uint32_t b)
+{
+    uint32_t sum; /* a * 1 + b: sm_80 has no other */
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80u), "r"(b));
+    return sum;
+}
+
 AFD_DEVICE void afd_lane_xor(const float *x, uint32_t mask, float *out)
 {
     out[0] = __shfl_xor_sync(0xffffffffu, x[0], (int)mask);

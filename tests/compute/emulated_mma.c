@@ -216,6 +216,14 @@ void afd_group_values_f16(struct afd_mma_c *c, const struct afd_mma_a *a, const 
     values(c, a, b, next, F16);
 }
 
+uint32_t afd_add_pairs(uint32_t a, uint32_t b)
+{
+    uint16_t low = afd_float_to_bf16(afd_bf16_to_float((uint16_t)a) + afd_bf16_to_float((uint16_t)b));
+    uint16_t high =
+        afd_float_to_bf16(afd_bf16_to_float((uint16_t)(a >> 16)) + afd_bf16_to_float((uint16_t)(b >> 16)));
+    return low | (uint32_t)high << 16;
+}
+
 void afd_lane_xor(const float x[AFD_WARP_SLOTS], uint32_t mask, float out[AFD_WARP_SLOTS])
 {
     float from[AFD_WARP_SLOTS];

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "compute/cuda/arch.h"
+#include "compute/numerics.h"
 #include "tests/compute/machine.h"
 
 enum { OPS = 10000 };
@@ -255,6 +256,13 @@ static void a_bad_configuration_has_words(void **state)
         assert_non_null(strstr(error.text, "nothing was loaded"));
     }
     BAD(c.numerics = AFD_NUMERICS_NATIVE); /* not of this type of device */
+    c = good, c.type = AFD_DEVICE_CUDA, c.numerics = AFD_NUMERICS_NATIVE;
+    if (machine_has(AFD_DEVICE_CUDA)) { /* what the other ranks are told before it is there */
+        assert_int_equal(afd_device_create(&c, &device, &error), AFD_OK);
+        assert_string_equal(afd_device_numerics(device),
+                            afd_numerics_id(AFD_DEVICE_CUDA, AFD_NUMERICS_NATIVE));
+        afd_device_destroy(device);
+    }
     assert_int_equal(afd_device_work_bytes(&good), 0);
     c = good, c.type = AFD_DEVICE_CUDA;
     assert_true(afd_device_work_bytes(&c) > 0);

@@ -230,7 +230,7 @@ static void with_a_packed_kv_cache(void **state)
 static void native_results(void **state)
 {
     (void)state;
-    const char *const some[] = {"llama", "qwen3_moe", "deepseek_v3", "step3p5"};
+    const char *const some[] = {"llama", "qwen3_moe", "deepseek_v3", "step3p5", "llama_awq", "llama_gptq"};
     struct machine_config config = machine_plain(AFD_DEVICE_CUDA);
     config.numerics = AFD_NUMERICS_NATIVE;
     config.kv = AFD_KV_BF16;

@@ -4,10 +4,12 @@
  * output that nobody writes; a result that depends on the batch.
  *
  * Tolerances, of a row's distance to the reference's by its length. bf16: rows, channels and outputs are
- * rounded to 8 bits, 2^-9 each at most. e4m3: channels between gate and down are rounded to 4 bits, 2^-5 at
- * most and 2^-5 / sqrt(3) = 0.018 in the mean; the rows are e4m3 in the reference too, where the wire has
- * them so. Where it has not, they are rounded as well, and gate and up both multiply them. */
+ * rounded to 8 bits, 2^-9 each at most; int4: the same, for its weights are not rounded. e4m3: channels
+ * between gate and down are rounded to 4 bits, 2^-5 at most and 2^-5 / sqrt(3) = 0.018 in the mean; the rows
+ * are e4m3 in the reference too, where the wire has them so. Where it has not, they are rounded as well, and
+ * gate and up both multiply them. */
 #include <math.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,7 +19,8 @@
 
 #include <cmocka.h>
 
-#include "compute/backend.h"
+#include "compute/cuda/cuda.h"
+#include "model/convert.h"
 #include "tests/compute/machine.h"
 
 enum { MAX_ROWS = 300, MAX_OUTPUTS = 2 * MAX_ROWS };
@@ -29,6 +32,7 @@ struct batch {
     uint32_t rows, ep, tp, layer;
     int skewed; /* most rows to one expert, one expert without any */
     double tolerance;
+    const char *int4; /* "awq", "gptq": what the weights are converted to; NULL: not */
 };
 
 /* What a rank made of the batch: rows of float32, shards ascending. */
@@ -135,6 +139,34 @@ static void must_be_close(const struct batch *b, const struct sums *want, const 
     print_message("%-44s worst row %.4f, at most %.4f\n", b->name, worst, b->tolerance);
 }
 
+/* Guards: a layer of int4 that takes eight times its memory, by the slow kernels. */
+static void must_be_int4(const struct machine *m, uint32_t layer)
+{
+    for (uint32_t t = 0; t < m->config.tp; t++) {
+        const struct afd_cuda *cuda = m->ffn[0][t]->state;
+        const struct afd_cuda_layer *w = &cuda->weights.layers[layer];
+        uint32_t held = 0;
+        for (uint32_t i = w->gate; i < w->down + w->units; i++) {
+            if (!cuda->weights.host[i].rows) continue;
+            assert_true(afd_gpu_is_int4(&cuda->weights.host[i]));
+            held++;
+        }
+        assert_true(held > 0 && afd_cuda_ffn_has_tiles(m->ffn[0][t], layer));
+    }
+}
+
+/* The checkpoint in `dir` gives way to itself in int4. */
+static void convert(char *dir, const char *type)
+{
+    char out[64];
+    struct afd_error error;
+    snprintf(out, sizeof out, "%s-int4", dir);
+    if (afd_convert_run(&(struct afd_convert){.in = dir, .out = out, .type = type}, &error))
+        fail_msg("%s", error.text);
+    machine_remove(dir);
+    strcpy(dir, out);
+}
+
 static void check(const struct batch *b)
 {
     char dir[64];
@@ -142,9 +174,11 @@ static void check(const struct batch *b)
     config.ep = b->ep, config.tp = b->tp, config.a2f = b->a2f, config.f2a = AFD_BF16;
     config.max_rows = b->rows;
     machine_write(&b->tiny, dir);
+    if (b->int4) convert(dir, b->int4);
     struct machine ref = machine_open(dir, config);
     config.type = AFD_DEVICE_CUDA, config.numerics = AFD_NUMERICS_NATIVE;
     struct machine gpu = machine_open(dir, config);
+    if (b->int4) must_be_int4(&gpu, b->layer);
     struct sums want = run(b, &ref, 0, b->rows), got = run(b, &gpu, 0, b->rows);
     must_be_close(b, &want, &got);
     /* the last rows again, in a batch of their own: the same bits, shard by shard */
@@ -177,28 +211,77 @@ static struct afd_tiny_model odd(void)
     return tiny;
 }
 
+/* Experts of three groups of 128: of two members one has two. deepseek: a shared expert, layer 0 dense. */
+static struct afd_tiny_model in_groups(enum afd_tiny_family family)
+{
+    struct afd_tiny_model tiny = afd_tiny_model_small();
+    tiny.hidden = 256, tiny.intermediate = 256, tiny.expert_intermediate = 384;
+    tiny.shared_intermediate = family == AFD_TINY_DEEPSEEK_V3 ? 384 : 0;
+    tiny.experts = 5, tiny.layers = 2, tiny.dtype = AFD_F32;
+    tiny = afd_tiny_model_as(tiny, family);
+    if (family == AFD_TINY_QWEN3_MOE) tiny.moe_layers = "0,1", tiny.renormalise = 1;
+    return tiny;
+}
+
 static void batches_are_close_to_the_reference(void **state)
 {
     (void)state;
     if (!machine_has(AFD_DEVICE_CUDA)) return;
-    const struct afd_tiny_model fp8 = afd_tiny_model_fp8();
+    const struct afd_tiny_model fp8 = afd_tiny_model_fp8(), moe = in_groups(AFD_TINY_QWEN3_MOE),
+                                deepseek = in_groups(AFD_TINY_DEEPSEEK_V3);
     const double bf16 = 0.01, e4m3 = 0.045, twice = 0.085;
     const struct batch batches[] = {
-        {"e4m3, rows of e4m3, experts", fp8, AFD_FP8, 40, 1, 1, 1, 0, e4m3},
-        {"e4m3, one expert with two tiles, one empty", fp8, AFD_FP8, 150, 1, 1, 1, 1, e4m3},
-        {"e4m3, one row, two shards", fp8, AFD_FP8, 1, 2, 1, 1, 0, e4m3},
-        {"e4m3, a dense layer", fp8, AFD_FP8, 33, 2, 1, 0, 0, e4m3},
-        {"e4m3, rows of bf16, two members", fp8, AFD_BF16, 20, 2, 2, 1, 0, twice},
-        {"bf16, experts, no round size", awkward(AFD_BF16), AFD_BF16, 37, 2, 1, 1, 0, bf16},
-        {"bf16, a dense layer, rows of f32", awkward(AFD_BF16), AFD_F32, 29, 1, 1, 0, 0, bf16},
-        {"bf16, eight members, some without a share", awkward(AFD_BF16), AFD_BF16, 9, 1, 8, 1, 0, bf16},
-        {"bf16, odd sizes, skewed", odd(), AFD_BF16, 140, 1, 1, 1, 1, bf16},
+        {"e4m3, rows of e4m3, experts", fp8, AFD_FP8, 40, 1, 1, 1, 0, e4m3, NULL},
+        {"e4m3, one expert with two tiles, one empty", fp8, AFD_FP8, 150, 1, 1, 1, 1, e4m3, NULL},
+        {"e4m3, one row, two shards", fp8, AFD_FP8, 1, 2, 1, 1, 0, e4m3, NULL},
+        {"e4m3, a dense layer", fp8, AFD_FP8, 33, 2, 1, 0, 0, e4m3, NULL},
+        {"e4m3, rows of bf16, two members", fp8, AFD_BF16, 20, 2, 2, 1, 0, twice, NULL},
+        {"bf16, experts, no round size", awkward(AFD_BF16), AFD_BF16, 37, 2, 1, 1, 0, bf16, NULL},
+        {"bf16, a dense layer, rows of f32", awkward(AFD_BF16), AFD_F32, 29, 1, 1, 0, 0, bf16, NULL},
+        {"bf16, eight members, some without a share", awkward(AFD_BF16), AFD_BF16, 9, 1, 8, 1, 0, bf16, NULL},
+        {"bf16, odd sizes, skewed", odd(), AFD_BF16, 140, 1, 1, 1, 1, bf16, NULL},
+        {"int4 AWQ, experts, two shards", moe, AFD_BF16, 20, 2, 1, 1, 0, bf16, "awq"},
+        {"int4 GPTQ, two tiles, rows of e4m3", moe, AFD_FP8, 140, 1, 1, 1, 1, bf16, "gptq"},
+        {"int4 AWQ, two members, a shared expert", deepseek, AFD_BF16, 20, 1, 2, 1, 0, bf16, "awq"},
+        {"int4 AWQ, a dense layer, rows of f32", deepseek, AFD_F32, 9, 1, 1, 0, 0, bf16, "awq"},
     };
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) check(&batches[i]);
 }
 
+/* Guards: int4 of a shard that comes while the device works, on every type of device: its copies are the
+ * shard's, not the device's. */
+static void a_shard_of_int4_goes_and_comes_again(void **state)
+{
+    (void)state;
+    struct batch b = {"", in_groups(AFD_TINY_QWEN3_MOE), AFD_F32, 9, 2, 1, 1, 0, 0, "awq"};
+    char dir[64];
+    machine_write(&b.tiny, dir);
+    convert(dir, b.int4);
+    for (int type = 0; type < AFD_DEVICE_TYPES; type++) {
+        if (!machine_has((enum afd_device_type)type)) continue;
+        struct machine_config config = machine_plain((enum afd_device_type)type);
+        uint64_t shards;
+        enum afd_status loaded;
+        struct afd_error error;
+        config.ep = b.ep, config.max_rows = b.rows, config.f2a = AFD_F32;
+        struct machine m = machine_open(dir, config);
+        struct sums before = run(&b, &m, 0, b.rows);
+        afd_device_drop(m.ffn[0][0], 2);
+        assert_int_equal(afd_device_load(m.ffn[0][0], 2, &error), AFD_OK);
+        while (!afd_device_loaded(m.ffn[0][0], &shards, &loaded, &error)) sched_yield();
+        assert_int_equal(loaded, AFD_OK);
+        struct sums after = run(&b, &m, 0, b.rows);
+        assert_memory_equal(before.x, after.x, (size_t)before.rows * before.hidden * sizeof(float));
+        free(before.x);
+        free(after.x);
+        machine_close(&m);
+    }
+    machine_remove(dir);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(batches_are_close_to_the_reference)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(batches_are_close_to_the_reference),
+                                       cmocka_unit_test(a_shard_of_int4_goes_and_comes_again)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

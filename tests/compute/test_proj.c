@@ -59,10 +59,16 @@ struct product {
     uint32_t outputs[AFD_PRODUCTS], count, k, rows, part_blocks;
 };
 
+/* Weights by rows of bf16. */
+static int is_int4(const struct product *p)
+{
+    return !p->is_fp8 && p->has_scales;
+}
+
 struct operands {
     struct afd_gpu_matrix table[AFD_PRODUCTS];
     void *data[AFD_PRODUCTS], *x;
-    float *scale[AFD_PRODUCTS], *x_scale;
+    float *scale[AFD_PRODUCTS], *x_scale; /* int4: words */
     uint32_t bytes, groups;
 };
 
@@ -83,6 +89,44 @@ static double at(const struct product *p, const void *row, uint32_t i)
     return (double)afd_bf16_to_float(half);
 }
 
+/* int4, by the drawing in kernels.h. Zeros from 0 to 16, scales down to the subnormal. */
+static struct afd_gpu_matrix make_int4(struct afd_gpu *gpu, const struct product *p, uint32_t m,
+                                       struct operands *o)
+{
+    static const uint32_t place[8] = {0, 4, 1, 5, 2, 6, 3, 7};
+    uint32_t rows = round_up(p->outputs[m], 64);
+    uint32_t *words = afd_gpu_alloc(gpu, (uint64_t)rows * p->k / 2), *groups;
+    groups = afd_gpu_alloc(gpu, (uint64_t)rows * o->groups * sizeof *groups);
+    for (uint32_t r = 0; r < p->outputs[m]; r++) {
+        for (uint32_t i = 0; i < p->k; i++)
+            words[((r / 64 * (p->k / 64) + i / 64) * 64 + r % 64) * 8 + i % 64 / 8] |=
+                (uint32_t)(afd_random(m, r, i) & 15) << 4 * place[i % 8];
+        for (uint32_t g = 0; g < o->groups; g++)
+            groups[g * rows + r] =
+                afd_float_to_f16((r + g) % 7 ? 0.01f + 0.3f * afd_random_unit(m, g, r) : 0x1p-20f) |
+                (uint32_t)(afd_random(r, g, 4) % 17) << 16;
+    }
+    o->data[m] = words, o->scale[m] = (float *)(void *)groups;
+    return (struct afd_gpu_matrix){.data = words,
+                                   .groups = groups,
+                                   .row_bytes = p->k / 2,
+                                   .rows = p->outputs[m],
+                                   .columns = p->k,
+                                   .scale_pitch = rows,
+                                   .dtype = AFD_DTYPE_COUNT,
+                                   .quant = AFD_INT4_128};
+}
+
+static double weight_at(const struct product *p, const struct operands *o, uint32_t m, uint32_t out,
+                        uint32_t i)
+{
+    const struct afd_gpu_matrix *matrix = &o->table[m];
+    if (!is_int4(p)) return at(p, (const char *)o->data[m] + (size_t)out * o->bytes, i);
+    uint32_t group = matrix->groups[i / 128 * matrix->scale_pitch + out];
+    return (double)afd_f16_to_float((uint16_t)group) *
+           ((double)(afd_random(m, out, i) & 15) - (double)(group >> 16));
+}
+
 /* Rows end in zeros, up to 16 bytes. */
 static struct operands make(struct afd_gpu *gpu, const struct product *p)
 {
@@ -90,6 +134,10 @@ static struct operands make(struct afd_gpu *gpu, const struct product *p)
                          .groups = round_up(p->k, AFD_DOT_BLOCK) / AFD_DOT_BLOCK};
     for (uint32_t m = 0; m < p->count; m++) {
         uint32_t down = round_up(p->outputs[m], AFD_DOT_BLOCK) / AFD_DOT_BLOCK;
+        if (is_int4(p)) {
+            o.table[m] = make_int4(gpu, p, m, &o);
+            continue;
+        }
         o.data[m] = afd_gpu_alloc(gpu, (uint64_t)o.bytes * p->outputs[m]);
         o.scale[m] = afd_gpu_alloc(gpu, (uint64_t)o.groups * down * sizeof(float));
         for (uint32_t r = 0; r < p->outputs[m]; r++)
@@ -138,8 +186,11 @@ static uint32_t run_product(struct afd_gpu *gpu, const struct product *p, const 
         args.out_tiles += round_up(p->outputs[m], AFD_GROUP_COLUMNS) / AFD_GROUP_COLUMNS;
     }
     uint32_t tiles = round_up(rows, AFD_TILE_ITEMS) / AFD_TILE_ITEMS * args.out_tiles;
-    launch(gpu, p->is_fp8 ? AFD_KERNEL_product_e4m3 : AFD_KERNEL_product_bf16, tiles * args.parts,
-           p->part_blocks + 2, &args);
+    launch(gpu,
+           p->is_fp8    ? AFD_KERNEL_product_e4m3
+           : is_int4(p) ? AFD_KERNEL_product_int4
+                        : AFD_KERNEL_product_bf16,
+           tiles * args.parts, p->part_blocks + 2, &args);
     return args.parts;
 }
 
@@ -159,10 +210,11 @@ static void must_be_near(const struct product *p, const struct operands *o, uint
                 }
                 for (uint32_t i = 0; i < p->k; i++) {
                     uint32_t g = i / AFD_DOT_BLOCK;
-                    double term = at(p, (const char *)o->x + (size_t)r * o->bytes, i) *
-                                  at(p, (const char *)o->data[m] + (size_t)out * o->bytes, i);
+                    double term =
+                        at(p, (const char *)o->x + (size_t)r * o->bytes, i) * weight_at(p, o, m, out, i);
                     if (p->is_fp8) term *= (double)o->x_scale[g * p->rows + r];
-                    if (p->has_scales) term *= (double)o->scale[m][out / AFD_DOT_BLOCK * o->groups + g];
+                    if (p->is_fp8 && p->has_scales)
+                        term *= (double)o->scale[m][out / AFD_DOT_BLOCK * o->groups + g];
                     want += term, all += fabs(term);
                 }
                 if (!(fabs(got - want) <= all / 4096))
@@ -202,6 +254,9 @@ static void products_are_near_the_sums(void **state)
         {"e4m3, two tiles of rows", 1, 1, {40}, 1, 256, 131, 2},
         {"bf16, four matrices, more rows than a warpgroup has", 0, 0, {16, 1, 129, 9}, 4, 131, 70, 3},
         {"bf16, K in two parts, the last of one block", 0, 0, {64}, 1, 300, 5, 4},
+        {"int4, three matrices, K in two parts", 0, 1, {200, 8, 129}, 3, 384, 20, 4},
+        {"int4, more rows than a tile has", 0, 1, {33, 64}, 2, 128, 131, 2},
+        {"int4, one row, more blocks than stages", 0, 1, {96}, 1, 1152, 1, 18},
     };
     for (size_t i = 0; i < sizeof products / sizeof *products; i++) check_product(&products[i]);
 }
@@ -308,7 +363,7 @@ static void expect_head(const struct product *p, const struct head_memory *m, ui
             double term = at(p, m->narrow + vector * m->o.bytes, i) *
                           at(p, (const char *)m->o.data[head] + (size_t)out * m->o.bytes, i);
             if (p->is_fp8) term *= (double)m->scale[(head * m->o.groups + g) * p->rows + row];
-            if (p->has_scales) term *= (double)m->o.scale[head][out / 128 * m->o.groups + g];
+            if (p->is_fp8 && p->has_scales) term *= (double)m->o.scale[head][out / 128 * m->o.groups + g];
             want += term, all += fabs(term);
         }
         if (!(fabs((double)y[out] - want) <= all / 4096))

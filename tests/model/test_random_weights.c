@@ -14,13 +14,14 @@
 #include "base/half.h"
 #include "model/random_weights.h"
 #include "model/tiny_model.h"
+#include "model/weight_read.h"
 
 static void weights_are_finite_and_differ(void **state)
 {
     (void)state;
     struct afd_checkpoint *checkpoint;
     struct afd_error error;
-    assert_int_equal(afd_checkpoint_random(AFD_FP8, &checkpoint, &error), AFD_OK);
+    assert_int_equal(afd_checkpoint_random(AFD_RANDOM_FP8, &checkpoint, &error), AFD_OK);
     const struct afd_random_weights *random = afd_checkpoint_random_weights(checkpoint);
     assert_int_equal(afd_checkpoint_count(checkpoint), 0);
     struct afd_weight weight = {
@@ -48,6 +49,35 @@ static void weights_are_finite_and_differ(void **state)
     weight.use = AFD_W_HEAD, weight.out_end = 1u << 20; /* 15 GB */
     assert_int_equal(afd_random_weights_view(random, &weight, &b, &error), AFD_ERR_LIMIT);
     assert_non_null(strstr(error.text, "1048576 x 7168"));
+    afd_checkpoint_close(checkpoint);
+}
+
+static void int4_is_of_the_size_that_others_are(void **state)
+{
+    (void)state;
+    struct afd_checkpoint *checkpoint;
+    struct afd_error error;
+    assert_int_equal(afd_checkpoint_random(AFD_RANDOM_INT4, &checkpoint, &error), AFD_OK);
+    const struct afd_random_weights *random = afd_checkpoint_random_weights(checkpoint);
+    struct afd_weight weight = {.use = AFD_W_EXPERT_DOWN, .index = 5, .out_end = 256, .in_end = 1536};
+    struct afd_weight_view view;
+    double squares = 0;
+    uint32_t negative = 0, values = 256 * 1536;
+    assert_int_equal(afd_random_weights_view(random, &weight, &view, &error), AFD_OK);
+    assert_true(view.int4.kind && view.quant == &afd_quants[AFD_INT4_128]);
+    for (uint32_t r = 0; r < 256; r++) {
+        float x[1536];
+        afd_weight_values(&view, r, 0, 1536, x);
+        for (uint32_t i = 0; i < 1536; i++) squares += (double)x[i] * (double)x[i], negative += x[i] < 0;
+    }
+    assert_true(negative > values / 4 && negative < values * 3 / 4);
+    assert_true(squares > 0.003 * 0.003 * values && squares < 0.03 * 0.03 * values);
+    weight.in_end = 1500; /* no whole groups */
+    assert_int_equal(afd_random_weights_view(random, &weight, &view, &error), AFD_OK);
+    assert_true(view.dtype == AFD_BF16 && !view.int4.kind);
+    weight.in_end = 1536, weight.use = AFD_W_K_UP;
+    assert_int_equal(afd_random_weights_view(random, &weight, &view, &error), AFD_OK);
+    assert_true(view.dtype == AFD_BF16 && !view.int4.kind);
     afd_checkpoint_close(checkpoint);
 }
 
@@ -86,7 +116,7 @@ static void a_directory_says_that_its_weights_are_random(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         assert_int_equal(hash_with(dir, bad[i], other, &error), AFD_ERR_CONFIG);
         assert_int_equal(afd_checkpoint_open(dir, &checkpoint, &error), AFD_ERR_CONFIG);
-        assert_non_null(strstr(error.text, "fp8 or bf16"));
+        assert_non_null(strstr(error.text, "bf16 or int4"));
     }
     tiny.dtype = AFD_F16;
     assert_int_equal(afd_tiny_model_write(&tiny, dir, &error), AFD_ERR_CONFIG);
@@ -100,6 +130,7 @@ static void a_directory_says_that_its_weights_are_random(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(weights_are_finite_and_differ),
+                                       cmocka_unit_test(int4_is_of_the_size_that_others_are),
                                        cmocka_unit_test(a_directory_says_that_its_weights_are_random)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
