@@ -20,8 +20,8 @@
  * that take tiles of 64 tokens in turn, by the tile's absolute number, with sums of their own, and are half a
  * turn apart: one multiplies Q K of tile n while the other has the terms and P V of tile n - 1. P stays in
  * registers; Q, K and V are tiles of mma.h ("panels" of 64 rows and 64 channels), so that a product reads
- * them once for all four warps; fp8 is widened to f16, which takes one
- * instruction, and products are f16 then. A stage of shared memory is what a phase reads:
+ * them once for all four warps; fp8 is widened to f16, one instruction for two, and products are f16 then. A
+ * stage of shared memory is what a phase reads:
  *
  *     phase      0         1         2         3                               tiles
  *     reads      K 0       K 1, V 0  K 2, V 1  K 3, V 2   ..                   V tiles - 1

@@ -1,5 +1,4 @@
-/* kernels_flash.cu: the bodies of bodies_flash.h and bodies_flash_team.h on the GPU. Compiled as kernels.cu.
- */
+/* kernels_flash.cu: the bodies of bodies_flash.h and bodies_flash_team.h on the GPU. As kernels.cu. */
 #define _Static_assert static_assert
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "compute/cuda/bodies_flash.h"
