@@ -213,7 +213,7 @@ static uint64_t cuda_work_bytes(const struct afd_device_config *config)
         afd_cuda_proj_size(config, &cuda->sizes, &cuda->proj_size);
         /* As on a GPU whose blocks have all the shared memory that attention may ask for: no less than
          * needed. */
-        if (!config->share.ffn) afd_cuda_flash_init(&cuda->flash, config, NULL, UINT32_MAX);
+        if (!config->share.ffn) afd_cuda_flash_init(&cuda->flash, config, NULL, UINT32_MAX, 0);
         bytes = place(device, NULL);
     }
     free(cuda);
@@ -266,7 +266,8 @@ static enum afd_status make_flash(struct afd_device *device, struct afd_error *e
     if (c->share.ffn) return AFD_OK;
     cuda->flash.layers = afd_arena_alloc(device->arena, c->model->layer_count, sizeof *cuda->flash.layers);
     if (!cuda->flash.layers) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a CUDA device");
-    afd_cuda_flash_init(&cuda->flash, c, device->kv, afd_gpu_shared_bytes(cuda->gpu));
+    afd_cuda_flash_init(&cuda->flash, c, device->kv, afd_gpu_shared_bytes(cuda->gpu),
+                        afd_gpu_has_groups(cuda->gpu));
     return AFD_OK;
 }
 

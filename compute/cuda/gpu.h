@@ -52,8 +52,10 @@ enum afd_status afd_gpu_copy(struct afd_gpu *gpu, void *to, const void *from, ui
 enum afd_status afd_gpu_launch(struct afd_gpu *gpu, enum afd_kernel kernel, uint32_t blocks, uint32_t phases,
                                const void *args);
 
-/* Attention's blocks (flash.h), and the most shared memory that one may take. */
+/* Attention's blocks (flash.h), the most shared memory that one may take, and whether the GPU, and the build,
+ * has products by warpgroups. */
 uint32_t afd_gpu_shared_bytes(const struct afd_gpu *gpu);
+int afd_gpu_has_groups(const struct afd_gpu *gpu);
 enum afd_status afd_gpu_flash(struct afd_gpu *gpu, enum afd_flash_kernel kernel, uint32_t blocks,
                               uint32_t shared_bytes, const struct afd_args_flash *args);
 

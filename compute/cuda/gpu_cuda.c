@@ -15,7 +15,8 @@ enum { POLLS_A_LOOK = 4096 }; /* between two questions whether the GPU has faile
 struct afd_gpu {
     int index;
     char name[300];
-    int shared_bytes;                              /* that one block may take */
+    int shared_bytes; /* that one block may take */
+    int has_groups;
     cudaStream_t streams[AFD_GPU_STREAMS], stream; /* stream: what is put now goes there */
     _Atomic uint64_t *flags;                       /* [streams], pinned; the GPU writes them */
     uint32_t polls, stream_index;
@@ -45,6 +46,7 @@ static enum afd_status describe(struct afd_gpu *g, struct afd_error *error_out)
     cudaError_t error = cudaGetDeviceProperties(&p, g->index);
     if (error) return afd_fail(error_out, AFD_ERR_DEVICE, "GPU %d: %s", g->index, cudaGetErrorString(error));
     snprintf(g->name, sizeof g->name, "%s, sm_%d%d", p.name, p.major, p.minor);
+    g->has_groups = afd_cuda_arch_has_groups(AFD_CUDA_ARCHES, p.major, p.minor);
     if (afd_cuda_arch_runs(AFD_CUDA_ARCHES, p.major, p.minor)) return AFD_OK;
     return afd_fail(error_out, AFD_ERR_DEVICE,
                     "GPU %d is a %s; expected one that runs code for sm_" AFD_CUDA_ARCHES
@@ -269,6 +271,11 @@ enum afd_status afd_gpu_flash(struct afd_gpu *g, enum afd_flash_kernel kernel, u
 uint32_t afd_gpu_shared_bytes(const struct afd_gpu *g)
 {
     return (uint32_t)g->shared_bytes;
+}
+
+int afd_gpu_has_groups(const struct afd_gpu *g)
+{
+    return g->has_groups;
 }
 
 void afd_gpu_record(struct afd_gpu *g)

@@ -90,6 +90,12 @@ uint32_t afd_gpu_shared_bytes(const struct afd_gpu *gpu)
     return 0;
 }
 
+int afd_gpu_has_groups(const struct afd_gpu *gpu)
+{
+    (void)gpu;
+    return 0;
+}
+
 enum afd_status afd_gpu_flash(struct afd_gpu *gpu, enum afd_flash_kernel kernel, uint32_t blocks,
                               uint32_t shared_bytes, const struct afd_args_flash *args)
 {
