@@ -52,7 +52,6 @@ struct afd_attn_node {
     struct afd_pipeline *pipeline;
     struct afd_steps *steps;
     struct afd_transport *transport;
-    int is_registered_memory;
     struct afd_links *links;
     struct afd_members *members; /* attention tp above 1, as the next two */
     void *group_memory;
@@ -200,17 +199,32 @@ static void compute(struct afd_attn_node *n, const struct afd_pipeline_action *a
     }
 }
 
+/* Records to where they are sent from. */
+static enum afd_status place_records(struct afd_attn_node *n, const struct afd_pipeline_action *a,
+                                     uint32_t *rows_out)
+{
+    enum afd_status status = AFD_OK;
+    if (a->exchange != AFD_PIPELINE_NOBODY)
+        status = afd_steps_exchange(n->steps, a->slot, a->exchange, a->instance, n->wire.a2f_stride);
+    uint32_t rows = *rows_out = a->bare ? 0 : afd_steps_rows(n->steps, a->slot, a->from);
+    /* What stands in for another instance's message: that one's buffer may still be read by its transport. */
+    if (!status && rows && a->from != a->instance)
+        status = afd_device_move(n->device, afd_slab_records(&n->slab, a->slot, a->instance),
+                                 afd_slab_records(&n->slab, a->slot, a->from),
+                                 (uint64_t)rows * n->wire.a2f_stride);
+    return status;
+}
+
 static void put_message(struct afd_attn_node *n, const struct afd_pipeline_action *a)
 {
     struct afd_a2f_header *header = afd_slab_source(&n->slab, a->slot, a->instance);
     struct afd_pair *pair = afd_links_pair(n->links, a->instance);
-    if (a->exchange != AFD_PIPELINE_NOBODY)
-        afd_steps_exchange(n->steps, a->slot, a->exchange, a->instance, n->wire.a2f_stride);
-    uint32_t rows = a->bare ? 0 : afd_steps_rows(n->steps, a->slot, a->from);
-    /* What stands in for another instance's message: that one's buffer may still be read by its transport. */
-    if (rows && a->from != a->instance)
-        memcpy(afd_slab_records(&n->slab, a->slot, a->instance), afd_slab_records(&n->slab, a->slot, a->from),
-               (size_t)rows * n->wire.a2f_stride);
+    uint32_t rows;
+    enum afd_status status = place_records(n, a, &rows);
+    if (status) {
+        fail_device(n, status, "move", a->slot, a->layer);
+        return;
+    }
     uint32_t bytes = (uint32_t)sizeof *header + rows * n->wire.a2f_stride;
     int is_last = a->layer + 1 == n->layers && !afd_batch_follows(n->batch, a->slot);
     *header = (struct afd_a2f_header){.magic = AFD_A2F_MAGIC,
@@ -225,7 +239,12 @@ static void put_message(struct afd_attn_node *n, const struct afd_pipeline_actio
                                       .sequence = a->sequence};
     assert(pair);
     afd_ns began = afd_trace_is_on(n->trace) ? afd_now() : 0;
-    enum afd_status status = afd_pair_put(pair, (uint16_t)a->slot, header, bytes, a->sequence);
+    if (n->slab.is_split)
+        status = afd_pair_put_split(pair, (uint16_t)a->slot, header, sizeof *header,
+                                    afd_slab_records(&n->slab, a->slot, a->instance),
+                                    rows * n->wire.a2f_stride, a->sequence);
+    else
+        status = afd_pair_put(pair, (uint16_t)a->slot, header, bytes, a->sequence);
     if (status == AFD_OK) {
         afd_report_sent(n->report, a->instance, a->slot, bytes);
         if (afd_trace_is_on(n->trace))
@@ -793,15 +812,14 @@ static enum afd_status open_transport(struct afd_attn_node *n, struct afd_error 
     uint64_t largest = n->wire.a2f_region_bytes > n->wire.f2a_region_bytes ? n->wire.a2f_region_bytes
                                                                            : n->wire.f2a_region_bytes;
     uint64_t group = t->attn.tp > 1 ? afd_group_bytes(&n->sizes.group) : 0; /* no region of it is bigger */
-    enum afd_status status =
-        afd_slab_init(&n->slab, n->device, &n->wire, n->slots, n->instances, n->shards, error);
+    enum afd_status status = afd_slab_init(&n->slab, n->device, &n->wire, n->slots, n->instances, n->shards,
+                                           afd_topology_splits(t), error);
     if (!status)
         status = afd_attn_open_transport(&n->config, n->device, n->incarnation,
                                          group > largest ? group : largest, &n->transport, n->address, error);
     if (status) return status;
-    status = afd_transport_register(n->transport, n->slab.memory, n->slab.bytes);
-    if (status) return afd_fail(error, status, "the message memory cannot be registered");
-    n->is_registered_memory = 1;
+    status = afd_slab_register(&n->slab, n->transport, t->transport.memory, error);
+    if (status) return status;
     n->links = afd_links_create(&(struct afd_links_config){.base = n->config.base,
                                                            .transport = n->transport,
                                                            .slab = &n->slab,
@@ -925,7 +943,6 @@ void afd_attn_node_destroy(struct afd_attn_node *n)
     if (n->transport_event) event_free(n->transport_event);
     afd_links_destroy(n->links);
     afd_members_destroy(n->members);
-    if (n->is_registered_memory) afd_transport_deregister(n->transport, n->slab.memory);
     afd_transport_close(n->transport);
     afd_sequences_destroy(n->sequences);
     afd_report_destroy(n->report);

@@ -141,8 +141,7 @@ static void set_partials(struct afd_steps *s, uint32_t i)
     for (uint32_t shard = 0; shard < slab->shards; shard++) {
         uint32_t by = afd_pipeline_answered_by(s->config.pipeline, i, shard);
         s->slots[i].partials.rows[shard] =
-            by == AFD_PIPELINE_NOBODY ? NULL
-                                      : (struct afd_f2a_header *)afd_slab_region(slab, by, i, shard).base + 1;
+            by == AFD_PIPELINE_NOBODY ? NULL : afd_slab_partials(slab, by, i, shard);
     }
 }
 
@@ -231,22 +230,18 @@ uint32_t afd_steps_rows(const struct afd_steps *s, uint32_t slot, uint32_t insta
     return afd_device_route_result(s->config.device, slot)->rows[s->slots[slot].to_of[instance]];
 }
 
-void afd_steps_exchange(struct afd_steps *s, uint32_t i, uint32_t a, uint32_t b, uint32_t stride)
+enum afd_status afd_steps_exchange(struct afd_steps *s, uint32_t i, uint32_t a, uint32_t b, uint32_t stride)
 {
-    uint32_t rows_a = afd_steps_rows(s, i, a), rows_b = afd_steps_rows(s, i, b);
-    unsigned char *from = afd_slab_records(s->config.slab, i, a),
-                  *to = afd_slab_records(s->config.slab, i, b);
-    size_t left = (size_t)(rows_a > rows_b ? rows_a : rows_b) * stride;
+    uint64_t bytes_a = (uint64_t)afd_steps_rows(s, i, a) * stride;
+    uint64_t bytes_b = (uint64_t)afd_steps_rows(s, i, b) * stride;
+    unsigned char *of_a = afd_slab_records(s->config.slab, i, a), *spare = afd_slab_spare(s->config.slab),
+                  *of_b = afd_slab_records(s->config.slab, i, b);
     uint8_t index = s->slots[i].to_of[a];
     s->slots[i].to_of[a] = s->slots[i].to_of[b];
     s->slots[i].to_of[b] = index;
-    for (size_t bytes; left; left -= bytes, from += bytes, to += bytes) {
-        unsigned char piece[4096];
-        bytes = left < sizeof piece ? left : sizeof piece;
-        memcpy(piece, from, bytes);
-        memcpy(from, to, bytes);
-        memcpy(to, piece, bytes);
-    }
+    enum afd_status status = afd_device_move(s->config.device, spare, of_a, bytes_a);
+    if (!status) status = afd_device_move(s->config.device, of_a, of_b, bytes_b);
+    return status ? status : afd_device_move(s->config.device, of_b, spare, bytes_a);
 }
 
 const struct afd_chosen *afd_steps_chosen(const struct afd_steps *s, uint32_t slot)

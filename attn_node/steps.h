@@ -40,7 +40,8 @@ const uint32_t *afd_steps_active(const struct afd_steps *steps, uint32_t slot);
 const uint32_t *afd_steps_experts(const struct afd_steps *steps, uint32_t slot);
 uint32_t afd_steps_rows(const struct afd_steps *steps, uint32_t slot, uint32_t instance);
 /* The records for two instances, `stride` bytes each, change places. */
-void afd_steps_exchange(struct afd_steps *steps, uint32_t slot, uint32_t a, uint32_t b, uint32_t stride);
+enum afd_status afd_steps_exchange(struct afd_steps *steps, uint32_t slot, uint32_t a, uint32_t b,
+                                   uint32_t stride);
 /* After the end: what was chosen, one a choice, and the tokens alone. */
 const struct afd_chosen *afd_steps_chosen(const struct afd_steps *steps, uint32_t slot);
 const uint32_t *afd_steps_tokens(struct afd_steps *steps, uint32_t slot);

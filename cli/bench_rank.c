@@ -607,7 +607,7 @@ static enum afd_status open_memory(struct rank *r, struct afd_error *error)
         r->links[i].peer = i;
         for (uint32_t w = 0; w < p->window; w++) {
             uint64_t region = bt_region_bytes(p, in, w);
-            r->links[i].regions[w] = (struct afd_region){r->slab + at, region};
+            r->links[i].regions[w] = (struct afd_region){.base = r->slab + at, .bytes = region};
             at += region;
         }
     }

@@ -164,6 +164,10 @@ struct afd_backend {
     void *(*alloc_local)(struct afd_device *device, uint64_t bytes); /* NULL: as alloc */
     void (*free_local)(struct afd_device *device, void *memory);
     enum afd_status (*upload)(struct afd_device *device, void *to, const void *from, uint64_t bytes);
+    /* as alloc_local */
+    enum afd_status (*export)(struct afd_device *device, void *local, uint64_t bytes, int *dmabuf_fd_out,
+                              uint64_t *offset_out, struct afd_error *error_out);
+    enum afd_status (*move)(struct afd_device *device, void *to, const void *from, uint64_t bytes);
     /* NULL where the table of weights is all there is: after a shard was added to the table (loader's
      * thread), also to be removed after a failure; before it is removed from it */
     enum afd_status (*add)(struct afd_device *device, uint32_t shard, struct afd_error *error_out);

@@ -87,6 +87,14 @@ void afd_device_free(struct afd_device *device, void *memory);
  * elsewhere the same as above. Records, partial sums and what an op writes may be there. */
 void *afd_device_alloc_local(struct afd_device *device, uint64_t bytes);
 void afd_device_free_local(struct afd_device *device, void *memory);
+int afd_device_has_local(const struct afd_device *device); /* it is not the same as above */
+/* For writes by peers: a dma-buf of local memory (to be closed), and where in it that begins; -1: a network
+ * adapter's driver is to find it by its address. AFD_ERR_REFUSED with words: no peer may write there. */
+enum afd_status afd_device_export(struct afd_device *device, void *local, uint64_t bytes, int *dmabuf_fd_out,
+                                  uint64_t *offset_out, struct afd_error *error_out);
+/* From local memory, or memory of afd_device_alloc, to such memory; they do not overlap. Blocks: not for the
+ * token path. */
+enum afd_status afd_device_move(struct afd_device *device, void *to, const void *from, uint64_t bytes);
 enum afd_status afd_device_upload(struct afd_device *device, void *local, const void *from, uint64_t bytes);
 
 /* ---- an attention slot's step */

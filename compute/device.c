@@ -338,6 +338,26 @@ void afd_device_free_local(struct afd_device *device, void *memory)
         afd_device_free(device, memory);
 }
 
+int afd_device_has_local(const struct afd_device *device)
+{
+    return device->backend->alloc_local != NULL;
+}
+
+enum afd_status afd_device_export(struct afd_device *device, void *local, uint64_t bytes, int *dmabuf_fd_out,
+                                  uint64_t *offset_out, struct afd_error *error_out)
+{
+    if (device->backend->export)
+        return device->backend->export(device, local, bytes, dmabuf_fd_out, offset_out, error_out);
+    return afd_fail(error_out, AFD_ERR_REFUSED, "the device has no memory of its own");
+}
+
+enum afd_status afd_device_move(struct afd_device *device, void *to, const void *from, uint64_t bytes)
+{
+    if (device->backend->move) return device->backend->move(device, to, from, bytes);
+    memcpy(to, from, bytes);
+    return AFD_OK;
+}
+
 enum afd_status afd_device_upload(struct afd_device *device, void *local, const void *from, uint64_t bytes)
 {
     if (device->backend->upload) return device->backend->upload(device, local, from, bytes);

@@ -72,10 +72,11 @@ void afd_agreement_of(const struct afd_topology *topology, const struct afd_mode
     assert(n > 0 && (size_t)n < sizeof out->dtypes);
     n = snprintf(
         out->layout, sizeof out->layout,
-        "hidden=%u top_k=%u rows=%u slots=%u ep=%u tp=%u a2f_stride=%u f2a_stride=%u dispatch=%s layers=%u",
+        "hidden=%u top_k=%u rows=%u slots=%u ep=%u tp=%u a2f_stride=%u f2a_stride=%u dispatch=%s layers=%u%s",
         wire.shape.hidden, wire.shape.top_k, wire.shape.max_rows, topology->pipeline.microbatches,
         topology->ffn.ep, topology->ffn.tp, wire.a2f_stride, wire.f2a_stride,
-        topology->pipeline.dispatch == AFD_DISPATCH_ROUTED ? "routed" : "broadcast", model->layer_count);
+        topology->pipeline.dispatch == AFD_DISPATCH_ROUTED ? "routed" : "broadcast", model->layer_count,
+        afd_topology_splits(topology) ? " rows=apart" : "");
     assert(n > 0 && (size_t)n < sizeof out->layout);
     n = snprintf(out->numerics, sizeof out->numerics, "%s", numerics);
     assert(n > 0 && (size_t)n < sizeof out->numerics);

@@ -82,6 +82,8 @@ static const struct afd_yaml_word mtu_words[] = {{"auto", 0},    {"256", 256},  
                                                  {"2048", 2048}, {"4096", 4096}, {NULL, 0}};
 static const struct afd_yaml_word group_words[] = {
     {"p2p", AFD_GROUP_P2P}, {"nccl", AFD_GROUP_NCCL}, {NULL, 0}};
+static const struct afd_yaml_word memory_words[] = {
+    {"auto", AFD_ROWS_AUTO}, {"host", AFD_ROWS_HOST}, {"gpu", AFD_ROWS_GPU}, {NULL, 0}};
 static const struct afd_yaml_word compat_words[] = {
     {"none", AFD_METRICS_OWN}, {"vllm", AFD_METRICS_VLLM}, {NULL, 0}};
 static const struct afd_yaml_word rebalance_words[] = {{"off", 0}, {"auto", 1}, {NULL, 0}};
@@ -133,6 +135,7 @@ static const struct afd_yaml_key transport_keys[] = {
     WORD("path", transport.path, path_words),
     MAP("network", network_keys),
     WORD("group", transport.group, group_words),
+    WORD("memory", transport.memory, memory_words),
     COUNT_OR("spin_us", transport.spin_us, 0, 100000, auto_word),
     END};
 
@@ -553,6 +556,18 @@ static enum afd_status check_network(const struct afd_yaml *d, const struct afd_
     return AFD_OK;
 }
 
+static int may_be_rdma(const struct afd_topology *t)
+{
+    return t->transport.data != AFD_DATA_TCP && t->transport.data != AFD_DATA_LOOP &&
+           t->transport.path != AFD_PATH_SHM && t->transport.path != AFD_PATH_TCP;
+}
+
+int afd_topology_splits(const struct afd_topology *t)
+{
+    if (t->transport.memory != AFD_ROWS_AUTO) return t->transport.memory == AFD_ROWS_GPU;
+    return t->attn.device == AFD_DEVICE_CUDA && t->ffn.device == AFD_DEVICE_CUDA && may_be_rdma(t);
+}
+
 static enum afd_status check_transport(const struct afd_yaml *d, const struct file_values *v,
                                        struct afd_error *error)
 {
@@ -586,6 +601,16 @@ static enum afd_status check_transport(const struct afd_yaml *d, const struct fi
         return afd_yaml_fail(
             d, "transport.group", error,
             "transport.group is nccl, which joins CUDA devices; expected p2p with this device type");
+    int has_gpus = t->attn.device == AFD_DEVICE_CUDA || t->ffn.device == AFD_DEVICE_CUDA;
+    if (t->transport.memory == AFD_ROWS_GPU && has_gpus && !may_be_rdma(t))
+        return afd_yaml_fail(
+            d, "transport.memory", error,
+            "transport.memory is gpu with %s, which copies with the CPU; expected host or auto, or "
+            "a path that is RDMA",
+            t->transport.data == AFD_DATA_TCP    ? "data: tcp"
+            : t->transport.data == AFD_DATA_LOOP ? "data: loop"
+            : path == AFD_PATH_SHM               ? "path: shm"
+                                                 : "path: tcp");
     return AFD_OK;
 }
 

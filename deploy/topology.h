@@ -32,6 +32,9 @@ enum afd_dispatch { AFD_DISPATCH_BROADCAST, AFD_DISPATCH_ROUTED };
 enum afd_data_transport { AFD_DATA_AUTO, AFD_DATA_LOOP, AFD_DATA_UCX, AFD_DATA_VERBS, AFD_DATA_TCP };
 enum afd_data_path { AFD_PATH_AUTO, AFD_PATH_SHM, AFD_PATH_TCP, AFD_PATH_RDMA };
 enum afd_group_kind { AFD_GROUP_P2P, AFD_GROUP_NCCL };
+/* Of messages: rows behind their header in the host's memory; apart from it, in the GPU's where a rank has
+ * one and its network reaches it (auto), or has to (gpu). */
+enum afd_rows_where { AFD_ROWS_AUTO, AFD_ROWS_HOST, AFD_ROWS_GPU };
 
 enum { AFD_MAX_RAILS = 2 };
 
@@ -126,6 +129,7 @@ struct afd_topology {
         enum afd_data_path path;      /* auto: shared memory on one host, else the network */
         struct afd_network_options network;
         enum afd_group_kind group;
+        enum afd_rows_where memory;
         uint32_t spin_us; /* polling before sleeping; 0: never; `auto` is UINT32_MAX: where there
                              are more cores than threads of this host's ranks, AFD_SPIN_US, else 0 */
     } transport;
@@ -174,6 +178,10 @@ uint32_t afd_topology_crowding(const struct afd_topology *topology, enum afd_rol
 /* The cores rank `rank` of `role` is pinned to: count 0 when it is not. */
 uint32_t afd_rank_cores(const struct afd_topology *topology, enum afd_role role, uint32_t rank,
                         uint32_t limit, uint32_t *cores_out);
+
+/* Messages are in two pieces: with memory gpu, and with auto where both pools are GPUs and the network may be
+ * RDMA. */
+int afd_topology_splits(const struct afd_topology *topology);
 
 /* The initial placement: copy c of shard s is on instance (s + c * ceil(instances / copies)) mod instances;
  * as many copies as `copies`, at most one an instance. `out` takes ffn.copies entries; returns how many.

@@ -53,8 +53,7 @@ static void on_source_request(struct afd_ffn_node *node, struct afd_pair *pair)
     struct ffn_source *source = ffn_own_source(node, peer->rank);
     struct afd_region regions[AFD_MAX_SLOTS];
     for (uint32_t slot = 0; slot < node->slots; slot++)
-        regions[slot] =
-            (struct afd_region){ffn_a2f_region(node, source->rank, slot), node->wire.a2f_region_bytes};
+        regions[slot] = ffn_a2f_region(node, source->rank, slot);
     source->pair = pair;
     afd_pair_accept(pair, regions, node->slots, source); /* when it fails, LOST follows */
 }

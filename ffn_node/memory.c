@@ -96,29 +96,54 @@ static enum afd_status create_device(struct afd_ffn_node *node, struct afd_error
     return AFD_OK;
 }
 
-static enum afd_status create_slab(struct afd_ffn_node *node, struct afd_error *error)
+/* Regions and buffers of so many bytes; all of them, from `memory` on. */
+static uint64_t place_area(const struct afd_ffn_node *node, uint64_t a2f_each, uint64_t f2a_each,
+                           unsigned char *memory, struct ffn_area *out)
 {
     uint64_t places = (uint64_t)node->source_count * node->slots;
-    node->source_bytes = afd_page_align(node->slots * node->wire.a2f_region_bytes); /* a pair's pages */
-    uint64_t a2f_bytes = node->source_count * node->source_bytes;
-    uint64_t f2a_bytes = places * node->room * node->wire.f2a_region_bytes;
-    uint64_t group_at = afd_page_align(a2f_bytes + f2a_bytes);
+    *out = (struct ffn_area){.a2f = memory, .a2f_each = a2f_each, .f2a_each = f2a_each};
+    out->source_bytes = afd_page_align(node->slots * a2f_each); /* a pair's pages */
+    uint64_t a2f_bytes = node->source_count * out->source_bytes;
+    if (memory) out->f2a = memory + a2f_bytes;
+    return afd_page_align(a2f_bytes + places * node->room * f2a_each);
+}
+
+static enum afd_status create_rows(struct afd_ffn_node *node, struct afd_error *error)
+{
+    uint64_t a2f_each = node->wire.a2f_region_bytes - sizeof(struct afd_a2f_header);
+    uint64_t f2a_each = node->wire.f2a_region_bytes - sizeof(struct afd_f2a_header);
+    uint64_t bytes = place_area(node, a2f_each, f2a_each, NULL, &node->rows);
+    enum afd_status status = afd_rows_memory_open(
+        node->device, node->transport, node->topology->transport.memory, bytes, &node->rows_memory, error);
+    if (!status) place_area(node, a2f_each, f2a_each, node->rows_memory.base, &node->rows);
+    return status;
+}
+
+static enum afd_status create_slab(struct afd_ffn_node *node, struct afd_error *error)
+{
+    node->is_split = afd_topology_splits(node->topology);
+    uint64_t a2f_each = node->is_split ? sizeof(struct afd_a2f_header) : node->wire.a2f_region_bytes;
+    uint64_t f2a_each = node->is_split ? sizeof(struct afd_f2a_header) : node->wire.f2a_region_bytes;
+    uint64_t group_at = place_area(node, a2f_each, f2a_each, NULL, &node->whole);
     uint64_t group_bytes = node->tp > 1 ? afd_group_bytes(&node->group_config) : 0;
     node->slab_bytes = group_at + afd_page_align(group_bytes);
     node->slab = afd_device_alloc(node->device, node->slab_bytes);
     if (!node->slab)
         return afd_fail(error, AFD_ERR_DEVICE_MEMORY, "no %llu MiB for the regions of %u attention ranks",
                         (unsigned long long)node->slab_bytes >> 20, node->source_count);
-    node->f2a = node->slab + a2f_bytes;
+    place_area(node, a2f_each, f2a_each, node->slab, &node->whole);
     node->group_memory = node->slab + group_at;
     enum afd_status status = afd_transport_register(node->transport, node->slab, node->slab_bytes);
     if (status)
         return afd_fail(error, status, "the transport cannot register %llu MiB",
                         (unsigned long long)node->slab_bytes >> 20);
     node->resident_bytes += node->slab_bytes;
+    if (node->is_split) status = create_rows(node, error);
+    if (status) return status;
     uint64_t data_bytes = node->tp > 1 ? afd_group_data_bytes(&node->group_config) : 0;
     if (!data_bytes) return AFD_OK;
     node->group_config.data = afd_device_alloc_local(node->device, data_bytes);
+    if (node->device) afd_rows_memory_close(node->device, &node->rows_memory);
     if (node->group_config.data) return AFD_OK;
     return afd_fail(error, AFD_ERR_DEVICE_MEMORY, "no %llu MiB of the device's for the rows of a group",
                     (unsigned long long)data_bytes >> 20);

@@ -52,7 +52,7 @@ static void write_answer(struct afd_ffn_node *node, struct ffn_source *source, u
         h.group_ns = run->group_ns;
         h.compute_ns = run->compute_ns;
     }
-    memcpy(ffn_f2a_buffer(node, source->rank, slot, node->held_at[shard]), &h, sizeof h);
+    memcpy(ffn_f2a_header(node, source->rank, slot, node->held_at[shard]), &h, sizeof h);
 }
 
 /* The time since the last change of stage was this micro-batch's. */
@@ -77,7 +77,7 @@ void ffn_on_message(struct afd_ffn_node *node, struct ffn_source *source,
         ffn_poison(node, source, "a message without a header");
         return;
     }
-    memcpy(&h, ffn_a2f_region(node, source->rank, event->region), sizeof h);
+    memcpy(&h, ffn_a2f_region(node, source->rank, event->region).base, sizeof h);
     const char *fault = find_fault(node, place, &h, event);
     if (fault) {
         ffn_poison(node, source, fault);
@@ -126,7 +126,8 @@ static enum afd_status send_answers(struct afd_ffn_node *node, struct ffn_source
     afd_ns began = afd_now(), here = began - place->arrived;
     while (place->unsent) {
         uint32_t shard = (uint32_t)__builtin_ctzll(place->unsent);
-        unsigned char *from = ffn_f2a_buffer(node, source->rank, slot, node->held_at[shard]);
+        uint32_t held_at = node->held_at[shard];
+        unsigned char *from = ffn_f2a_header(node, source->rank, slot, held_at);
         struct afd_f2a_header h;
         memcpy(&h, from, sizeof h);
         if (h.compute_ns) {
@@ -134,9 +135,14 @@ static enum afd_status send_answers(struct afd_ffn_node *node, struct ffn_source
             h.host_ns = here > told ? here - told : 0;
             memcpy(from, &h, sizeof h);
         }
-        uint32_t bytes = (uint32_t)(sizeof h + (uint64_t)h.rows * node->wire.f2a_stride);
-        enum afd_status status = afd_pair_put(source->pair, (uint16_t)(slot * node->topology->ffn.ep + shard),
-                                              from, bytes, place->header.sequence);
+        uint32_t rows_bytes = h.rows * node->wire.f2a_stride;
+        uint16_t region = (uint16_t)(slot * node->topology->ffn.ep + shard);
+        enum afd_status status = node->is_split
+                                     ? afd_pair_put_split(source->pair, region, from, sizeof h,
+                                                          ffn_f2a_rows(node, source->rank, slot, held_at),
+                                                          rows_bytes, place->header.sequence)
+                                     : afd_pair_put(source->pair, region, from,
+                                                    (uint32_t)sizeof h + rows_bytes, place->header.sequence);
         if (status == AFD_AGAIN) return AFD_AGAIN;
         if (status == AFD_ERR_PEER) { /* its LOST event is on its way */
             place->unsent = 0;
@@ -202,9 +208,8 @@ static enum afd_status start_gather(struct afd_ffn_node *node, struct ffn_run *r
     for (uint32_t i = 0; i < b->part_count; i++) {
         const struct afd_gather_message *m = &b->parts[i].message;
         if (!is_own_part(node, run, i) || !m->rows) continue;
-        run->pieces[count++] =
-            (struct afd_group_piece){ffn_a2f_region(node, m->source, m->slot) + sizeof(struct afd_a2f_header),
-                                     (uint64_t)m->rows * node->wire.a2f_stride};
+        run->pieces[count++] = (struct afd_group_piece){ffn_records(node, m->source, m->slot),
+                                                        (uint64_t)m->rows * node->wire.a2f_stride};
     }
     return afd_group_allgather_pieces(node->group, b->number, b->member_rows, run->pieces, count);
 }
@@ -222,7 +227,7 @@ static void collect_parts(struct afd_ffn_node *node, struct ffn_run *run)
         if (gathered)
             gathered += (uint64_t)m->rows * node->wire.a2f_stride;
         else
-            records = ffn_a2f_region(node, m->source, m->slot) + sizeof(struct afd_a2f_header);
+            records = ffn_records(node, m->source, m->slot);
         if (run->is_bad[i]) continue;
         part->records = records;
         part->active_out = run->active + (size_t)i * node->topology->ffn.ep;
@@ -231,8 +236,7 @@ static void collect_parts(struct afd_ffn_node *node, struct ffn_run *run)
         part->shards = m->shards;
         for (uint64_t left = node->tp > 1 ? 0 : m->shards; left; left &= left - 1) {
             uint32_t shard = (uint32_t)__builtin_ctzll(left);
-            part->out[shard] = ffn_f2a_buffer(node, m->source, m->slot, node->held_at[shard]) +
-                               sizeof(struct afd_f2a_header);
+            part->out[shard] = ffn_f2a_rows(node, m->source, m->slot, node->held_at[shard]);
         }
         run->part_of[run->part_count++] = i;
     }
@@ -314,8 +318,7 @@ static enum afd_status start_packs(struct afd_ffn_node *node, struct ffn_run *ru
         const struct afd_gather_message *m = &run->batch->parts[run->pack_part].message;
         struct afd_op op = {.kind = AFD_OP_PACK};
         op.pack.from = reduced + run->pack_row * node->wire.shape.hidden;
-        op.pack.to = ffn_f2a_buffer(node, m->source, m->slot, node->held_at[run->pack_shard]) +
-                     sizeof(struct afd_f2a_header);
+        op.pack.to = ffn_f2a_rows(node, m->source, m->slot, node->held_at[run->pack_shard]);
         op.pack.rows = rows;
         enum afd_status status = afd_device_submit(node->device, &op, &run->ticket);
         if (status) return status;

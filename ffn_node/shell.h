@@ -11,7 +11,8 @@
  * The slab, registered with the transport as one piece:
  *   A2F receive regions [own attention ranks][slots]; each rank's begin on a page of their own
  *   F2A source buffers  [own attention ranks][slots][as many shards as it may hold]
- *   the group's memory (tp > 1) */
+ *   the group's memory (tp > 1)
+ * Where messages are in two pieces it has headers alone, and rows have the same in memory of their own. */
 #ifndef AFD_FFN_NODE_SHELL_H
 #define AFD_FFN_NODE_SHELL_H
 
@@ -33,6 +34,7 @@
 #include "proto/stage_cells.h"
 #include "proto/tracer.h"
 #include "transport/group.h"
+#include "transport/rows_memory.h"
 
 _Static_assert((int)AFD_FFN_DEPTH == (int)AFD_GROUP_DEPTH, "a batch in flight has its own group buffers");
 _Static_assert((int)AFD_FFN_GROUP_MESSAGE_BYTES <= (int)AFD_GROUP_MESSAGE_BYTES, "a message is told whole");
@@ -55,6 +57,12 @@ struct ffn_source {
     uint64_t incarnation; /* as the scheduler lists it */
     afd_ns waited_ns;     /* the device had nothing to do until something came from it */
     struct ffn_place places[AFD_MAX_SLOTS];
+};
+
+/* Messages, or their headers or rows: where regions and buffers begin, and the bytes of one. */
+struct ffn_area {
+    unsigned char *a2f, *f2a;
+    uint64_t source_bytes, a2f_each, f2a_each; /* source: of the pages of a pair's A2F regions */
 };
 
 /* Another member of this instance. */
@@ -144,9 +152,12 @@ struct afd_ffn_node {
     struct afd_device *device;
     struct afd_arena *arena;
     struct afd_ffn_group *core;
-    unsigned char *slab, *f2a, *group_memory;
-    uint64_t slab_bytes, source_bytes, resident_bytes; /* source: of the pages of a pair's A2F regions */
-    struct ffn_source *sources;                        /* [source_count], rank i * tp + self */
+    unsigned char *slab, *group_memory;
+    uint64_t slab_bytes, resident_bytes;
+    int is_split;                       /* messages are in two pieces */
+    struct ffn_area whole, rows;        /* whole: headers alone where messages are split, rows the rest */
+    struct afd_rows_memory rows_memory; /* `rows` */
+    struct ffn_source *sources;         /* [source_count], rank i * tp + self */
     uint32_t source_count;
     uint64_t **expert_rows; /* [layers] -> [experts]; NULL: a dense layer */
 
@@ -233,16 +244,46 @@ static inline struct ffn_source *ffn_own_source(struct afd_ffn_node *node, uint3
     return &node->sources[rank / node->tp];
 }
 
-static inline unsigned char *ffn_a2f_region(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot)
+static inline unsigned char *ffn_a2f_in(const struct afd_ffn_node *node, const struct ffn_area *area,
+                                        uint32_t rank, uint32_t slot)
 {
-    return node->slab + rank / node->tp * node->source_bytes + slot * node->wire.a2f_region_bytes;
+    return area->a2f + rank / node->tp * area->source_bytes + slot * area->a2f_each;
 }
 
-static inline unsigned char *ffn_f2a_buffer(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot,
-                                            uint32_t held_at)
+static inline unsigned char *ffn_f2a_in(const struct afd_ffn_node *node, const struct ffn_area *area,
+                                        uint32_t rank, uint32_t slot, uint32_t held_at)
 {
     uint64_t index = ((uint64_t)(rank / node->tp) * node->slots + slot) * node->room + held_at;
-    return node->f2a + index * node->wire.f2a_region_bytes;
+    return area->f2a + index * area->f2a_each;
+}
+
+static inline struct afd_region ffn_a2f_region(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot)
+{
+    return (struct afd_region){.base = ffn_a2f_in(node, &node->whole, rank, slot),
+                               .bytes = node->wire.a2f_region_bytes,
+                               .rest = node->is_split ? ffn_a2f_in(node, &node->rows, rank, slot) : NULL,
+                               .head = node->is_split ? sizeof(struct afd_a2f_header) : 0};
+}
+
+/* The records of a message that came; the header of an answer, and its rows. */
+static inline unsigned char *ffn_records(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot)
+{
+    return node->is_split ? ffn_a2f_in(node, &node->rows, rank, slot)
+                          : ffn_a2f_in(node, &node->whole, rank, slot) + sizeof(struct afd_a2f_header);
+}
+
+static inline unsigned char *ffn_f2a_header(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot,
+                                            uint32_t held_at)
+{
+    return ffn_f2a_in(node, &node->whole, rank, slot, held_at);
+}
+
+static inline unsigned char *ffn_f2a_rows(const struct afd_ffn_node *node, uint32_t rank, uint32_t slot,
+                                          uint32_t held_at)
+{
+    return node->is_split
+               ? ffn_f2a_in(node, &node->rows, rank, slot, held_at)
+               : ffn_f2a_in(node, &node->whole, rank, slot, held_at) + sizeof(struct afd_f2a_header);
 }
 
 #endif

@@ -542,6 +542,10 @@ static enum afd_status add_bytes(const struct afd_weight *weight, void *user)
         }
         bits = 8 * afd_dtype_bytes(view.dtype);
         if (view.block) scale_bytes = afd_dtype_bytes(view.scale_dtype);
+    } else if (is_int4(sum->model) && !afd_weight_is_wide(weight->use) && !is_head(weight->use) &&
+               columns % AFD_INT4_GROUP == 0) {
+        sum->bytes += rows * (columns / AFD_INT4_GROUP) * afd_quants[AFD_INT4_128].bytes;
+        return AFD_OK;
     }
     sum->bytes += (rows * columns * bits + 7) / 8;
     if (bits == 8)

@@ -123,7 +123,8 @@ enum afd_status afd_weight_view(const struct afd_model *model, const struct afd_
                                 struct afd_error *error_out);
 
 /* Bytes that the share takes in the stored format. Without a checkpoint (`checkpoint` NULL), and for weights
- * that it lacks, matrices count `element_bits` a weight (8 adds the float32 scales of 128x128 blocks),
+ * that it lacks, matrices count `element_bits` a weight (8 adds the float32 scales of 128x128 blocks; of an
+ * AWQ or GPTQ model what can be int4 counts as such),
  * embedding and head at least 16, norms and the router 16. */
 uint64_t afd_share_bytes(const struct afd_model *model, const struct afd_checkpoint *checkpoint,
                          const struct afd_share *share, uint32_t element_bits);

@@ -3,7 +3,7 @@
  *
  *   transport.c  the public functions, hello sockets, pairs, events     hello.c  PairHello and PairAccept
  *   paths.c      which data paths are open, offered, chosen             peer.c   the core of a pair's life
- *   regions.c    a pair's receive regions and their pages
+ *   regions.c    a pair's receive regions and their pages               split.c  regions in two pieces
  *   loop.c, shm.c, verbs.c, ucx.c, tcp.c  data paths
  *
  * On a data path a pair is named by its receiver's (index, key): the index finds it, the random key, sent
@@ -99,8 +99,9 @@ struct afd_pair {
     struct afd_channel *channel; /* NULL once it ended */
     struct event *deadline;
 
-    struct afd_region *regions; /* ours */
+    struct afd_region *regions; /* ours, each of one piece (split.c) */
     uint32_t region_count;
+    struct afd_split *split; /* regions are in two pieces; else NULL */
     struct afd_pages *pages; /* that they touch: ascending, apart from each other */
     uint32_t pages_count;
     int holds_pages;        /* no other pair may have regions there: from prepare to detach */
@@ -173,6 +174,23 @@ enum afd_status afd_regions_set(struct afd_pair *pair, const struct afd_region *
                                 struct afd_error *error_out);
 /* AFD_ERR_REQUEST: another live pair has regions on the same pages. */
 enum afd_status afd_regions_claim(struct afd_pair *pair, struct afd_error *error_out);
+
+/* ---- split.c: regions in two pieces are three of one piece each
+ *
+ *   r                 the head of a message that has nothing else
+ *   split_count + r   the rest
+ *   2 split_count + r the head of a message that has a rest: the same memory as r
+ *
+ * So a message is one put or two, over any way, and these may arrive in any order: the receiver knows by the
+ * region whether a rest belongs to a head, and waits for the one that is missing. */
+
+/* From regions in two pieces to three times as many of one, the caller's to free. Sets pair->split.
+ * AFD_ERR_REQUEST: too many, or not all alike. */
+enum afd_status afd_split_regions(struct afd_pair *pair, const struct afd_region *regions,
+                                  uint32_t *count_inout, struct afd_region **out,
+                                  struct afd_error *error_out);
+/* A notice of one of the three. 1: the message is whole, and *event is its own. */
+int afd_split_join(struct afd_pair *pair, struct afd_notice_event *event);
 
 /* ---- paths.c: the ways of a transport and of a pair ---- */
 

@@ -189,14 +189,14 @@ uint32_t afd_group_regions(const struct afd_group *g, uint32_t member, struct af
     assert(member < g->config.members && member != g->config.self && limit >= count);
     for (uint32_t p = 0; p < AFD_GROUP_DEPTH; p++) {
         regions_out[GATHER * AFD_GROUP_DEPTH + p] =
-            (struct afd_region){m->in[GATHER][p], g->nccl ? 0 : g->records_bytes};
+            (struct afd_region){.base = m->in[GATHER][p], .bytes = g->nccl ? 0 : g->records_bytes};
         regions_out[REDUCE * AFD_GROUP_DEPTH + p] =
-            (struct afd_region){m->in[REDUCE][p], g->nccl ? 0 : g->sums_bytes};
+            (struct afd_region){.base = m->in[REDUCE][p], .bytes = g->nccl ? 0 : g->sums_bytes};
     }
-    regions_out[ACK_REGION] = (struct afd_region){m->messages_in, 0};
+    regions_out[ACK_REGION] = (struct afd_region){.base = m->messages_in};
     for (uint32_t i = 0; i < g->config.max_messages; i++)
         regions_out[FIRST_MESSAGE + i] = (struct afd_region){
-            m->messages_in + (uint64_t)i * AFD_GROUP_MESSAGE_BYTES, AFD_GROUP_MESSAGE_BYTES};
+            .base = m->messages_in + (uint64_t)i * AFD_GROUP_MESSAGE_BYTES, .bytes = AFD_GROUP_MESSAGE_BYTES};
     return count;
 }
 

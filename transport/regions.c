@@ -46,8 +46,9 @@ static uint32_t merge(struct afd_pages *pages, uint32_t count)
     return merged;
 }
 
-enum afd_status afd_regions_set(struct afd_pair *pair, const struct afd_region *regions, uint32_t count,
-                                struct afd_error *error_out)
+/* Regions of one piece. */
+static enum afd_status set(struct afd_pair *pair, const struct afd_region *regions, uint32_t count,
+                           struct afd_error *error_out)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     if (count > AFD_MAX_REGIONS)
@@ -71,6 +72,17 @@ enum afd_status afd_regions_set(struct afd_pair *pair, const struct afd_region *
     pair->region_count = count;
     pair->pages_count = merge(pair->pages, touched);
     return AFD_OK;
+}
+
+enum afd_status afd_regions_set(struct afd_pair *pair, const struct afd_region *regions, uint32_t count,
+                                struct afd_error *error_out)
+{
+    struct afd_region *pieces;
+    if (!count || !regions->head) return set(pair, regions, count, error_out);
+    enum afd_status status = afd_split_regions(pair, regions, &count, &pieces, error_out);
+    if (!status) status = set(pair, pieces, count, error_out);
+    free(pieces);
+    return status;
 }
 
 static const struct afd_pages *shared_pages(const struct afd_pair *a, const struct afd_pair *b)

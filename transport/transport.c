@@ -91,6 +91,7 @@ static void pair_free(struct afd_pair *pair)
 {
     if (pair->deadline) event_free(pair->deadline);
     free(pair->regions);
+    free(pair->split);
     free(pair->pages);
     free(pair->peer_regions);
     free(pair->peer_address);
@@ -452,14 +453,16 @@ int afd_pair_check(struct afd_pair *pair, uint32_t region, uint64_t offset, uint
 void afd_pair_notice(struct afd_pair *pair, uint16_t region, uint16_t sequence, uint32_t bytes)
 {
     uint32_t limit = pair->region_count + 1;
+    struct afd_notice_event event = {region, sequence, bytes};
     if (pair->peer.state != AFD_PEER_OPEN) return;
+    if (pair->split && !afd_split_join(pair, &event)) return;
     if (pair->notice_count == limit) {
         afd_pair_fail(pair, AFD_ERR_PROTOCOL,
                       "more than %u messages unread: a region was written before its answer", limit);
         return;
     }
     uint32_t at = pair->notice_first + pair->notice_count++;
-    pair->notices[at < limit ? at : at - limit] = (struct afd_notice_event){region, sequence, bytes};
+    pair->notices[at < limit ? at : at - limit] = event;
     make_ready(pair);
 }
 

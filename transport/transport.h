@@ -43,13 +43,20 @@
 #include "proto/channel.h"
 
 enum { AFD_MAX_REGIONS = 4096, AFD_AGREEMENT_BYTES = 192 };
+enum { AFD_MAX_SPLIT_REGIONS = AFD_MAX_REGIONS / 3 };
 
 struct afd_transport;
 struct afd_pair;
 
+/* `head` 0: one piece of memory. Else the first `head` bytes of a message lie at base, and the rest of
+ * `bytes` at `rest`, which may be a device's memory: a header that the CPU reads, and rows that it does not.
+ * All regions of a pair are of one kind, with the same head, and their number is at most
+ * AFD_MAX_SPLIT_REGIONS where they are in two pieces; the peer writes them with afd_pair_put_split. */
 struct afd_region {
-    void *base; /* in registered memory */
+    void *base; /* in registered memory, as rest */
     uint64_t bytes;
+    void *rest;
+    uint32_t head;
 };
 
 /* What both ends must have in common; compared field by field, so that a refusal names what differs. Text,
@@ -137,6 +144,11 @@ void afd_pair_refuse(struct afd_pair *pair, int later, const char *words); /* th
  * Who puts goes on to poll or arm: a peer that falls asleep at the same moment is woken from there. */
 enum afd_status afd_pair_put(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes,
                              uint16_t sequence);
+
+/* The same to a region in two pieces: `head` bytes from `from`, then rest_bytes from `rest`. Still one
+ * NOTICE, of head + rest_bytes, when both are there. AFD_AGAIN: call again with the same. */
+enum afd_status afd_pair_put_split(struct afd_pair *pair, uint16_t region, const void *from, uint32_t head,
+                                   const void *rest, uint32_t rest_bytes, uint16_t sequence);
 
 /* Fences: after it returns no write of the peer reaches our regions any more. Events of the pair that the
  * last poll returned stay readable until the next poll; their afd_pair_user is NULL from here on. */

@@ -4,6 +4,7 @@
 #ifndef AFD_COMPUTE_CUDA_BODIES_FLASH_H
 #define AFD_COMPUTE_CUDA_BODIES_FLASH_H
 
+#include "base/half.h"
 #include "compute/cuda/bodies_attn.h"
 #include "compute/cuda/flash.h"
 #include "compute/cuda/mma.h"
@@ -31,19 +32,24 @@ struct afd_flash_pair {
     float x, y;
 } __attribute__((aligned(8)));
 
-/* What a warp has in registers, but for O. Queries g and g + 8 of its 16 are a lane's, g = lane / 4. */
+/* Queries g and g + 8 of a warp's 16 are a lane's, g = lane / 4. Tokens that they see: low .. high - 1. */
+struct afd_flash_queries {
+    float max[2][AFD_WARP_SLOTS], sum[2][AFD_WARP_SLOTS];
+    uint32_t low[2][AFD_WARP_SLOTS], high[2][AFD_WARP_SLOTS];
+};
+
+/* What a warp has in registers, but for O. */
 struct afd_flash_warp {
     struct afd_mma_c s[AFD_FLASH_MAX_TILE / 16];
-    float max[2][AFD_WARP_SLOTS], sum[2][AFD_WARP_SLOTS];
-    uint32_t low[2][AFD_WARP_SLOTS],
-        high[2][AFD_WARP_SLOTS]; /* tokens that the query sees: low .. high - 1 */
+    struct afd_flash_queries rows;
     struct afd_async async;
 };
 
 struct afd_flash_block {
     const struct afd_args_flash *a;
     unsigned char *shared;
-    struct afd_flash_layout l;
+    struct afd_flash_layout l; /* of blocks without teams */
+    float *stats;              /* [2][64] */
     struct afd_flash_item item;
     uint32_t kv_head, group, queries;  /* of the item's segment */
     uint32_t first, begin, end, tiles; /* of tokens: where tiles begin; what is read; how many tiles */
@@ -63,6 +69,13 @@ AFD_DEVICE uint32_t afd_flash_bf16x2(float low, float high)
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
+
+AFD_DEVICE uint32_t afd_flash_f16x2(float low, float high)
+{
+    uint32_t y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
 #else
 AFD_DEVICE float afd_flash_exp2(float x)
 {
@@ -73,7 +86,21 @@ AFD_DEVICE uint32_t afd_flash_bf16x2(float low, float high)
 {
     return afd_float_to_bf16(low) | (uint32_t)afd_float_to_bf16(high) << 16;
 }
+
+AFD_DEVICE uint32_t afd_flash_f16x2(float low, float high)
+{
+    return afd_float_to_f16(low) | (uint32_t)afd_float_to_f16(high) << 16;
+}
 #endif
+
+#define AFD_FLASH_F16_MAX 65504.0f
+/* A query's channels: what is outside of f16 becomes the most that it has. */
+AFD_DEVICE uint32_t afd_flash_query(float low, float high, int is_f16)
+{
+    if (!is_f16) return afd_flash_bf16x2(low, high);
+    return afd_flash_f16x2(fminf(fmaxf(low, -AFD_FLASH_F16_MAX), AFD_FLASH_F16_MAX),
+                           fminf(fmaxf(high, -AFD_FLASH_F16_MAX), AFD_FLASH_F16_MAX));
+}
 
 /* Two e4m3 become two bf16: exact. */
 AFD_DEVICE uint32_t afd_flash_widen(uint32_t two)
@@ -123,6 +150,14 @@ AFD_DEVICE void afd_flash_load(const struct afd_flash_block *b, uint32_t index, 
     afd_async_commit(async);
 }
 
+/* Sixteen fp8 channels as bf16. */
+AFD_DEVICE void afd_flash_widen_chunk(const unsigned char *from, struct afd_flash_16 out[2])
+{
+    struct afd_flash_16 in = *(const struct afd_flash_16 *)from;
+    AFD_UNROLL for (uint32_t i = 0; i < 8; i++) out[i / 4].word[i % 4] =
+        afd_flash_widen(in.word[i / 2] >> i % 2 * 16 & 0xffff);
+}
+
 /* The tile's fp8 rows as bf16. */
 AFD_DEVICE void afd_flash_widen_tile(const struct afd_flash_block *b, uint32_t warp)
 {
@@ -134,11 +169,8 @@ AFD_DEVICE void afd_flash_widen_tile(const struct afd_flash_block *b, uint32_t w
                 uint32_t is_value = c0 + lane >= l->key_chunks, c = c0 + lane - is_value * l->key_chunks;
                 unsigned char *to = is_value ? tile + l->value + r * l->value_pitch : tile + r * l->pitch;
                 if (c0 + lane >= l->chunks) continue;
-                struct afd_flash_16 in =
-                    *(const struct afd_flash_16 *)(b->shared + l->raw + r * l->raw_pitch + (c0 + lane) * 16);
                 struct afd_flash_16 out[2];
-                AFD_UNROLL for (uint32_t i = 0; i < 8; i++) out[i / 4].word[i % 4] =
-                    afd_flash_widen(in.word[i / 2] >> i % 2 * 16 & 0xffff);
+                afd_flash_widen_chunk(b->shared + l->raw + r * l->raw_pitch + (c0 + lane) * 16, out);
                 ((struct afd_flash_16 *)(to + c * 32))[0] = out[0];
                 ((struct afd_flash_16 *)(to + c * 32))[1] = out[1];
             }
@@ -168,24 +200,32 @@ AFD_DEVICE void afd_flash_clear_tiles(const struct afd_flash_block *b, uint32_t 
     }
 }
 
-/* Queries in bf16; those that the segment does not have are zero. */
-AFD_DEVICE void afd_flash_load_queries(const struct afd_flash_block *b, uint32_t warp)
+/* Two channels of a query in shared memory: rows of `pitch` bytes; 0: panels. */
+AFD_DEVICE uint32_t *afd_flash_query_at(unsigned char *q, uint32_t pitch, uint32_t i, uint32_t pair)
+{
+    if (pitch) return (uint32_t *)(q + i * pitch) + pair;
+    return (uint32_t *)(q + pair / 32 * AFD_FLASH_PANEL + afd_tile_offset(i, pair % 32 / 4)) + pair % 4;
+}
+
+/* Queries in bf16 or f16, 16 channels a step; those that the segment does not have are zero. */
+AFD_DEVICE void afd_flash_load_queries(const struct afd_flash_block *b, uint32_t steps, uint32_t pitch,
+                                       int is_f16, uint32_t warp)
 {
     const struct afd_args_flash *a = b->a;
-    uint32_t pairs = b->l.key_steps * 8;
+    uint32_t pairs = steps * 8;
     for (uint32_t i = warp; i < AFD_FLASH_QUERIES; i += AFD_FLASH_WARPS) {
         uint32_t query = b->item.query + i, is_there = query < b->queries;
         uint32_t row = b->item.first_row + (is_there ? query / b->group : 0);
         uint32_t head = b->kv_head * b->group + query % b->group;
         const struct afd_flash_pair *q = (const struct afd_flash_pair *)(a->q + (uint64_t)row * a->q_pitch +
                                                                          (uint64_t)head * a->kv.key_dim);
-        uint32_t *to = (uint32_t *)(b->shared + b->l.q + i * b->l.pitch);
         for (uint32_t p0 = 0; p0 < pairs; p0 += 32) AFD_EACH_LANE(lane, s)
             {
                 uint32_t p = p0 + lane;
                 struct afd_flash_pair pair = {0.0f, 0.0f};
                 if (is_there && 2 * p < a->kv.key_dim) pair = q[p];
-                if (p < pairs) to[p] = afd_flash_bf16x2(pair.x, pair.y);
+                if (p < pairs)
+                    *afd_flash_query_at(b->shared, pitch, i, p) = afd_flash_query(pair.x, pair.y, is_f16);
             }
     }
 }
@@ -233,7 +273,7 @@ AFD_DEVICE int afd_flash_is_idle(const struct afd_flash_block *b, uint32_t warp)
 
 AFD_DEVICE float *afd_flash_stats(const struct afd_flash_block *b, uint32_t half)
 {
-    return (float *)(b->shared + b->l.stats) + half * AFD_FLASH_QUERIES;
+    return b->stats + half * AFD_FLASH_QUERIES;
 }
 
 /* x [i] of the 4 lanes that share a query: their largest, or their sum. */
@@ -249,7 +289,8 @@ AFD_DEVICE void afd_flash_quad(float x[AFD_WARP_SLOTS], int is_sum)
     }
 }
 
-AFD_DEVICE void afd_flash_limits(const struct afd_flash_block *b, uint32_t warp, struct afd_flash_warp *own)
+AFD_DEVICE void afd_flash_limits(const struct afd_flash_block *b, uint32_t warp,
+                                 struct afd_flash_queries *own)
 {
     AFD_EACH_LANE(lane, s)
     AFD_UNROLL for (uint32_t i = 0; i < 2; i++)
@@ -265,18 +306,57 @@ AFD_DEVICE void afd_flash_limits(const struct afd_flash_block *b, uint32_t warp,
     }
 }
 
-/* S of the warp's queries and half of the tile's tokens, in units of exp2; their maxima to shared memory. */
+/* Scores of tokens token0 .. in units of exp2, `tiles` of 8 of which `tokens` count; out of sight: none. The
+ * largest of each query. */
+AFD_DEVICE void afd_flash_see(const struct afd_flash_block *b, const struct afd_flash_queries *rows,
+                              uint32_t token0, uint32_t tokens, struct afd_mma_c *c, uint32_t tiles,
+                              float most[2][AFD_WARP_SLOTS])
+{
+    float factor = b->a->scale * AFD_FLASH_LOG2E;
+    AFD_EACH_LANE(lane, s)
+    {
+        uint32_t from = token0 + lane % 4 * 2, low[2], high[2]; /* of the tile's tokens, from there on */
+        AFD_UNROLL for (uint32_t r = 0; r < 2; r++)
+        {
+            uint32_t end = rows->high[r][s] < b->end ? rows->high[r][s] : b->end;
+            low[r] = rows->low[r][s] > from ? rows->low[r][s] - from : 0;
+            high[r] = end > from ? end - from : 0;
+            high[r] = high[r] < tokens ? high[r] : tokens;
+            most[r][s] = AFD_FLASH_NONE;
+        }
+        AFD_UNROLL for (uint32_t i = 0; i < 4 * tiles; i++)
+        {
+            uint32_t token = i / 4 * 8 + i % 2, r = i % 4 / 2, sees = token >= low[r] && token < high[r];
+            float score = sees ? c[i / 4].r[s][i % 4] * factor : AFD_FLASH_NONE;
+            c[i / 4].r[s][i % 4] = score;
+            most[r][s] = fmaxf(most[r][s], score);
+        }
+    }
+    afd_flash_quad(most[0], 0);
+    afd_flash_quad(most[1], 0);
+}
+
+/* The maximum with what came now; returns what sums so far are to be multiplied with. from_out: the exponents
+ * are from there. */
+AFD_DEVICE float afd_flash_raise(float *max, float most, float *from_out)
+{
+    float before = *max;
+    *max = fmaxf(before, most);
+    *from_out = *max > AFD_FLASH_NONE ? *max : 0.0f; /* nothing in sight so far: no terms */
+    return afd_flash_exp2(before - *from_out);
+}
+
+/* S of the warp's queries and half of the tile's tokens; their maxima to shared memory. */
 AFD_DEVICE void afd_flash_scores(const struct afd_flash_block *b, uint32_t index, uint32_t warp,
                                  struct afd_flash_warp *own)
 {
     const struct afd_flash_layout *l = &b->l;
     uint32_t half = b->a->tile / 2, token0 = warp / 4 * half;
-    const unsigned char *q = b->shared + l->q + warp % 4 * 16 * l->pitch;
+    const unsigned char *q = b->shared + warp % 4 * 16 * l->pitch;
     const unsigned char *k = afd_flash_tile_at(b, index) + token0 * l->pitch;
-    float factor = b->a->scale * AFD_FLASH_LOG2E, most[2][AFD_WARP_SLOTS];
+    float most[2][AFD_WARP_SLOTS];
     AFD_EACH_SLOT(s)
     {
-        most[0][s] = most[1][s] = AFD_FLASH_NONE;
         AFD_UNROLL for (uint32_t i = 0; i < AFD_FLASH_MAX_TILE / 4; i++) own->s[i / 4].r[s][i % 4] = 0.0f;
     }
     for (uint32_t step = 0; step < l->key_steps; step++) {
@@ -292,17 +372,8 @@ AFD_DEVICE void afd_flash_scores(const struct afd_flash_block *b, uint32_t index
             afd_flash_multiply(&own->s[2 * t], &a, four);
         }
     }
-    AFD_EACH_LANE(lane, s)
-    AFD_UNROLL for (uint32_t i = 0; i < AFD_FLASH_MAX_TILE / 4; i++)
-    {
-        uint32_t token = b->first + index * b->a->tile + token0 + i / 4 * 8 + lane % 4 * 2 + i % 2;
-        uint32_t r = i % 4 / 2, sees = i / 4 * 8 < half && token >= own->low[r][s] && token < own->high[r][s];
-        float score = sees && token < b->end ? own->s[i / 4].r[s][i % 4] * factor : AFD_FLASH_NONE;
-        own->s[i / 4].r[s][i % 4] = score;
-        most[r][s] = fmaxf(most[r][s], score);
-    }
-    afd_flash_quad(most[0], 0);
-    afd_flash_quad(most[1], 0);
+    afd_flash_see(b, &own->rows, b->first + index * b->a->tile + token0, half, own->s,
+                  AFD_FLASH_MAX_TILE / 16, most);
     AFD_EACH_LANE(lane, s)
     AFD_UNROLL for (uint32_t r = 0; r < 2; r++) if (lane % 4 == 0)
         afd_flash_stats(b, warp / 4)[warp % 4 * 16 + lane / 4 + r * 8] = most[r][s];
@@ -318,10 +389,8 @@ AFD_DEVICE void afd_flash_terms(const struct afd_flash_block *b, uint32_t warp, 
     {
         uint32_t query = warp % 4 * 16 + lane / 4 + r * 8;
         uint32_t *p = (uint32_t *)(b->shared + b->l.p + query * b->l.p_pitch + warp / 4 * half * 2);
-        float max = fmaxf(own->max[r][s], fmaxf(afd_flash_stats(b, 0)[query], afd_flash_stats(b, 1)[query]));
-        float from = max > AFD_FLASH_NONE ? max : 0.0f, sum = 0.0f; /* nothing in sight so far: no terms */
-        float factor = afd_flash_exp2(own->max[r][s] - from);
-        own->max[r][s] = max;
+        float most = fmaxf(afd_flash_stats(b, 0)[query], afd_flash_stats(b, 1)[query]), sum = 0.0f, from;
+        float factor = afd_flash_raise(&own->rows.max[r][s], most, &from);
         AFD_UNROLL for (uint32_t t = 0; t < AFD_FLASH_MAX_TILE / 16; t++)
         {
             if (t * 8 >= half) continue;
@@ -330,7 +399,7 @@ AFD_DEVICE void afd_flash_terms(const struct afd_flash_block *b, uint32_t warp, 
             sum = sum + (x + y);
             p[t * 4 + lane % 4] = afd_flash_bf16x2(x, y);
         }
-        own->sum[r][s] = fmaf(own->sum[r][s], factor, sum);
+        own->rows.sum[r][s] = fmaf(own->rows.sum[r][s], factor, sum);
         AFD_UNROLL for (uint32_t t = 0; t < tiles; t++) AFD_UNROLL for (uint32_t i = 0; i < 2; i++) o[t]
             .r[s][2 * r + i] = o[t].r[s][2 * r + i] * factor;
     }
@@ -361,7 +430,7 @@ AFD_DEVICE void afd_flash_sums(const struct afd_flash_block *b, uint32_t index, 
 
 /* This half's sums to shared memory. */
 AFD_DEVICE void afd_flash_join_sums(const struct afd_flash_block *b, uint32_t warp,
-                                    struct afd_flash_warp *own)
+                                    struct afd_flash_queries *own)
 {
     AFD_UNROLL for (uint32_t r = 0; r < 2; r++)
     {
@@ -371,9 +440,11 @@ AFD_DEVICE void afd_flash_join_sums(const struct afd_flash_block *b, uint32_t wa
     }
 }
 
-/* A row that this part is all of: O / sum. Else O, maximum and sum, where flash_join finds them. */
-AFD_DEVICE void afd_flash_store(const struct afd_flash_block *b, uint32_t warp,
-                                const struct afd_flash_warp *own, const struct afd_mma_c *o, uint32_t tiles)
+/* A row that this part is all of: O / sum. Else O, maximum and sum, where flash_join finds them. Warps 0 .. 3
+ * have the first `half` channels, the others those behind. */
+AFD_DEVICE void afd_flash_store(const struct afd_flash_block *b, uint32_t half, uint32_t warp,
+                                const struct afd_flash_queries *own, const struct afd_mma_c *o,
+                                uint32_t tiles)
 {
     const struct afd_args_flash *a = b->a;
     AFD_EACH_LANE(lane, s)
@@ -390,8 +461,8 @@ AFD_DEVICE void afd_flash_store(const struct afd_flash_block *b, uint32_t warp,
                                 : a->partial + at * a->sum_dim;
         AFD_UNROLL for (uint32_t t = 0; t < tiles; t++)
         {
-            uint32_t channel = warp / 4 * b->l.half + t * 8 + lane % 4 * 2;
-            if (t * 8 >= b->l.half || channel >= a->sum_dim) continue;
+            uint32_t channel = warp / 4 * half + t * 8 + lane % 4 * 2;
+            if (t * 8 >= half || channel >= a->sum_dim) continue;
             *(struct afd_flash_pair *)(to + channel) =
                 (struct afd_flash_pair){o[t].r[s][2 * r] / divisor, o[t].r[s][2 * r + 1] / divisor};
         }
@@ -408,7 +479,6 @@ AFD_DEVICE int afd_flash_begin(const struct afd_args_flash *a, uint32_t block, u
     if (index >= *a->count) return 0;
     out->a = a;
     out->shared = shared;
-    out->l = afd_flash_layout_of(&a->kv, a->sum_dim, a->tile);
     out->item = a->items[index];
     out->kv_head = block % a->kv.kv_heads;
     out->group = a->heads / a->kv.kv_heads;
@@ -435,13 +505,15 @@ AFD_DEVICE void afd_flash_run(const struct afd_args_flash *a, uint32_t block, un
     struct afd_flash_block b;
     (void)backwards;
     if (!afd_flash_begin(a, block, shared, &b)) return;
+    b.l = afd_flash_layout_of(&a->kv, a->sum_dim, a->tile);
+    b.stats = (float *)(shared + b.l.stats);
     AFD_EACH_WARP(warp, backwards)
     {
         struct afd_flash_warp *w = &own[AFD_HELD(warp)];
         afd_flash_load(&b, 0, warp, &w->async);
-        afd_flash_load_queries(&b, warp);
+        afd_flash_load_queries(&b, b.l.key_steps, b.l.pitch, 0, warp);
         afd_flash_clear_tiles(&b, warp);
-        afd_flash_limits(&b, warp, w);
+        afd_flash_limits(&b, warp, &w->rows);
         AFD_EACH_SLOT(s)
         {
             AFD_UNROLL for (uint32_t t = 0; t < tiles; t++) AFD_UNROLL for (uint32_t i = 0; i < 4; i++)
@@ -471,11 +543,11 @@ AFD_DEVICE void afd_flash_run(const struct afd_args_flash *a, uint32_t block, un
     {
         if (afd_flash_is_idle(&b, warp)) continue;
         afd_flash_sums(&b, b.tiles - 1, warp, o + AFD_HELD(warp) * tiles, tiles);
-        afd_flash_join_sums(&b, warp, &own[AFD_HELD(warp)]);
+        afd_flash_join_sums(&b, warp, &own[AFD_HELD(warp)].rows);
     }
     AFD_EACH_WARP(warp, backwards)
     if (!afd_flash_is_idle(&b, warp))
-        afd_flash_store(&b, warp, &own[AFD_HELD(warp)], o + AFD_HELD(warp) * tiles, tiles);
+        afd_flash_store(&b, b.l.half, warp, &own[AFD_HELD(warp)].rows, o + AFD_HELD(warp) * tiles, tiles);
 }
 
 #endif

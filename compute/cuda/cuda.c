@@ -213,7 +213,7 @@ static uint64_t cuda_work_bytes(const struct afd_device_config *config)
         afd_cuda_proj_size(config, &cuda->sizes, &cuda->proj_size);
         /* As on a GPU whose blocks have all the shared memory that attention may ask for: no less than
          * needed. */
-        if (!config->share.ffn) afd_cuda_flash_init(&cuda->flash, config, NULL, UINT32_MAX);
+        if (!config->share.ffn) afd_cuda_flash_init(&cuda->flash, config, NULL, UINT32_MAX, 0);
         bytes = place(device, NULL);
     }
     free(cuda);
@@ -266,7 +266,8 @@ static enum afd_status make_flash(struct afd_device *device, struct afd_error *e
     if (c->share.ffn) return AFD_OK;
     cuda->flash.layers = afd_arena_alloc(device->arena, c->model->layer_count, sizeof *cuda->flash.layers);
     if (!cuda->flash.layers) return afd_fail(error_out, AFD_ERR_MEMORY, "no memory for a CUDA device");
-    afd_cuda_flash_init(&cuda->flash, c, device->kv, afd_gpu_shared_bytes(cuda->gpu));
+    afd_cuda_flash_init(&cuda->flash, c, device->kv, afd_gpu_shared_bytes(cuda->gpu),
+                        afd_gpu_has_groups(cuda->gpu));
     return AFD_OK;
 }
 
@@ -474,6 +475,20 @@ static enum afd_status cuda_upload(struct afd_device *device, void *to, const vo
     return afd_gpu_upload(cuda->gpu, to, bytes, from, bytes, bytes, 1);
 }
 
+static enum afd_status cuda_export(struct afd_device *device, void *local, uint64_t bytes, int *dmabuf_fd_out,
+                                   uint64_t *offset_out, struct afd_error *error_out)
+{
+    struct afd_cuda *cuda = device->state;
+    *offset_out = 0;
+    return afd_gpu_export(cuda->gpu, local, bytes, dmabuf_fd_out, error_out);
+}
+
+static enum afd_status cuda_move(struct afd_device *device, void *to, const void *from, uint64_t bytes)
+{
+    struct afd_cuda *cuda = device->state;
+    return afd_gpu_move(cuda->gpu, to, from, bytes);
+}
+
 const struct afd_backend afd_backend_cuda = {.open = cuda_open,
                                              .fits = cuda_fits,
                                              .work_bytes = cuda_work_bytes,
@@ -485,5 +500,7 @@ const struct afd_backend afd_backend_cuda = {.open = cuda_open,
                                              .alloc_local = cuda_alloc_local,
                                              .free_local = cuda_free_local,
                                              .upload = cuda_upload,
+                                             .export = cuda_export,
+                                             .move = cuda_move,
                                              .add = afd_cuda_weights_add,
                                              .remove = afd_cuda_weights_remove};

@@ -65,7 +65,8 @@ struct afd_cuda_flash {
         uint32_t group, window;
     } shape[AFD_FLASH_MAX_SHAPES];
     struct {
-        uint8_t tile, shape; /* tile 0: the layer is left to the kernel `attend` */
+        struct afd_flash_choice choice; /* tile 0: the layer is left to the kernel `attend` */
+        uint32_t shape;
     } * layers;
     uint64_t sums, channels; /* floats of stats / 2, and of partial */
     float *partial, *stats;
@@ -211,7 +212,7 @@ int afd_cuda_heads_native(struct afd_device *device, const struct afd_cuda_heads
  * each layer's begins, offsets will do; NULL: all on 16 bytes. `out` is zero but for the layers, which are
  * too. */
 void afd_cuda_flash_init(struct afd_cuda_flash *out, const struct afd_device_config *config,
-                         unsigned char *const *pools, uint32_t shared_bytes);
+                         unsigned char *const *pools, uint32_t shared_bytes, int has_groups);
 uint64_t afd_cuda_flash_words(const struct afd_cuda_flash *flash); /* of a slot's lists */
 /* The step's lists, for all its layers. */
 void afd_cuda_flash_stage(struct afd_device *device, uint32_t slot_index);

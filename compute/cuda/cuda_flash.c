@@ -31,7 +31,7 @@ static uint32_t shape_of(struct afd_cuda_flash *flash, uint32_t group, uint32_t 
 }
 
 void afd_cuda_flash_init(struct afd_cuda_flash *flash, const struct afd_device_config *c,
-                         unsigned char *const *pools, uint32_t shared_bytes)
+                         unsigned char *const *pools, uint32_t shared_bytes, int has_groups)
 {
     uint32_t rows = c->wire.shape.max_rows;
     flash->split = afd_flash_split(c->max_context);
@@ -42,12 +42,12 @@ void afd_cuda_flash_init(struct afd_cuda_flash *flash, const struct afd_device_c
                                 .dtype = (enum afd_dtype)c->kv_dtype,
                                 .latent = a->kind == AFD_ATTN_LATENT};
         uint32_t group = a->heads / a->kv_heads, sum_dim = afd_attn_sum_dim(a);
-        uint32_t tile = afd_flash_tile(&kv, sum_dim, shared_bytes);
+        struct afd_flash_choice choice = afd_flash_choose(&kv, sum_dim, shared_bytes, has_groups);
         /* A layer's pool begins where the one before it ends; copies take 16 bytes. */
-        if (!tile || (pools && (uintptr_t)pools[l] % 16)) continue;
+        if (!choice.tile || (pools && (uintptr_t)pools[l] % 16)) continue;
         uint32_t shape = shape_of(flash, group, a->window);
         if (shape == AFD_FLASH_MAX_SHAPES) continue;
-        if (flash->layers) flash->layers[l].tile = (uint8_t)tile, flash->layers[l].shape = (uint8_t)shape;
+        if (flash->layers) flash->layers[l].choice = choice, flash->layers[l].shape = shape;
         uint32_t items = afd_flash_max_items(rows, group, c->max_context, flash->split);
         uint64_t sums = (uint64_t)flash->parts * rows * a->heads;
         if (items > flash->max_items) flash->max_items = items;
@@ -80,9 +80,9 @@ int afd_cuda_flash_attend(struct afd_device *device, const struct afd_op *op, co
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_slot *s = &cuda->slots[op->slot];
     uint32_t rows = afd_cuda_rows(device, op->slot), sum_dim = afd_attn_sum_dim(a);
-    uint32_t tile = flash->layers[op->layer].tile;
+    const struct afd_flash_choice *choice = &flash->layers[op->layer].choice;
     uint64_t at = (uint64_t)flash->layers[op->layer].shape * list_words(flash);
-    if (!tile) return 0;
+    if (!choice->tile) return 0;
     struct afd_args_flash args = {.kv = *kv,
                                   .items =
                                       (const struct afd_flash_item *)(void *)(s->lists + at + ITEM_WORDS),
@@ -98,11 +98,11 @@ int afd_cuda_flash_attend(struct afd_device *device, const struct afd_op *op, co
                                   .window = a->window,
                                   .split = flash->split,
                                   .rows = device->config.wire.shape.max_rows,
-                                  .tile = tile,
+                                  .tile = choice->tile,
                                   .scale = a->scale};
-    afd_gpu_flash(cuda->gpu, afd_flash_kernel_of(sum_dim),
-                  afd_cuda_bucket(s->staged_lists[at], flash->max_items) * a->kv_heads,
-                  afd_flash_layout_of(kv, sum_dim, tile).bytes, &args);
+    afd_gpu_flash(cuda->gpu, choice->kernel,
+                  afd_cuda_bucket(s->staged_lists[at], flash->max_items) * a->kv_heads, choice->shared_bytes,
+                  &args);
     if (flash->parts > 1)
         AFD_CUDA_RUN(cuda, flash_join, rows * a->heads, 1, .count = cuda->count, .positions = kv->positions,
                      .partial = args.partial, .stats = args.stats, .o = o, .o_pitch = o_pitch,

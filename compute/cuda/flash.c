@@ -10,6 +10,31 @@ uint32_t afd_flash_tile(const struct afd_gpu_kv *kv, uint32_t sum_dim, uint32_t 
     return 0;
 }
 
+static int fits_teams(const struct afd_gpu_kv *kv, uint32_t sum_dim, uint32_t shared_bytes)
+{
+    if (kv->latent || kv->key_dim > 256 || sum_dim > kv->key_dim) return 0;
+    return afd_flash_team_layout_of(kv, sum_dim).bytes <= shared_bytes;
+}
+
+struct afd_flash_choice afd_flash_choose(const struct afd_gpu_kv *kv, uint32_t sum_dim, uint32_t shared_bytes,
+                                         int has_groups)
+{
+    struct afd_flash_choice c = {AFD_FLASH_flash_512, afd_flash_tile(kv, sum_dim, shared_bytes), 0};
+    if (!c.tile) return c;
+    if (has_groups && fits_teams(kv, sum_dim, shared_bytes)) {
+        if (kv->dtype == AFD_FP8)
+            c.kernel = kv->key_dim <= 128 ? AFD_FLASH_flash_team_128_fp8 : AFD_FLASH_flash_team_256_fp8;
+        else
+            c.kernel = kv->key_dim <= 128 ? AFD_FLASH_flash_team_128_bf16 : AFD_FLASH_flash_team_256_bf16;
+        c.tile = AFD_FLASH_MAX_TILE;
+        c.shared_bytes = afd_flash_team_layout_of(kv, sum_dim).bytes;
+        return c;
+    }
+    if (sum_dim <= 256) c.kernel = sum_dim <= 128 ? AFD_FLASH_flash_128 : AFD_FLASH_flash_256;
+    c.shared_bytes = afd_flash_layout_of(kv, sum_dim, c.tile).bytes;
+    return c;
+}
+
 uint32_t afd_flash_max_items(uint32_t rows, uint32_t group, uint32_t max_context, uint32_t split)
 {
     uint32_t blocks = (group + AFD_FLASH_QUERIES - 1) / AFD_FLASH_QUERIES;

@@ -16,8 +16,22 @@
  * depend on the batch, the chunk, or what shares its block. Parts leave O, maximum and sum in float32, which
  * flash_join adds ascending; a row with one part is finished by its block.
  *
- * Limits: K and V in bf16 (channels a multiple of 8) or fp8 (of 16), 512 channels of V, shared memory by
- * afd_flash_layout_of. What exceeds them is left to the kernel `attend`. */
+ * So it is with `mma.sync`. On GPUs with warpgroups' products (sm_90a) the same block is two teams of 4 warps
+ * that take tiles of 64 tokens in turn, by the tile's absolute number, with sums of their own, and are half a
+ * turn apart: one multiplies Q K of tile n while the other has the terms and P V of tile n - 1. P stays in
+ * registers; Q, K and V are tiles of mma.h ("panels" of 64 rows and 64 channels), so that a product reads
+ * them once for all four warps; fp8 is widened to f16, one instruction for two, and products are f16 then. A
+ * stage of shared memory is what a phase reads:
+ *
+ *     phase      0         1         2         3                               tiles
+ *     reads      K 0       K 1, V 0  K 2, V 1  K 3, V 2   ..                   V tiles - 1
+ *     team of 0  scores 0  sums 0    scores 2  sums 2
+ *     the other            scores 1  sums 1    scores 3
+ *     both       fill the stage of the phase after: bf16 by copies, fp8 widened from raw rows that were
+ *                copied two phases before, by the lane that copied them
+ *
+ * Limits: K and V in bf16 (channels a multiple of 8) or fp8 (of 16), 512 channels of V (teams: 256, and not
+ * latent), shared memory by the layouts below. What exceeds them is left to the kernel `attend`. */
 #ifndef AFD_COMPUTE_CUDA_FLASH_H
 #define AFD_COMPUTE_CUDA_FLASH_H
 
@@ -32,7 +46,8 @@ enum {
     AFD_FLASH_MAX_PARTS = 16, /* of a sequence */
     AFD_FLASH_MIN_SPLIT = 1024,
     AFD_FLASH_MAX_SUM_DIM = 512,
-    AFD_FLASH_MAX_SHAPES = 4, /* kinds of layers with lists of their own */
+    AFD_FLASH_MAX_SHAPES = 4,   /* kinds of layers with lists of their own */
+    AFD_FLASH_PANEL = 64 * 128, /* bytes */
 };
 
 /* name, tiles of 8 value channels a warp holds: half of the channels */
@@ -41,17 +56,19 @@ enum {
     X(flash_256, 16)                                                                                         \
     X(flash_512, 32)
 
+/* name, tiles of 8 channels, of K and of V: a warp holds all of V, of its team's tokens; K and V are fp8 */
+#define AFD_FLASH_TEAM_KERNELS(X)                                                                            \
+    X(flash_team_128_bf16, 16, 0)                                                                            \
+    X(flash_team_128_fp8, 16, 1)                                                                             \
+    X(flash_team_256_bf16, 32, 0)                                                                            \
+    X(flash_team_256_fp8, 32, 1)
+
 enum afd_flash_kernel {
-#define X(name, tiles) AFD_FLASH_##name,
-    AFD_FLASH_KERNELS(X)
+#define X(name, ...) AFD_FLASH_##name,
+    AFD_FLASH_KERNELS(X) AFD_FLASH_TEAM_KERNELS(X)
 #undef X
         AFD_FLASH_KERNEL_COUNT
 };
-
-AFD_INLINE enum afd_flash_kernel afd_flash_kernel_of(uint32_t sum_dim)
-{
-    return sum_dim <= 128 ? AFD_FLASH_flash_128 : sum_dim <= 256 ? AFD_FLASH_flash_256 : AFD_FLASH_flash_512;
-}
 
 /* 64 queries of a KV head from `query` on (of rows * group), against the tokens of one part. */
 struct afd_flash_item {
@@ -76,8 +93,8 @@ struct afd_args_flash {
 /* Where things are in the block's shared memory: rows of bf16, 16 bytes more than they need, so that the 8
  * rows of a matrix lie in different banks. */
 struct afd_flash_layout {
-    uint32_t q, tile, raw, p, stats; /* offsets */
-    uint32_t next, value;            /* from a tile to the other, 0 with fp8; from a tile's K to its V */
+    uint32_t tile, raw, p, stats; /* offsets; Q at 0 */
+    uint32_t next, value;         /* from a tile to the other, 0 with fp8; from a tile's K to its V */
     uint32_t pitch, value_pitch, p_pitch, raw_pitch, bytes;
     uint32_t key_steps;  /* of 16 channels */
     uint32_t half;       /* value channels of a warp, a multiple of 16 */
@@ -103,7 +120,6 @@ AFD_INLINE struct afd_flash_layout afd_flash_layout_of(const struct afd_gpu_kv *
     l.p_pitch = tile * 2 + 16;
     l.raw_pitch = l.chunks * 16;
     uint32_t tile_bytes = tile * (l.pitch + (kv->latent ? 0 : l.value_pitch));
-    l.q = 0;
     l.tile = AFD_FLASH_QUERIES * l.pitch;
     l.next = l.is_fp8 ? 0 : tile_bytes;
     l.value = kv->latent ? 0 : tile * l.pitch;
@@ -114,8 +130,47 @@ AFD_INLINE struct afd_flash_layout afd_flash_layout_of(const struct afd_gpu_kv *
     return l;
 }
 
+/* The same for teams: Q at 0, two stages of panels (K, and V from `value` on), of fp8 two stages of raw rows,
+ * maxima and sums [2][64] of each. */
+struct afd_flash_team_layout {
+    uint32_t stage, stage_bytes, value, raw, raw_bytes, stats, bytes;
+    uint32_t key_chunks, chunks; /* 16 bytes each as stored: of K, then of K and V */
+};
+
+/* Of K, and of V: what the kernel's products read. */
+AFD_INLINE uint32_t afd_flash_team_panels(uint32_t key_dim)
+{
+    return key_dim <= 128 ? 2 : 4;
+}
+
+AFD_INLINE struct afd_flash_team_layout afd_flash_team_layout_of(const struct afd_gpu_kv *kv,
+                                                                 uint32_t sum_dim)
+{
+    struct afd_flash_team_layout l;
+    uint32_t panels = afd_flash_team_panels(kv->key_dim), each = kv->dtype == AFD_FP8 ? 16 : 8;
+    l.key_chunks = kv->key_dim / each;
+    l.chunks = l.key_chunks + (sum_dim + each - 1) / each;
+    l.value = panels * AFD_FLASH_PANEL;
+    l.stage = l.value;
+    l.stage_bytes = 2 * panels * AFD_FLASH_PANEL;
+    l.raw = l.stage + 2 * l.stage_bytes;
+    l.raw_bytes = kv->dtype == AFD_FP8 ? AFD_FLASH_MAX_TILE * l.chunks * 16 : 0;
+    l.stats = l.raw + 2 * l.raw_bytes;
+    l.bytes = l.stats + 4 * AFD_FLASH_QUERIES * (uint32_t)sizeof(float);
+    return l;
+}
+
 /* The largest tile whose layout fits into `shared_bytes`; 0: none, or the kernels do not take such rows. */
 uint32_t afd_flash_tile(const struct afd_gpu_kv *kv, uint32_t sum_dim, uint32_t shared_bytes);
+
+/* Which kernel takes such rows, with which tile (0: none) and how much shared memory. `has_groups`: the GPU
+ * multiplies by warpgroups. */
+struct afd_flash_choice {
+    enum afd_flash_kernel kernel;
+    uint32_t tile, shared_bytes;
+};
+struct afd_flash_choice afd_flash_choose(const struct afd_gpu_kv *kv, uint32_t sum_dim, uint32_t shared_bytes,
+                                         int has_groups);
 
 /* Tokens of a part, of sequences of at most max_context. */
 AFD_INLINE uint32_t afd_flash_split(uint32_t max_context)

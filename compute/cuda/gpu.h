@@ -34,6 +34,13 @@ void afd_gpu_free_host(struct afd_gpu *gpu, void *memory);
 /* `rows` rows from the CPU's memory to the GPU's, at once; blocks. */
 enum afd_status afd_gpu_upload(struct afd_gpu *gpu, void *to, uint64_t to_pitch, const void *from,
                                uint64_t from_pitch, uint64_t row_bytes, uint64_t rows);
+/* Within the GPU's memory and pinned memory, at once; blocks. */
+enum afd_status afd_gpu_move(struct afd_gpu *gpu, void *to, const void *from, uint64_t bytes);
+/* Memory of afd_gpu_alloc for writes by a network adapter, which kernels that are launched later see: a
+ * dma-buf of it, or -1 where the driver gives none: the adapter's may find it by address. AFD_ERR_REFUSED
+ * with words: this GPU takes no such writes, or not in order. */
+enum afd_status afd_gpu_export(struct afd_gpu *gpu, void *memory, uint64_t bytes, int *dmabuf_fd_out,
+                               struct afd_error *error_out);
 /* What follows is put on this stream, < AFD_GPU_STREAMS; 0 at open. */
 void afd_gpu_use(struct afd_gpu *gpu, uint32_t stream);
 
@@ -45,8 +52,10 @@ enum afd_status afd_gpu_copy(struct afd_gpu *gpu, void *to, const void *from, ui
 enum afd_status afd_gpu_launch(struct afd_gpu *gpu, enum afd_kernel kernel, uint32_t blocks, uint32_t phases,
                                const void *args);
 
-/* Attention's blocks (flash.h), and the most shared memory that one may take. */
+/* Attention's blocks (flash.h), the most shared memory that one may take, and whether the GPU, and the build,
+ * has products by warpgroups. */
 uint32_t afd_gpu_shared_bytes(const struct afd_gpu *gpu);
+int afd_gpu_has_groups(const struct afd_gpu *gpu);
 enum afd_status afd_gpu_flash(struct afd_gpu *gpu, enum afd_flash_kernel kernel, uint32_t blocks,
                               uint32_t shared_bytes, const struct afd_args_flash *args);
 

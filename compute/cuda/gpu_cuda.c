@@ -1,3 +1,4 @@
+#include <cuda.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,8 @@ enum { POLLS_A_LOOK = 4096 }; /* between two questions whether the GPU has faile
 struct afd_gpu {
     int index;
     char name[300];
-    int shared_bytes;                              /* that one block may take */
+    int shared_bytes; /* that one block may take */
+    int has_groups;
     cudaStream_t streams[AFD_GPU_STREAMS], stream; /* stream: what is put now goes there */
     _Atomic uint64_t *flags;                       /* [streams], pinned; the GPU writes them */
     uint32_t polls, stream_index;
@@ -44,6 +46,7 @@ static enum afd_status describe(struct afd_gpu *g, struct afd_error *error_out)
     cudaError_t error = cudaGetDeviceProperties(&p, g->index);
     if (error) return afd_fail(error_out, AFD_ERR_DEVICE, "GPU %d: %s", g->index, cudaGetErrorString(error));
     snprintf(g->name, sizeof g->name, "%s, sm_%d%d", p.name, p.major, p.minor);
+    g->has_groups = afd_cuda_arch_has_groups(AFD_CUDA_ARCHES, p.major, p.minor);
     if (afd_cuda_arch_runs(AFD_CUDA_ARCHES, p.major, p.minor)) return AFD_OK;
     return afd_fail(error_out, AFD_ERR_DEVICE,
                     "GPU %d is a %s; expected one that runs code for sm_" AFD_CUDA_ARCHES
@@ -162,6 +165,43 @@ enum afd_status afd_gpu_upload(struct afd_gpu *g, void *to, uint64_t to_pitch, c
                  "upload");
 }
 
+/* The default stream's copy is done when the stream is; a copy within the GPU is not when the call returns.
+ */
+enum afd_status afd_gpu_move(struct afd_gpu *g, void *to, const void *from, uint64_t bytes)
+{
+    cudaSetDevice(g->index);
+    cudaError_t error = cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
+    return check(g, error ? error : cudaStreamSynchronize(cudaStreamLegacy), "move");
+}
+
+enum afd_status afd_gpu_export(struct afd_gpu *g, void *memory, uint64_t bytes, int *dmabuf_fd_out,
+                               struct afd_error *error_out)
+{
+    int can = 0, order = 0;
+    void *entry = NULL;
+    enum cudaDriverEntryPointQueryResult found;
+    *dmabuf_fd_out = -1;
+    cudaSetDevice(g->index);
+    if (cudaDeviceGetAttribute(&can, cudaDevAttrGPUDirectRDMASupported, g->index) || !can)
+        return afd_fail(error_out, AFD_ERR_REFUSED, "%s does not support GPUDirect RDMA", g->name);
+    /* Else what an adapter wrote may be seen by a kernel later than the message that tells of it. */
+    if (cudaDeviceGetAttribute(&order, cudaDevAttrGPUDirectRDMAWritesOrdering, g->index) ||
+        order < cudaGPUDirectRDMAWritesOrderingOwner)
+        return afd_fail(error_out, AFD_ERR_REFUSED, "%s does not keep an adapter's writes in order", g->name);
+    if (cudaGetDriverEntryPointByVersion("cuMemGetHandleForAddressRange", &entry, 11070, cudaEnableDefault,
+                                         &found) ||
+        found != cudaDriverEntryPointSuccess) {
+        cudaGetLastError();
+        return AFD_OK;
+    }
+    CUresult (*get_handle)(void *, CUdeviceptr, size_t, CUmemRangeHandleType, unsigned long long);
+    memcpy(&get_handle, &entry, sizeof get_handle);
+    if (get_handle(dmabuf_fd_out, (CUdeviceptr)(uintptr_t)memory, bytes, CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD,
+                   0))
+        *dmabuf_fd_out = -1;
+    return AFD_OK;
+}
+
 void afd_gpu_use(struct afd_gpu *g, uint32_t stream)
 {
     g->stream = g->streams[stream];
@@ -231,6 +271,11 @@ enum afd_status afd_gpu_flash(struct afd_gpu *g, enum afd_flash_kernel kernel, u
 uint32_t afd_gpu_shared_bytes(const struct afd_gpu *g)
 {
     return (uint32_t)g->shared_bytes;
+}
+
+int afd_gpu_has_groups(const struct afd_gpu *g)
+{
+    return g->has_groups;
 }
 
 void afd_gpu_record(struct afd_gpu *g)

@@ -57,6 +57,20 @@ enum afd_status afd_gpu_upload(struct afd_gpu *gpu, void *to, uint64_t to_pitch,
     return AFD_ERR_DEVICE;
 }
 
+enum afd_status afd_gpu_move(struct afd_gpu *gpu, void *to, const void *from, uint64_t bytes)
+{
+    (void)gpu, (void)to, (void)from, (void)bytes;
+    return AFD_ERR_DEVICE;
+}
+
+enum afd_status afd_gpu_export(struct afd_gpu *gpu, void *memory, uint64_t bytes, int *dmabuf_fd_out,
+                               struct afd_error *error_out)
+{
+    (void)gpu, (void)memory, (void)bytes;
+    *dmabuf_fd_out = -1;
+    return afd_fail(error_out, AFD_ERR_DEVICE, "this build has no CUDA");
+}
+
 enum afd_status afd_gpu_copy(struct afd_gpu *gpu, void *to, const void *from, uint64_t bytes)
 {
     (void)gpu, (void)to, (void)from, (void)bytes;
@@ -71,6 +85,12 @@ enum afd_status afd_gpu_launch(struct afd_gpu *gpu, enum afd_kernel kernel, uint
 }
 
 uint32_t afd_gpu_shared_bytes(const struct afd_gpu *gpu)
+{
+    (void)gpu;
+    return 0;
+}
+
+int afd_gpu_has_groups(const struct afd_gpu *gpu)
 {
     (void)gpu;
     return 0;

@@ -131,6 +131,42 @@ void afd_group_mma_bf16(struct afd_group_c *c, const void *a, const void *b, uin
 /* These read shared memory by another way than stores and cp.async take: between this lane's writes to a tile
  * (arrived) and the barrier after which the group reads it. */
 AFD_DEVICE void afd_tile_publish(void) {}
+/* Products of attention, of bf16 or of f16. Their sums are those of 16 rows and 8 columns above, side by
+ * side.
+ *
+ * scores: c [8] = a b, as afd_group_mma_bf16, but of 64 columns.
+ * values: c [16] += a b over 16 of K by 128 columns. `a`: the warp's 16 rows, in registers. b: a row of K is
+ * 128 bytes of a tile, 64 columns; the next 64 columns are a tile that begins `next` bytes behind. */
+void afd_group_scores_bf16(struct afd_mma_c *c, const void *a, const void *b, uint32_t k, int begin,
+                           uint32_t warp);
+void afd_group_values_bf16(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b, uint32_t next);
+void afd_group_scores_f16(struct afd_mma_c *c, const void *a, const void *b, uint32_t k, int begin,
+                          uint32_t warp);
+void afd_group_values_f16(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b, uint32_t next);
+/* Around them: what they take in registers is settled (c [8], c [16], a), then begin, products, commit, and
+ * wait for each c. Between commit and wait something else may be done, but to c, a and b. */
+AFD_DEVICE void afd_group_settle_8(struct afd_mma_c *c)
+{
+    (void)c;
+}
+AFD_DEVICE void afd_group_settle_16(struct afd_mma_c *c)
+{
+    (void)c;
+}
+AFD_DEVICE void afd_group_settle_a(struct afd_mma_a *a)
+{
+    (void)a;
+}
+AFD_DEVICE void afd_group_begin(void) {}
+AFD_DEVICE void afd_group_commit(void) {}
+AFD_DEVICE void afd_group_wait_8(struct afd_mma_c *c)
+{
+    (void)c;
+}
+AFD_DEVICE void afd_group_wait_16(struct afd_mma_c *c)
+{
+    (void)c;
+}
 /* Around a sequence of group products: fence before the first; done waits for all of them. */
 AFD_DEVICE void afd_group_fence(struct afd_group_c *c)
 {

@@ -35,7 +35,7 @@ static uint64_t shards_of(const struct world *w, uint32_t instance)
 static struct afd_region a2f_region(const struct world_ffn *f, uint32_t slot)
 {
     uint64_t bytes = f->world->machine.wire.a2f_region_bytes;
-    return (struct afd_region){f->memory + slot * bytes, bytes};
+    return (struct afd_region){.base = f->memory + slot * bytes, .bytes = bytes};
 }
 
 static unsigned char *f2a_source(const struct world_ffn *f, uint32_t slot, uint32_t shard)

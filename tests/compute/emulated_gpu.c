@@ -13,7 +13,7 @@
 #include "base/rng.h"
 #include "compute/cuda/bodies.h"
 #include "compute/cuda/bodies_ffn.h"
-#include "compute/cuda/bodies_flash.h"
+#include "compute/cuda/bodies_flash_team.h"
 #include "compute/cuda/bodies_route.h"
 #include "compute/cuda/gpu.h"
 #include "compute/cuda/launches.h"
@@ -133,6 +133,21 @@ enum afd_status afd_gpu_upload(struct afd_gpu *gpu, void *to, uint64_t to_pitch,
     return AFD_OK;
 }
 
+enum afd_status afd_gpu_move(struct afd_gpu *gpu, void *to, const void *from, uint64_t bytes)
+{
+    (void)gpu;
+    memcpy(to, from, bytes);
+    return AFD_OK;
+}
+
+enum afd_status afd_gpu_export(struct afd_gpu *gpu, void *memory, uint64_t bytes, int *dmabuf_fd_out,
+                               struct afd_error *error_out)
+{
+    (void)gpu, (void)memory, (void)bytes;
+    *dmabuf_fd_out = -1;
+    return afd_fail(error_out, AFD_ERR_REFUSED, "an emulated GPU has no adapter beside it");
+}
+
 enum afd_status afd_gpu_copy(struct afd_gpu *gpu, void *to, const void *from, uint64_t bytes)
 {
     append(gpu, (struct item){.to = to, .from = from, .bytes = bytes});
@@ -193,39 +208,52 @@ uint32_t afd_gpu_shared_bytes(const struct afd_gpu *gpu)
     return 227 << 10; /* Hopper's */
 }
 
-/* A warp's copies under way: the tile it waits for, and the next. */
-static void flash_warps_init(struct afd_flash_warp *own, const struct afd_args_flash *args)
+int afd_gpu_has_groups(const struct afd_gpu *gpu)
 {
-    struct afd_flash_layout l = afd_flash_layout_of(&args->kv, args->sum_dim, args->tile);
-    uint32_t capacity = 2 * l.chunks * (args->tile / AFD_FLASH_WARPS);
-    for (uint32_t w = 0; w < AFD_FLASH_WARPS; w++) {
-        memset(&own[w], 0xff, sizeof own[w]);
-        own[w].async = (struct afd_async){.copies = malloc(capacity * sizeof *own[w].async.copies),
-                                          .capacity = capacity};
-    }
+    (void)gpu;
+    return 1;
 }
 
-/* Warps forwards in even blocks and backwards in odd ones. Shared memory and registers are poisoned. */
+/* Warps forwards in even blocks and backwards in odd ones. Shared memory and registers are poisoned. A warp's
+ * copies under way are those of two stages, and of the one that it begins. */
+#define RUN_FLASH(name, own_type, tiles, ...)                                                                \
+    static void run_##name(uint32_t blocks, uint32_t shared_bytes, const struct afd_args_flash *args)        \
+    {                                                                                                        \
+        size_t room = (shared_bytes + AFD_TILE_ALIGN - 1) / AFD_TILE_ALIGN * AFD_TILE_ALIGN;                 \
+        unsigned char *shared = aligned_alloc(AFD_TILE_ALIGN, room);                                         \
+        own_type *own = malloc(AFD_FLASH_WARPS * sizeof *own);                                               \
+        struct afd_mma_c(*o)[tiles] = malloc(AFD_FLASH_WARPS * sizeof *o);                                   \
+        struct afd_async_copy *copies = malloc(AFD_FLASH_WARPS * MAX_COPIES * sizeof *copies);               \
+        for (uint32_t b = 0; b < blocks; b++) {                                                              \
+            memset(shared, 0xff, shared_bytes);                                                              \
+            memset(o, 0xff, AFD_FLASH_WARPS * sizeof *o);                                                    \
+            memset(own, 0xff, AFD_FLASH_WARPS * sizeof *own);                                                \
+            for (uint32_t w = 0; w < AFD_FLASH_WARPS; w++)                                                   \
+                own[w].async =                                                                               \
+                    (struct afd_async){.copies = copies + w * MAX_COPIES, .capacity = MAX_COPIES};           \
+            __VA_ARGS__;                                                                                     \
+        }                                                                                                    \
+        free(copies), free(o), free(own), free(shared);                                                      \
+    }
+#define X(name, tiles)                                                                                       \
+    RUN_FLASH(name, struct afd_flash_warp, tiles, afd_flash_run(args, b, shared, b % 2, own, *o, tiles))
+AFD_FLASH_KERNELS(X)
+#undef X
+#define X(name, tiles, is_fp8)                                                                               \
+    RUN_FLASH(name, struct afd_flash_team_warp, tiles,                                                       \
+              afd_flash_team_run(args, b, shared, b % 2, own, *o, tiles, is_fp8))
+AFD_FLASH_TEAM_KERNELS(X)
+#undef X
+
 static void run_flash(enum afd_flash_kernel kernel, uint32_t blocks, uint32_t shared_bytes,
                       const struct afd_args_flash *args)
 {
-    static const uint32_t tiles[] = {
-#define X(name, tiles) tiles,
-        AFD_FLASH_KERNELS(X)
+    static void (*const run[])(uint32_t, uint32_t, const struct afd_args_flash *) = {
+#define X(name, ...) run_##name,
+        AFD_FLASH_KERNELS(X) AFD_FLASH_TEAM_KERNELS(X)
 #undef X
     };
-    size_t o_bytes = AFD_FLASH_WARPS * tiles[kernel] * sizeof(struct afd_mma_c);
-    unsigned char *shared = aligned_alloc(16, (shared_bytes + 15) / 16 * 16);
-    struct afd_flash_warp *own = malloc(AFD_FLASH_WARPS * sizeof *own);
-    struct afd_mma_c *o = malloc(o_bytes);
-    for (uint32_t b = 0; b < blocks; b++) {
-        memset(shared, 0xff, shared_bytes);
-        memset(o, 0xff, o_bytes);
-        flash_warps_init(own, args);
-        afd_flash_run(args, b, shared, b % 2, own, o, tiles[kernel]);
-        for (uint32_t w = 0; w < AFD_FLASH_WARPS; w++) free(own[w].async.copies);
-    }
-    free(o), free(own), free(shared);
+    run[kernel](blocks, shared_bytes, args);
 }
 
 static void run_list(const struct afd_launches *list)

@@ -9,7 +9,7 @@
 #include "base/half.h"
 #include "compute/cuda/mma.h"
 
-enum { ROWS = 16, COLUMNS = 8, WORDS = 8, WORD = 4, MAX_K = 32 };
+enum { ROWS = 16, COLUMNS = 8, WORDS = 8, WORD = 4, MAX_K = 32, SCORE_COLUMNS = 64 };
 
 /* The lane and register of word `word` of row `row` of an A fragment; B has columns in place of rows. */
 static uint32_t a_word(const struct afd_mma_a *a, uint32_t row, uint32_t word)
@@ -27,11 +27,18 @@ static float *c_at(struct afd_mma_c *c, uint32_t row, uint32_t column)
     return &c->r[row % 8 * 4 + column / 2][row / 8 * 2 + column % 2];
 }
 
-/* Element i of a word. */
-static float element(uint32_t word, uint32_t i, int is_fp8)
+enum kind { BF16, E4M3, F16 };
+
+static float element16(uint16_t bits, enum kind kind)
 {
-    return is_fp8 ? afd_e4m3_to_float((uint8_t)(word >> 8 * i))
-                  : afd_bf16_to_float((uint16_t)(word >> 16 * i));
+    return kind == BF16 ? afd_bf16_to_float(bits) : afd_f16_to_float(bits);
+}
+
+/* Element i of a word. */
+static float element(uint32_t word, uint32_t i, enum kind kind)
+{
+    return kind == E4M3 ? afd_e4m3_to_float((uint8_t)(word >> 8 * i))
+                        : element16((uint16_t)(word >> 16 * i), kind);
 }
 
 /* Eight words as they come, decoded: 16 or 32 elements. */
@@ -39,41 +46,41 @@ struct line {
     float x[MAX_K];
 };
 
-static void decode(struct line *line, uint32_t word, uint32_t at, int is_fp8)
+static void decode(struct line *line, uint32_t word, uint32_t at, enum kind kind)
 {
-    uint32_t each = is_fp8 ? 4 : 2;
-    for (uint32_t i = 0; i < each; i++) line->x[at * each + i] = element(word, i, is_fp8);
+    uint32_t each = kind == E4M3 ? 4 : 2;
+    for (uint32_t i = 0; i < each; i++) line->x[at * each + i] = element(word, i, kind);
 }
 
-static float line_product(float sum, const struct line *a, const struct line *b, int is_fp8)
+static float line_product(float sum, const struct line *a, const struct line *b, enum kind kind)
 {
-    for (uint32_t k = 0; k < (is_fp8 ? 32u : 16u); k++) sum = fmaf(a->x[k], b->x[k], sum);
+    for (uint32_t k = 0; k < (kind == E4M3 ? 32u : 16u); k++) sum = fmaf(a->x[k], b->x[k], sum);
     return sum;
 }
 
 static void warp_product(struct afd_mma_c *c, const struct afd_mma_a *a, const struct afd_mma_b *b,
-                         int is_fp8)
+                         enum kind kind)
 {
     struct line rows[ROWS], columns[COLUMNS];
     for (uint32_t w = 0; w < WORDS; w++) {
-        for (uint32_t i = 0; i < ROWS; i++) decode(&rows[i], a_word(a, i, w), w, is_fp8);
-        for (uint32_t i = 0; i < COLUMNS; i++) decode(&columns[i], b_word(b, i, w), w, is_fp8);
+        for (uint32_t i = 0; i < ROWS; i++) decode(&rows[i], a_word(a, i, w), w, kind);
+        for (uint32_t i = 0; i < COLUMNS; i++) decode(&columns[i], b_word(b, i, w), w, kind);
     }
     for (uint32_t row = 0; row < ROWS; row++)
         for (uint32_t column = 0; column < COLUMNS; column++) {
             float *sum = c_at(c, row, column);
-            *sum = line_product(*sum, &rows[row], &columns[column], is_fp8);
+            *sum = line_product(*sum, &rows[row], &columns[column], kind);
         }
 }
 
 void afd_mma_bf16(struct afd_mma_c *c, const struct afd_mma_a *a, const struct afd_mma_b *b)
 {
-    warp_product(c, a, b, 0);
+    warp_product(c, a, b, BF16);
 }
 
 void afd_mma_e4m3(struct afd_mma_c *c, const struct afd_mma_a *a, const struct afd_mma_b *b)
 {
-    warp_product(c, a, b, 1);
+    warp_product(c, a, b, E4M3);
 }
 
 void afd_load_matrices(uint32_t r[AFD_WARP_SLOTS][4], const void *const address[AFD_WARP_SLOTS])
@@ -107,34 +114,106 @@ static uint32_t tile_word(const void *tile, uint32_t row, uint32_t byte)
 }
 
 static void group_product(struct afd_group_c *c, const void *a, const void *b, uint32_t k, int begin,
-                          uint32_t warp, int is_fp8)
+                          uint32_t warp, enum kind kind)
 {
     assert((uintptr_t)a % AFD_TILE_ALIGN == 0 && (uintptr_t)b % AFD_TILE_ALIGN == 0);
     struct line rows[ROWS], columns[AFD_GROUP_COLUMNS];
     for (uint32_t w = 0; w < WORDS; w++) {
         for (uint32_t i = 0; i < ROWS; i++)
-            decode(&rows[i], tile_word(a, 16 * warp + i, k + WORD * w), w, is_fp8);
+            decode(&rows[i], tile_word(a, 16 * warp + i, k + WORD * w), w, kind);
         for (uint32_t i = 0; i < AFD_GROUP_COLUMNS; i++)
-            decode(&columns[i], tile_word(b, i, k + WORD * w), w, is_fp8);
+            decode(&columns[i], tile_word(b, i, k + WORD * w), w, kind);
     }
     for (uint32_t row = 0; row < ROWS; row++)
         for (uint32_t column = 0; column < AFD_GROUP_COLUMNS; column++) {
             uint32_t lane = row % 8 * 4 + column % 8 / 2, i = row / 8 * 2 + column % 2;
             float *out = &c->r[lane][column / 8 * 4 + i];
-            *out = line_product(begin ? 0.0f : *out, &rows[row], &columns[column], is_fp8);
+            *out = line_product(begin ? 0.0f : *out, &rows[row], &columns[column], kind);
         }
 }
 
 void afd_group_mma_e4m3(struct afd_group_c *c, const void *a, const void *b, uint32_t k, int begin,
                         uint32_t warp)
 {
-    group_product(c, a, b, k, begin, warp, 1);
+    group_product(c, a, b, k, begin, warp, E4M3);
 }
 
 void afd_group_mma_bf16(struct afd_group_c *c, const void *a, const void *b, uint32_t k, int begin,
                         uint32_t warp)
 {
-    group_product(c, a, b, k, begin, warp, 0);
+    group_product(c, a, b, k, begin, warp, BF16);
+}
+
+/* Column `column` of the product of 16 rows beside those before. */
+static float *side_by_side(struct afd_mma_c *c, uint32_t row, uint32_t column)
+{
+    return c_at(&c[column / COLUMNS], row, column % COLUMNS);
+}
+
+static void scores(struct afd_mma_c *c, const void *a, const void *b, uint32_t k, int begin, uint32_t warp,
+                   enum kind kind)
+{
+    assert((uintptr_t)a % AFD_TILE_ALIGN == 0 && (uintptr_t)b % AFD_TILE_ALIGN == 0);
+    struct line rows[ROWS], line;
+    for (uint32_t w = 0; w < WORDS; w++)
+        for (uint32_t i = 0; i < ROWS; i++)
+            decode(&rows[i], tile_word(a, 16 * warp + i, k + WORD * w), w, kind);
+    for (uint32_t column = 0; column < SCORE_COLUMNS; column++) {
+        for (uint32_t w = 0; w < WORDS; w++) decode(&line, tile_word(b, column, k + WORD * w), w, kind);
+        for (uint32_t row = 0; row < ROWS; row++) {
+            float *out = side_by_side(c, row, column);
+            *out = line_product(begin ? 0.0f : *out, &rows[row], &line, kind);
+        }
+    }
+}
+
+void afd_group_scores_bf16(struct afd_mma_c *c, const void *a, const void *b, uint32_t k, int begin,
+                           uint32_t warp)
+{
+    scores(c, a, b, k, begin, warp, BF16);
+}
+
+void afd_group_scores_f16(struct afd_mma_c *c, const void *a, const void *b, uint32_t k, int begin,
+                          uint32_t warp)
+{
+    scores(c, a, b, k, begin, warp, F16);
+}
+
+/* A matrix whose columns lie side by side ("MN-major"): eight of K and 64 columns are 1024 bytes, K in steps
+ * of 128 bytes, swizzled as above; the next eight of K follow, the next 64 columns are at `leading`. */
+static float turned(const void *b, uint32_t leading, uint32_t k, uint32_t column, enum kind kind)
+{
+    uint32_t linear = k % 8 * 128 + column % 64 * 2;
+    uint16_t two;
+    memcpy(&two, (const char *)b + column / 64 * leading + k / 8 * 1024 + (linear ^ (linear >> 3 & 0x70)),
+           sizeof two);
+    return element16(two, kind);
+}
+
+static void values(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b, uint32_t next,
+                   enum kind kind)
+{
+    assert((uintptr_t)b % AFD_TILE_ALIGN == 0 && next % AFD_TILE_ALIGN == 0);
+    struct line rows[ROWS], line;
+    for (uint32_t w = 0; w < WORDS; w++)
+        for (uint32_t i = 0; i < ROWS; i++) decode(&rows[i], a_word(a, i, w), w, kind);
+    for (uint32_t column = 0; column < AFD_GROUP_COLUMNS; column++) {
+        for (uint32_t k = 0; k < 16; k++) line.x[k] = turned(b, next, k, column, kind);
+        for (uint32_t row = 0; row < ROWS; row++) {
+            float *out = side_by_side(c, row, column);
+            *out = line_product(*out, &rows[row], &line, kind);
+        }
+    }
+}
+
+void afd_group_values_bf16(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b, uint32_t next)
+{
+    values(c, a, b, next, BF16);
+}
+
+void afd_group_values_f16(struct afd_mma_c *c, const struct afd_mma_a *a, const void *b, uint32_t next)
+{
+    values(c, a, b, next, F16);
 }
 
 uint32_t afd_add_pairs(uint32_t a, uint32_t b)

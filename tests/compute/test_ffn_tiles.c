@@ -155,6 +155,7 @@ static void must_be_int4(const struct machine *m)
         }
         assert_true(bytes > 0);
         assert_int_equal(bytes, afd_share_bytes(m->model, m->checkpoint, &device->config.share, 0));
+        assert_int_equal(bytes, afd_share_bytes(m->model, NULL, &device->config.share, 0));
         for (uint32_t l = 0; l < m->model->layer_count; l++) assert_true(afd_cuda_ffn_has_tiles(device, l));
     }
 }

@@ -22,7 +22,7 @@ enum { MAX_SEGMENTS = 4, MAX_TOKENS = 700, SPLIT = 128, PITCH_MORE = 16, PRIME =
 struct geometry {
     uint32_t heads, kv_heads, key_dim, sum_dim; /* sum_dim < key_dim: latent */
     enum afd_dtype dtype;
-    uint32_t window, block_tokens, tile;
+    uint32_t window, block_tokens, tile; /* tile 0: by teams of warpgroups */
 };
 
 /* Sequences in a cache, and the queries of their last rows. */
@@ -132,6 +132,13 @@ static float scale_of(const struct geometry *g)
     return 1.0f / sqrtf((float)g->key_dim);
 }
 
+/* A query's channel as the tensor cores take it. */
+static float as_multiplied(const struct geometry *g, float q)
+{
+    if (!g->tile && g->dtype == AFD_FP8) return afd_f16_to_float(afd_float_to_f16(q));
+    return afd_bf16_to_float(afd_float_to_bf16(q));
+}
+
 /* One head's output, and for each channel the sum of terms times magnitudes, which the error scales with. */
 static void expect(const struct scene *s, uint32_t sequence, uint32_t position, uint32_t head, const float *q,
                    double *o, double *magnitude)
@@ -144,7 +151,7 @@ static void expect(const struct scene *s, uint32_t sequence, uint32_t position, 
         const unsigned char *k = kv_at(s, sequence, t, kv_head, 0);
         p[t] = 0;
         for (uint32_t i = 0; i < g->key_dim; i++)
-            p[t] += (double)afd_bf16_to_float(afd_float_to_bf16(q[i])) * (double)kv_read(s, k, i);
+            p[t] += (double)as_multiplied(g, q[i]) * (double)kv_read(s, k, i);
         p[t] *= (double)scale_of(g);
         max = fmax(max, p[t]);
     }
@@ -179,6 +186,18 @@ static void step_add(const struct scene *s, struct step *step, uint32_t sequence
         step->position[step->rows] = first + r;
         step->block_begin[step->rows] = sequence * s->per;
     }
+}
+
+/* The tile that is asked for: of less shared memory than there is. */
+static struct afd_flash_choice choice_of(const struct scene *s, const struct geometry *g)
+{
+    uint32_t most = afd_gpu_shared_bytes(s->gpu), is_team = !g->tile;
+    uint32_t bytes = is_team ? most : afd_flash_layout_of(&s->kv, g->sum_dim, g->tile).bytes;
+    struct afd_flash_choice c = afd_flash_choose(&s->kv, g->sum_dim, bytes, (int)is_team);
+    assert_true(bytes <= most && c.shared_bytes <= bytes);
+    assert_int_equal(c.tile, is_team ? AFD_FLASH_MAX_TILE : g->tile);
+    assert_int_equal(c.kernel >= AFD_FLASH_flash_team_128_bf16, is_team);
+    return c;
 }
 
 static void step_run(struct scene *s, struct step *step, uint32_t split)
@@ -217,12 +236,13 @@ static void step_run(struct scene *s, struct step *step, uint32_t split)
                                   .tile = g->tile,
                                   .scale = scale_of(g)};
     args.kv.blocks = s->tables, args.kv.block_begin = step->block_begin, args.kv.positions = step->position;
-    uint32_t bytes = afd_flash_layout_of(&args.kv, g->sum_dim, g->tile).bytes;
-    assert_true(bytes <= afd_gpu_shared_bytes(s->gpu));
+    struct afd_flash_choice choice = choice_of(s, g);
+    args.tile = choice.tile;
     /* More blocks than there are items: a captured graph has a fixed number. */
-    afd_gpu_flash(s->gpu, afd_flash_kernel_of(g->sum_dim), (count + 3) * g->kv_heads, bytes, &args);
-    struct afd_args_flash_join join = {step->position, partial,    stats,     step->o, step->o_pitch,
-                                       g->heads,       g->sum_dim, g->window, split,   step->rows};
+    afd_gpu_flash(s->gpu, choice.kernel, (count + 3) * g->kv_heads, choice.shared_bytes, &args);
+    struct afd_args_flash_join join = {&step->rows, step->position, partial,   stats,
+                                       step->o,     step->o_pitch,  g->heads,  g->sum_dim,
+                                       g->window,   split,          step->rows};
     afd_gpu_launch(s->gpu, AFD_KERNEL_flash_join, step->rows * g->heads, 1, &join);
     afd_gpu_mark(s->gpu, ++s->marked);
     assert_int_equal(afd_gpu_wait(s->gpu, 0, s->marked), AFD_OK);
@@ -258,8 +278,16 @@ static void must_agree(const struct scene *s, const struct step *step)
             assert_true(isnan(step->o[(size_t)r * step->o_pitch + i]));
 }
 
+/* Also by teams, if they take such rows. */
+static void each_way(void (*what)(struct geometry), struct geometry g)
+{
+    what(g);
+    g.tile = 0;
+    if (!is_latent(&g)) what(g);
+}
+
 /* Decode: a row a sequence, ragged. */
-static void decode(struct geometry g)
+static void decode_once(struct geometry g)
 {
     const uint32_t tokens[] = {1, 129, 64, 301};
     struct scene s = scene_of(g, 4, tokens, 1);
@@ -271,8 +299,13 @@ static void decode(struct geometry g)
     scene_free(&s);
 }
 
+static void decode(struct geometry g)
+{
+    each_way(decode_once, g);
+}
+
 /* A chunk of a prompt beside a decoding row and a prompt's beginning. */
-static void prefill(struct geometry g)
+static void prefill_once(struct geometry g)
 {
     const uint32_t tokens[] = {150, 200, 9}, rows[] = {21, 1, 9};
     struct scene s = scene_of(g, 3, tokens, 21);
@@ -282,6 +315,11 @@ static void prefill(struct geometry g)
     must_agree(&s, &step);
     step_free(&s, &step);
     scene_free(&s);
+}
+
+static void prefill(struct geometry g)
+{
+    each_way(prefill_once, g);
 }
 
 static const struct geometry MFA = {64, 1, 256, 256, AFD_BF16, 0, 64, 64};
@@ -330,6 +368,8 @@ static void chunks(void **state)
     prefill(g);
     g = GQA, g.window = 60, g.tile = 32;
     prefill(g);
+    g.dtype = AFD_FP8, g.block_tokens = g.tile = 64; /* whole tiles in a block of the cache */
+    prefill(g);
     g = MLA, g.heads = 3;
     prefill(g);
 }
@@ -338,8 +378,11 @@ static void chunks(void **state)
 static void not_of_the_neighbours(void **state)
 {
     (void)state;
-    const struct geometry all[] = {{12, 2, 64, 64, AFD_BF16, 0, 16, 64}, {8, 1, 96, 64, AFD_FP8, 90, 16, 32}};
-    for (size_t i = 0; i < 2; i++) {
+    const struct geometry all[] = {{12, 2, 64, 64, AFD_BF16, 0, 16, 64},
+                                   {8, 1, 96, 64, AFD_FP8, 90, 16, 32},
+                                   {12, 2, 64, 64, AFD_BF16, 0, 16, 0},
+                                   {8, 1, 96, 96, AFD_FP8, 90, 16, 0}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         const uint32_t tokens[] = {290, 150};
         struct scene s = scene_of(all[i], 2, tokens, 33);
         struct step together = {0};
@@ -360,10 +403,8 @@ static void not_of_the_neighbours(void **state)
 }
 
 /* Every split gives what one part gives, but for rounding. */
-static void splits(void **state)
+static void splits_once(struct geometry g)
 {
-    (void)state;
-    const struct geometry g = {16, 1, 128, 128, AFD_BF16, 0, 64, 64};
     const uint32_t tokens[] = {640}, sizes[] = {64, 192, 640};
     struct scene s = scene_of(g, 1, tokens, 3);
     for (size_t i = 0; i < 3; i++) {
@@ -374,6 +415,12 @@ static void splits(void **state)
         step_free(&s, &step);
     }
     scene_free(&s);
+}
+
+static void splits(void **state)
+{
+    (void)state;
+    each_way(splits_once, (struct geometry){16, 1, 128, 128, AFD_BF16, 0, 64, 64});
 }
 
 /* The list: every (query, token that it sees) once, longest items first, no more than promised. */
@@ -421,10 +468,14 @@ static void tiles(void **state)
     assert_int_equal(afd_flash_tile(&kv, 256, 99 << 10), 0);
     kv.dtype = AFD_FP8;
     assert_int_equal(afd_flash_tile(&kv, 256, 99 << 10), 32); /* Ada */
+    assert_int_equal(afd_flash_choose(&kv, 256, 227 << 10, 0).kernel, AFD_FLASH_flash_256);
+    assert_int_equal(afd_flash_choose(&kv, 256, 227 << 10, 1).kernel, AFD_FLASH_flash_team_256_fp8);
+    assert_int_equal(afd_flash_choose(&kv, 256, 163 << 10, 1).kernel, AFD_FLASH_flash_256);
     kv = (struct afd_gpu_kv){.key_dim = 576, .kv_heads = 1, .dtype = AFD_FP8, .latent = 1};
     assert_int_equal(afd_flash_tile(&kv, 512, 227 << 10), 64);
     kv.dtype = AFD_BF16;
     assert_int_equal(afd_flash_tile(&kv, 512, 227 << 10), 32);
+    assert_int_equal(afd_flash_choose(&kv, 512, 227 << 10, 1).kernel, AFD_FLASH_flash_512);
     kv.key_dim = 20;
     assert_int_equal(afd_flash_tile(&kv, 16, 227 << 10), 0);
     kv.key_dim = 64, kv.dtype = AFD_F16;

@@ -19,27 +19,35 @@ enum { A_ROWS = 64, B_ROWS = 128 };
 struct tiles {
     _Alignas(1024) uint8_t a[A_ROWS * AFD_TILE_ROW_BYTES], b[B_ROWS * AFD_TILE_ROW_BYTES];
     float want[A_ROWS][B_ROWS];
-    int is_fp8;
+    int is_fp8, is_f16; /* else bf16 */
 };
 
 static void put(const struct tiles *t, uint8_t *tile, uint32_t row, uint32_t k, float x)
 {
     uint32_t bytes = t->is_fp8 ? 1 : 2, at = k * bytes;
     uint8_t *to = tile + afd_tile_offset(row, at / 16) + at % 16;
-    uint16_t half = afd_float_to_bf16(x);
+    uint16_t half = t->is_f16 ? afd_float_to_f16(x) : afd_float_to_bf16(x);
     if (t->is_fp8)
         *to = afd_float_to_e4m3(x);
     else
         memcpy(to, &half, sizeof half);
 }
 
+/* Of `a`, of two bytes each. */
+static float element(const struct tiles *t, uint32_t row, uint32_t k)
+{
+    uint16_t half;
+    memcpy(&half, t->a + afd_tile_offset(row, k / 8) + k % 8 * 2, sizeof half);
+    return t->is_f16 ? afd_f16_to_float(half) : afd_bf16_to_float(half);
+}
+
 /* Small integers: exact in both types. */
-static struct tiles *make(int is_fp8, uint64_t seed)
+static struct tiles *make(int is_fp8, int is_f16, uint64_t seed)
 {
     struct tiles *t = aligned_alloc(1024, (sizeof *t + 1023) / 1024 * 1024);
     assert_non_null(t);
     memset(t, 0, sizeof *t);
-    t->is_fp8 = is_fp8;
+    t->is_fp8 = is_fp8, t->is_f16 = is_f16;
     float a[A_ROWS][128], b[B_ROWS][128];
     uint32_t depth = is_fp8 ? 128 : 64;
     for (uint32_t k = 0; k < depth; k++) {
@@ -105,10 +113,65 @@ static void products_are_the_plain_ones(void **state)
 {
     (void)state;
     for (int is_fp8 = 0; is_fp8 < 2; is_fp8++) {
-        struct tiles *t = make(is_fp8, 7 + (uint64_t)is_fp8);
+        struct tiles *t = make(is_fp8, 0, 7 + (uint64_t)is_fp8);
         warp_products(t);
         group_products(t);
         if (is_fp8) widened_product(t);
+        free(t);
+    }
+}
+
+/* Scores: 64 of the 128 columns. */
+static void score_products(const struct tiles *t)
+{
+    for (uint32_t warp = 0; warp < 4; warp++) {
+        struct afd_mma_c c[8];
+        memset(c, 0xff, sizeof c);
+        for (uint32_t k = 0; k < AFD_TILE_ROW_BYTES; k += 32)
+            (t->is_f16 ? afd_group_scores_f16 : afd_group_scores_bf16)(c, t->a, t->b, k, k == 0, warp);
+        AFD_EACH_LANE(lane, s)
+        for (uint32_t i = 0; i < 32; i++)
+            assert_true(c[i / 4].r[s][i % 4] ==
+                        t->want[16 * warp + lane / 4 + i % 4 / 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2]);
+    }
+}
+
+/* A row of `b` is of K here: 64 columns, the next 64 in the tile behind. */
+static void value_products(struct tiles *t)
+{
+    enum { DEPTH = 64, NEXT = DEPTH * AFD_TILE_ROW_BYTES };
+    float b[DEPTH][B_ROWS];
+    for (uint32_t k = 0; k < DEPTH; k++)
+        for (uint32_t c = 0; c < B_ROWS; c++)
+            put(t, t->b + c / 64 * NEXT, k, c % 64, b[k][c] = (float)(afd_random(9, k, c) % 15) - 7.0f);
+    for (uint32_t warp = 0; warp < 4; warp++) {
+        struct afd_mma_c c[16] = {0};
+        for (uint32_t k = 0; k < DEPTH; k += 16) {
+            const void *address[AFD_WARP_SLOTS];
+            struct afd_mma_a rows;
+            AFD_EACH_LANE(lane, s)
+            address[s] = t->a + afd_tile_offset(16 * warp + lane % 16, k / 8 + lane / 16);
+            afd_load_matrices(rows.r, address);
+            (t->is_f16 ? afd_group_values_f16 : afd_group_values_bf16)(c, &rows,
+                                                                       t->b + k * AFD_TILE_ROW_BYTES, NEXT);
+        }
+        AFD_EACH_LANE(lane, s)
+        for (uint32_t i = 0; i < 64; i++) {
+            uint32_t row = 16 * warp + lane / 4 + i % 4 / 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+            float want = 0;
+            for (uint32_t k = 0; k < DEPTH; k++) want += element(t, row, k) * b[k][column];
+            assert_true(c[i / 4].r[s][i % 4] == want);
+        }
+    }
+}
+
+static void products_of_attention(void **state)
+{
+    (void)state;
+    for (int is_f16 = 0; is_f16 < 2; is_f16++) {
+        struct tiles *t = make(0, is_f16, 11);
+        score_products(t);
+        value_products(t);
         free(t);
     }
 }
@@ -163,6 +226,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(products_are_the_plain_ones),
+        cmocka_unit_test(products_of_attention),
         cmocka_unit_test(transposed_loads_turn_each_matrix),
         cmocka_unit_test(a_copy_is_there_when_it_was_waited_for),
         cmocka_unit_test(lanes_see_each_other),

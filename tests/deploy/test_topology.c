@@ -164,6 +164,9 @@ static const struct mistake mistakes[] = {
      "class names a GPU; expected none"},
     {MODEL "transport: { group: nccl }\n", "2:21",
      "transport.group is nccl, which joins CUDA devices; expected p2p"},
+    {MODEL "pools: { attn: { device: { type: cuda } }, ffn: { device: { type: cuda } } }\n"
+           "transport: { path: shm, memory: gpu }\n",
+     "3:33", "transport.memory is gpu with path: shm, which copies with the CPU; expected host or auto"},
     {MODEL "transport: { data: verbs, path: tcp }\n", "2:33",
      "transport.path is tcp with data: verbs, which is RDMA; expected path: rdma or auto, or data: auto"},
     {MODEL "transport: { data: verbs, path: shm }\n", "2:33",
@@ -301,6 +304,8 @@ static void every_key_but_the_model_has_a_default(void **state)
     assert_true(t->pipeline.gather_auto);
     assert_int_equal(t->transport.data, AFD_DATA_AUTO);
     assert_int_equal(t->transport.path, AFD_PATH_AUTO);
+    assert_int_equal(t->transport.memory, AFD_ROWS_AUTO);
+    assert_false(afd_topology_splits(t)); /* no pool of GPUs */
     assert_int_equal(t->transport.network.device_count, 0);
     assert_int_equal(t->transport.network.gid_index, -1);
     assert_int_equal(t->transport.network.mtu, 0);

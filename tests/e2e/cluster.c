@@ -95,8 +95,8 @@ static void write_topology(const struct cluster *cluster, const struct cluster_s
         s->prefill_rows ? s->prefill_rows : 16, or_else(s->a2f, "f32"), or_else(s->f2a, "f32"),
         or_else(s->dispatch, "broadcast"));
     int attn_tp = or_one(s->attn_tp), attn_ranks = s->attn_ranks ? s->attn_ranks : attn_tp;
-    fprintf(f, "transport: { data: %s, path: %s, group: p2p }\n", or_else(s->data, "auto"),
-            or_else(s->path, "shm"));
+    fprintf(f, "transport: { memory: %s, data: %s, path: %s, group: p2p }\n", or_else(s->memory, "auto"),
+            or_else(s->data, "auto"), or_else(s->path, "shm"));
     fprintf(f,
             "pools:\n  attn:\n    instances: %d\n    ranks_per_instance: %d\n    device: { type: %s, "
             "threads: 1 }\n"

@@ -22,7 +22,7 @@ struct cluster_spec {
     const char *device;         /* NULL: cpu */
     const char *shards;         /* the file of them; NULL: ranges */
     int microbatches, max_rows, prefill_rows; /* 0: 3, 32, 16 */
-    const char *data, *path;                  /* of `transport`; NULL: auto, shm */
+    const char *data, *path, *memory;         /* of `transport`; NULL: auto, shm, auto */
     const char *kv_memory;                    /* NULL: 16MiB */
     const char *scheduler_extra;              /* more "key: value" pairs for the scheduler, ", k: v" */
     int lease_ms;                             /* 0: 20000 */

@@ -56,6 +56,7 @@ static void test_ranks(void)
 {
     struct cluster two = {.expected_warnings = {"killed by signal 9", "is lost"}};
     struct cluster_spec spec = spec_of(2);
+    spec.memory = "gpu"; /* rows apart: what is sent again is moved */
     cluster_up(&two, &spec);
     undisturbed = run(&two, "undisturbed");
     kill_rank(&two, "attn", 0, "an attention rank is killed");

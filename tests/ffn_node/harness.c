@@ -284,7 +284,8 @@ static void connect_now(struct harness *h, struct h_attn *a)
     const struct h_rank *r = &h->ranks[a->rank % h->tp];
     struct afd_identity peer = {AFD_ROLE_FFN, r->rank, r->incarnation};
     for (uint32_t i = 0; i < h->slots * h->ep; i++)
-        regions[i] = (struct afd_region){a->f2a + i * h->wire.f2a_region_bytes, h->wire.f2a_region_bytes};
+        regions[i] = (struct afd_region){.base = a->f2a + i * h->wire.f2a_region_bytes,
+                                         .bytes = h->wire.f2a_region_bytes};
     a->pair = afd_pair_connect(a->transport, r->address, &peer, ++a->generation, h->epoch, regions,
                                h->slots * h->ep, a, &error);
     if (!a->pair) fail_msg("%s", error.text);

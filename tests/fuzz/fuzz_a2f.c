@@ -145,7 +145,7 @@ static size_t take_frame(const uint8_t *data, size_t bytes)
     memcpy(&event.bytes, data + 4, sizeof event.bytes);
     if (event.bytes > node->wire.a2f_region_bytes) event.bytes %= (uint32_t)node->wire.a2f_region_bytes + 1;
     size_t there = bytes - FRAME < event.bytes ? bytes - FRAME : event.bytes;
-    memcpy(ffn_a2f_region(node, source->rank, event.region), data + FRAME, there);
+    memcpy(ffn_a2f_region(node, source->rank, event.region).base, data + FRAME, there);
     if (!(data[0] & WRITE) && source->pair) {
         ffn_on_message(node, source, &event, afd_now());
         if (source->pair) check_taken(&source->places[event.region].header, &event);
@@ -157,7 +157,7 @@ static size_t take_frame(const uint8_t *data, size_t bytes)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     if (!node) open_node();
-    memset(node->slab, 0, (size_t)(node->f2a - node->slab));
+    memset(node->slab, 0, (size_t)(node->whole.f2a - node->slab));
     open_sources();
     refused = 0;
     while (bytes >= FRAME) {

@@ -91,7 +91,7 @@ static void open_node(void)
     if (!node->tracer) abort();
     node->trace = afd_tracer_trace(node->tracer);
     node->report = afd_report_create(&(struct afd_report_config){model, INSTANCES});
-    if (!node->report || afd_slab_init(&node->slab, NULL, &node->wire, SLOTS, INSTANCES, SHARDS, &error))
+    if (!node->report || afd_slab_init(&node->slab, NULL, &node->wire, SLOTS, INSTANCES, SHARDS, 0, &error))
         abort();
 }
 

@@ -42,8 +42,9 @@ static void open_transport(void)
 
 static struct afd_pair *open_pair(const struct input *in)
 {
-    const struct afd_region regions[REGIONS] = {
-        {slab, 100}, {slab + 100, 0}, {slab + page_bytes(), 2 * page_bytes()}};
+    const struct afd_region regions[REGIONS] = {{.base = slab, .bytes = 100},
+                                                {.base = slab + 100},
+                                                {.base = slab + page_bytes(), .bytes = 2 * page_bytes()}};
     struct afd_error error;
     struct afd_pair *pair = afd_fuzz_pair_make(transport, &afd_backend_shm, 0, regions, REGIONS);
     pair->peer_region_count = in->peer_region_count % (PEER_REGIONS + 1);

@@ -46,7 +46,7 @@ static void open_transport(void)
 static struct afd_pair *open_pair(void)
 {
     const struct afd_region regions[REGIONS] = {
-        {slab + GUARD, 100}, {slab + 512, 0}, {slab + PAGE, 2 * PAGE}};
+        {.base = slab + GUARD, .bytes = 100}, {.base = slab + 512}, {.base = slab + PAGE, .bytes = 2 * PAGE}};
     struct afd_error error;
     struct afd_pair *pair = afd_fuzz_pair_make(transport, &afd_backend_tcp, 0, regions, REGIONS);
     pair->peer.state = AFD_PEER_GREETED;

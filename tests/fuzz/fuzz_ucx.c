@@ -163,7 +163,8 @@ static void open_transport(void)
 
 static struct afd_pair *open_pair(const struct input *in)
 {
-    const struct afd_region regions[REGIONS] = {{slab, 100}, {slab + 100, 0}, {slab + 4096, 8192}};
+    const struct afd_region regions[REGIONS] = {
+        {.base = slab, .bytes = 100}, {.base = slab + 100}, {.base = slab + 4096, .bytes = 8192}};
     struct afd_error error;
     struct afd_pair *pair =
         afd_fuzz_pair_make(transport, &afd_backend_ucx, !(in->flags & IS_ACCEPTOR), regions, REGIONS);

@@ -224,7 +224,8 @@ static void open_transport(void)
 
 static struct afd_pair *open_pair(int is_connector)
 {
-    const struct afd_region regions[REGIONS] = {{slab, 100}, {slab + 100, 0}, {slab + SOURCE_BYTES, 9 << 20}};
+    const struct afd_region regions[REGIONS] = {
+        {.base = slab, .bytes = 100}, {.base = slab + 100}, {.base = slab + SOURCE_BYTES, .bytes = 9 << 20}};
     struct verbs *verbs = transport->back[AFD_WAY_VERBS];
     struct afd_error error;
     struct afd_pair *pair = afd_fuzz_pair_make(transport, &afd_backend_verbs, is_connector, regions, REGIONS);

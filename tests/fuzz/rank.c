@@ -290,6 +290,7 @@ void __wrap_afd_device_destroy(struct afd_device *device);
 const char *__wrap_afd_device_describe(const struct afd_device *device);
 void *__wrap_afd_device_alloc(struct afd_device *device, uint64_t bytes);
 void __wrap_afd_device_free(struct afd_device *device, void *memory);
+enum afd_status __wrap_afd_device_move(struct afd_device *device, void *to, const void *from, uint64_t bytes);
 int __wrap_afd_device_event_fd(const struct afd_device *device);
 enum afd_status __wrap_afd_device_arm(struct afd_device *device);
 
@@ -323,6 +324,13 @@ void __wrap_afd_device_free(struct afd_device *device, void *memory)
 {
     assert(device);
     free(memory);
+}
+
+enum afd_status __wrap_afd_device_move(struct afd_device *device, void *to, const void *from, uint64_t bytes)
+{
+    assert(device);
+    memcpy(to, from, bytes);
+    return AFD_OK;
 }
 
 int __wrap_afd_device_event_fd(const struct afd_device *device)

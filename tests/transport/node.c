@@ -184,7 +184,7 @@ void node_regions(struct node *node, uint64_t offset, uint32_t count, uint64_t b
 {
     assert_true(offset + count * bytes <= node->slab_bytes);
     for (uint32_t i = 0; i < count; i++)
-        node->regions[i] = (struct afd_region){node->slab + offset + i * bytes, bytes};
+        node->regions[i] = (struct afd_region){.base = node->slab + offset + i * bytes, .bytes = bytes};
     node->region_count = count;
 }
 

@@ -97,7 +97,7 @@ static void test_unregistered_region(void **state)
     struct afd_error error = {""};
     (void)state;
     two_open(&t, kind, 4096);
-    struct afd_region outside = {t.a->slab + 1, t.a->slab_bytes};
+    struct afd_region outside = {.base = t.a->slab + 1, .bytes = t.a->slab_bytes};
     assert_null(
         afd_pair_connect(t.a->transport, t.f->address, &t.f->config.self, 1, 7, &outside, 1, NULL, &error));
     assert_non_null(strstr(error.text, "region 0 does not lie in registered memory"));

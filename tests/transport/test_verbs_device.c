@@ -243,7 +243,7 @@ static void pair_open(struct rank *r)
     struct afd_error error;
     uint32_t bytes;
     for (uint32_t i = 0; i < REGIONS; i++)
-        regions[i] = (struct afd_region){r->slab + 4096 + i * REGION_BYTES, REGION_BYTES};
+        regions[i] = (struct afd_region){.base = r->slab + 4096 + i * REGION_BYTES, .bytes = REGION_BYTES};
     r->pair = afd_fuzz_pair_make(r->transport, &afd_backend_verbs, 0, regions, REGIONS);
     r->pair->peer_region_count = REGIONS;
     r->pair->peer_regions = malloc(REGIONS * sizeof *r->pair->peer_regions);
