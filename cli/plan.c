@@ -98,8 +98,9 @@ static void size_others(struct plan_report *r)
     stages->input = dispatch->input = r->input;
     stages->input.stages = r->input.stages == 3 ? 4 : 3;
     stages->name = r->input.stages == 3 ? "4 stages" : "3 stages";
+    stages->key = r->input.stages == 3 ? "stages_4" : "stages_3";
     dispatch->input.is_routed = !r->input.is_routed;
-    dispatch->name = r->input.is_routed ? "broadcast" : "routed";
+    dispatch->name = dispatch->key = r->input.is_routed ? "broadcast" : "routed";
     for (int i = 0; i < PLAN_OTHERS; i++) {
         struct afd_sizing smallest;
         r->others[i].found = afd_sizing_search(&r->others[i].input, &r->others[i].best, &smallest);

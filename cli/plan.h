@@ -9,7 +9,7 @@ enum { PLAN_CONTEXTS = 16 };
 
 /* The best ratio with one thing else than was asked for. */
 struct plan_other {
-    const char *name; /* "3 stages", "4 stages", "routed", "broadcast" */
+    const char *name, *key; /* "4 stages", stages_4; "3 stages", stages_3; routed; broadcast */
     struct afd_sizing_input input;
     int found;
     struct afd_sizing best;

@@ -110,7 +110,7 @@ static void add_others(json_t *o, const struct plan_report *r)
 {
     json_t *all = json_object();
     for (int i = 0; r->is_sized && i < PLAN_OTHERS; i++)
-        json_object_set_new(all, r->others[i].name,
+        json_object_set_new(all, r->others[i].key,
                             r->others[i].found ? sizing_json(&r->others[i].input, &r->others[i].best)
                                                : json_null());
     json_object_set_new(o, "others", all);

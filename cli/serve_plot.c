@@ -9,7 +9,7 @@
 #include "cli/cli.h"
 #include "plan/chart.h"
 
-enum { MEDIAN = 10, P95 = 19, CHARTS = 5 };
+enum { MEDIAN = 10, P95 = 19, CHARTS = 6 };
 
 static void take(const struct serve_samples *samples, double out[SERVE_PLOT_PERCENTILES])
 {
@@ -32,22 +32,28 @@ void serve_plot_add(struct serve_plot *p, const struct serve_totals *t, uint64_t
 
 /* ---- by percentile, of one run */
 
-static void by_percentile(const struct serve_plot_run *r, char title[64], struct afd_chart *c)
+/* The first token apart from the later ones, which take a small part of its time. */
+static uint32_t by_percentile(const struct serve_plot_run *r, char title[64], struct afd_chart *c)
 {
     const double *lines[] = {r->ttft, r->tpot, r->itl};
     static const char *const names[] = {"TTFT", "TPOT", "ITL"};
     snprintf(title, 64, "Latency, %llu requests at a time", (unsigned long long)r->concurrency);
-    *c = (struct afd_chart){.title = title,
-                            .x_label = "percentile",
-                            .y_label = "milliseconds",
-                            .lines = 3,
-                            .points = SERVE_PLOT_PERCENTILES};
-    for (uint32_t i = 0; i < SERVE_PLOT_PERCENTILES; i++) {
-        c->x[i] = 100.0 * i / (SERVE_PLOT_PERCENTILES - 1);
-        if (i % 2 == 0) snprintf(c->x_names[i], sizeof c->x_names[i], "%.0f", c->x[i]);
-        for (uint32_t l = 0; l < 3; l++) c->y[l][i] = 1e3 * lines[l][i];
+    for (uint32_t chart = 0, l = 0; chart < 2; chart++) {
+        c[chart] = (struct afd_chart){.title = title,
+                                      .x_label = "percentile",
+                                      .y_label = chart ? "milliseconds a token" : "milliseconds",
+                                      .points = SERVE_PLOT_PERCENTILES};
+        for (uint32_t i = 0; i < SERVE_PLOT_PERCENTILES; i++) {
+            c[chart].x[i] = 100.0 * i / (SERVE_PLOT_PERCENTILES - 1);
+            if (i % 2 == 0) snprintf(c[chart].x_names[i], sizeof c[chart].x_names[i], "%.0f", c[chart].x[i]);
+        }
+        for (; l <= 2 * chart; l++) {
+            uint32_t line = c[chart].lines++;
+            snprintf(c[chart].names[line], sizeof c[chart].names[line], "%s", names[l]);
+            for (uint32_t i = 0; i < SERVE_PLOT_PERCENTILES; i++) c[chart].y[line][i] = 1e3 * lines[l][i];
+        }
     }
-    for (uint32_t l = 0; l < 3; l++) snprintf(c->names[l], sizeof c->names[l], "%s", names[l]);
+    return 2;
 }
 
 /* ---- by concurrency */
@@ -102,7 +108,7 @@ int serve_plot_write(const struct serve_plot *plot, const char *file)
     struct afd_chart *charts = calloc(CHARTS, sizeof *charts);
     if (!charts) return cli_fail("bench serve: out of memory");
     uint32_t count = plot->runs > 1 ? by_concurrency(plot, charts) : 0;
-    by_percentile(&plot->run[plot->runs - 1], title, &charts[count++]);
+    count += by_percentile(&plot->run[plot->runs - 1], title, &charts[count]);
     FILE *to = fopen(file, "w");
     if (to) afd_chart_write(charts, count, to);
     int is_bad = !to || ferror(to);

@@ -102,7 +102,9 @@ static enum afd_status read_file(const char *path, struct afd_hardware_list *out
     const json_t *list = json_object_get(root, "hardware");
     enum afd_status status = AFD_OK;
     size_t i;
-    if (!root)
+    if (!root && json_error.line < 1) /* it cannot be opened */
+        status = afd_fail(error_out, AFD_ERR_CONFIG, "%s", json_error.text);
+    else if (!root)
         status = afd_fail(error_out, AFD_ERR_CONFIG, "line %d: %s", json_error.line, json_error.text);
     else if (!json_array_size(list))
         status = afd_fail(error_out, AFD_ERR_CONFIG, "hardware: expected a list of accelerators");

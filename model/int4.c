@@ -48,6 +48,15 @@ static void transpose(uint32_t words[AFD_INT4_PACK])
         }
 }
 
+/* Inputs in .. in + 7 of an output, input i in bits 4i .. 4i+3. */
+static uint32_t octet_at(const struct afd_int4 *w, uint64_t out, uint64_t in)
+{
+    uint32_t word = 0;
+    if (w->kind == AFD_INT4_GPTQ) return w->weights[in / AFD_INT4_PACK * w->outputs + out];
+    for (uint32_t i = 0; i < AFD_INT4_PACK; i++) word |= weight_at(w, out, in + i) << 4 * i;
+    return word;
+}
+
 void afd_int4_words(const struct afd_int4 *w, uint32_t row, uint32_t octet, uint32_t words[AFD_INT4_PACK])
 {
     uint64_t out = (uint64_t)w->out_begin + row, in = (uint64_t)w->in_begin + (uint64_t)octet * AFD_INT4_PACK;
@@ -60,9 +69,9 @@ void afd_int4_words(const struct afd_int4 *w, uint32_t row, uint32_t octet, uint
         return;
     }
     for (uint32_t o = 0; o < AFD_INT4_PACK; o++) {
+        uint32_t word = out + o < w->outputs ? octet_at(w, out + o, in) : 0;
         words[o] = 0;
-        for (uint32_t i = 0; i < AFD_INT4_PACK && out + o < w->outputs; i++)
-            words[o] |= weight_at(w, out + o, in + i) << 4 * place[i];
+        for (uint32_t i = 0; i < AFD_INT4_PACK; i++) words[o] |= nibble(word, i) << 4 * place[i];
     }
 }
 

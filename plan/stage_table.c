@@ -70,7 +70,9 @@ enum afd_status afd_stage_table_load(const char *path, struct afd_stage_table *o
     json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &json_error);
     enum afd_status status =
         root ? read_table(root, out, error)
-             : afd_fail(error, AFD_ERR_CONFIG, "line %d: %s", json_error.line, json_error.text);
+        : json_error.line > 0
+            ? afd_fail(error, AFD_ERR_CONFIG, "line %d: %s", json_error.line, json_error.text)
+            : afd_fail(error, AFD_ERR_CONFIG, "%s", json_error.text); /* cannot be opened */
     if (status) afd_error_prefix(error, "%s", path);
     json_decref(root);
     return status;

@@ -132,7 +132,7 @@ static void print_stragglers(struct afd_text *t, const struct afd_api *api, cons
         if (!v->is_accused) continue;
         afd_text_printf(
             t, "%s{\"role\":\"%s\",\"rank\":%u,\"score\":%.3g,\"stage\":\"%s\",\"cause\":\"%s\",\"words\":",
-            comma, afd_role_name(m->role), m->rank, v->score, afd_straggler_stage_name(v->stage),
+            comma, afd_role_name(m->role), m->rank, v->accused_score, afd_straggler_stage_name(v->stage),
             afd_straggler_cause_name(v->cause));
         afd_text_json_string(t, v->words);
         afd_text_puts(t, "}");

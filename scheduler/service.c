@@ -13,6 +13,7 @@
 #include "scheduler/journal_file.h"
 #include "scheduler/loads.h"
 #include "scheduler/rank_messages.h"
+#include "scheduler/rank_reports.h"
 #include "scheduler/straggler.h"
 
 enum {
@@ -366,35 +367,9 @@ static void take_held(struct afd_service *s, const struct link *l, const Afd__Re
     if (afd_cluster_has_all(s->cluster, AFD_ROLE_ATTN)) afd_requests_held_all(s->requests);
 }
 
-static uint64_t set_of(const uint32_t *shards, size_t count)
-{
-    uint64_t set = 0;
-    for (size_t i = 0; i < count; i++)
-        if (shards[i] < AFD_MAX_SHARDS) set |= (uint64_t)1 << shards[i];
-    return set;
-}
-
-static enum afd_role role_of(Afd__Role role)
-{
-    return role == AFD__ROLE__ATTN ? AFD_ROLE_ATTN : role == AFD__ROLE__FFN ? AFD_ROLE_FFN : AFD_ROLE_COUNT;
-}
-
 static void on_register(struct afd_service *s, struct link *l, const Afd__Register *m)
 {
-    struct afd_cluster_registration r = {
-        .connection = l->id,
-        .role = role_of(m->role),
-        .rank = m->rank,
-        .incarnation = m->incarnation,
-        .pid = m->pid,
-        .host = m->host,
-        .data_address = m->data_address,
-        .model_hash = m->model_hash.data,
-        .model_hash_bytes = m->model_hash.len,
-        .topology_hash = m->topology_hash.data,
-        .topology_hash_bytes = m->topology_hash.len,
-        .loaded = set_of(m->shards, m->n_shards),
-    };
+    struct afd_cluster_registration r = afd_hear_register(m, l->id);
     afd_cluster_register(s->cluster, &r, afd_now());
     const struct afd_cluster_member *member = afd_cluster_of(s->cluster, l->id);
     if (!member) return;
@@ -413,7 +388,7 @@ static int on_loading(struct afd_service *s, struct link *l, const Afd__Loading 
     uint32_t index = l->member, size = afd_cluster_size(s->cluster);
     for (uint32_t i = 0; index == UINT32_MAX && i < size; i++) {
         const struct afd_cluster_member *named = afd_cluster_at(s->cluster, i);
-        if (named->role == role_of(m->role) && named->rank == m->rank) index = i;
+        if (named->role == afd_hear_role(m->role) && named->rank == m->rank) index = i;
     }
     if (index == UINT32_MAX) return 0;
     if (l->loads != index) end_loading(l);
@@ -445,42 +420,6 @@ static void on_heartbeat(struct afd_service *s, struct link *l, const Afd__Heart
     keep->size = afd__heartbeat__pack(m, keep->bytes);
 }
 
-/* NULL if the log-probabilities are as many as they must be. */
-static const char *check_logprobs(const struct afd_service *s, const Afd__SequenceTokens *m)
-{
-    const struct afd_request *q = afd_requests_get(s->requests, m->request);
-    if (!q) return NULL; /* dropped anyway */
-    uint32_t vocab = s->config.model->vocab;
-    if (m->n_logprobs != (q->sampling.logprobs ? m->n_tokens : 0))
-        return "the rank sent another count of logprobs than of tokens";
-    for (size_t i = 0; i < m->n_logprobs + m->n_prompt_logprobs; i++) {
-        const Afd__TokenLogprobs *p =
-            i < m->n_logprobs ? m->logprobs[i] : m->prompt_logprobs[i - m->n_logprobs];
-        if (p->n_tokens != p->n_logprobs || p->n_tokens > AFD_MAX_LOGPROBS)
-            return "the rank sent a malformed list of logprobs";
-        for (size_t k = 0; k < p->n_tokens; k++)
-            if (p->tokens[k] >= vocab)
-                return "the rank sent logprobs of a token that the model does not have";
-    }
-    return NULL;
-}
-
-static enum afd_finish finish_of(Afd__Finish finish)
-{
-    switch (finish) {
-    case AFD__FINISH__NOT_FINISHED:
-        return AFD_UNFINISHED;
-    case AFD__FINISH__STOP:
-        return AFD_FINISH_STOP;
-    case AFD__FINISH__LENGTH:
-        return AFD_FINISH_LENGTH;
-    case AFD__FINISH__CANCELLED:
-        return AFD_FINISH_CANCELLED;
-    default:
-        return AFD_FINISH_FAILED;
-    }
-}
-
 static void on_tokens(struct afd_service *s, struct link *l, const Afd__Tokens *m)
 {
     uint32_t rank = l->member;
@@ -489,18 +428,8 @@ static void on_tokens(struct afd_service *s, struct link *l, const Afd__Tokens *
     for (size_t i = 0; i < m->n_sequences; i++) {
         const Afd__SequenceTokens *t = m->sequences[i];
         make_room(s);
-        struct afd_requests_report report = {
-            .id = t->request,
-            .assignment = t->assignment,
-            .position = t->position,
-            .count = t->n_tokens > UINT32_MAX ? UINT32_MAX : (uint32_t)t->n_tokens,
-            .tokens = t->tokens,
-            .prompt_logprobs =
-                t->n_prompt_logprobs > UINT32_MAX ? UINT32_MAX : (uint32_t)t->n_prompt_logprobs,
-            .finish = finish_of(t->finish),
-            .words = t->words,
-            .defect = check_logprobs(s, t),
-        };
+        struct afd_requests_report report =
+            afd_hear_tokens(t, afd_requests_get(s->requests, t->request), s->config.model->vocab);
         struct afd_requests_accepted a = afd_requests_tokens(s->requests, rank, &report);
         if (!a.request) continue;
         struct afd_sequence *sequence = a.request->owner;
@@ -543,8 +472,9 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void
         return;
     } else if (m->body_case == AFD__ENVELOPE__BODY_READY) {
         end_loading(l);
-        afd_cluster_ready(s->cluster, l->id, m->ready->epoch, set_of(m->ready->shards, m->ready->n_shards),
-                          m->ready->settled, afd_now());
+        afd_cluster_ready(s->cluster, l->id, m->ready->epoch,
+                          afd_hear_shards(m->ready->shards, m->ready->n_shards), m->ready->settled,
+                          afd_now());
     } else if (m->body_case == AFD__ENVELOPE__BODY_HEARTBEAT) {
         on_heartbeat(s, l, m->heartbeat);
     } else if (m->body_case == AFD__ENVELOPE__BODY_TOKENS &&

@@ -347,6 +347,7 @@ static void judge(struct rank *r)
     }
     r->misses = 0;
     r->hits++;
+    v->accused_score = v->score;
     v->stage = (enum afd_straggler_stage)worst;
     v->cause = worst == AFD_STRAGGLER_PROGRAM || r->not_run >= EXPLAINED * (cost < 1 ? cost : 1)
                    ? AFD_STRAGGLER_BY_HOST

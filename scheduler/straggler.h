@@ -41,7 +41,8 @@ enum afd_straggler_cause { AFD_STRAGGLER_BY_DEVICE, AFD_STRAGGLER_BY_NETWORK, AF
 struct afd_straggler_verdict {
     double
         score; /* how many times as long as the others its worst stage takes that costs something; 1: none */
-    int is_accused; /* what follows holds then */
+    int is_accused; /* what follows holds then: it is of the last window that showed it */
+    double accused_score;
     enum afd_straggler_stage stage;
     enum afd_straggler_cause cause;
     char words[AFD_STRAGGLER_WORDS_BYTES];

@@ -139,19 +139,23 @@ static void must_be_close(const struct batch *b, const struct sums *want, const 
     print_message("%-44s worst row %.4f, at most %.4f\n", b->name, worst, b->tolerance);
 }
 
-/* Guards: a layer of int4 that takes eight times its memory, by the slow kernels. */
-static void must_be_int4(const struct machine *m, uint32_t layer)
+/* Guards: weights of int4 that take eight times their memory, by the slow kernels; a plan that counts other
+ * bytes than are taken. Sizes are whole tiles. */
+static void must_be_int4(const struct machine *m)
 {
     for (uint32_t t = 0; t < m->config.tp; t++) {
-        const struct afd_cuda *cuda = m->ffn[0][t]->state;
-        const struct afd_cuda_layer *w = &cuda->weights.layers[layer];
-        uint32_t held = 0;
-        for (uint32_t i = w->gate; i < w->down + w->units; i++) {
-            if (!cuda->weights.host[i].rows) continue;
-            assert_true(afd_gpu_is_int4(&cuda->weights.host[i]));
-            held++;
+        const struct afd_device *device = m->ffn[0][t];
+        const struct afd_cuda *cuda = device->state;
+        uint64_t bytes = 0;
+        for (uint32_t i = 0; i < cuda->weights.count; i++) {
+            const struct afd_gpu_matrix *one = &cuda->weights.host[i];
+            if (!one->rows) continue;
+            assert_true(afd_gpu_is_int4(one));
+            bytes += one->rows * one->row_bytes + one->columns / 128 * one->scale_pitch * 4;
         }
-        assert_true(held > 0 && afd_cuda_ffn_has_tiles(m->ffn[0][t], layer));
+        assert_true(bytes > 0);
+        assert_int_equal(bytes, afd_share_bytes(m->model, m->checkpoint, &device->config.share, 0));
+        for (uint32_t l = 0; l < m->model->layer_count; l++) assert_true(afd_cuda_ffn_has_tiles(device, l));
     }
 }
 
@@ -178,7 +182,7 @@ static void check(const struct batch *b)
     struct machine ref = machine_open(dir, config);
     config.type = AFD_DEVICE_CUDA, config.numerics = AFD_NUMERICS_NATIVE;
     struct machine gpu = machine_open(dir, config);
-    if (b->int4) must_be_int4(&gpu, b->layer);
+    if (b->int4) must_be_int4(&gpu);
     struct sums want = run(b, &ref, 0, b->rows), got = run(b, &gpu, 0, b->rows);
     must_be_close(b, &want, &got);
     /* the last rows again, in a batch of their own: the same bits, shard by shard */

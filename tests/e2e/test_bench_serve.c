@@ -1,9 +1,13 @@
 /* Guards `afd bench serve` against a real cluster: requests that are lost, sent twice or of another length
  * than was asked for, arrivals before they are due, figures that cannot be, and wrong input that is not
  * refused. */
+#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "cluster.h"
 
@@ -192,6 +196,66 @@ static void check_sweep(const struct cluster *c)
     free(table);
 }
 
+/* ---- another's endpoint */
+
+/* Two tokens a chunk, lines that end with CR LF, a comment, no keep-alive. */
+static const char answer[] =
+    "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+    ": hello\r\n\r\ndata: {\"choices\":[{\"text\":\"a b\"}]}\r\n\r\n"
+    "data: {\"choices\":[{\"text\":\"c d\"}],\"usage\":null}\r\n\r\n"
+    "data: {\"choices\":[],\"usage\":{\"completion_tokens\":4}}\r\n\r\ndata: [DONE]\r\n\r\n";
+
+/* Answers `count` requests that have the key, and leaves: 0, or how many had not. */
+static int serve_others(int listener, int count)
+{
+    int bad = 0;
+    for (int i = 0; i < count; i++) {
+        char request[8192] = "";
+        size_t used = 0;
+        int fd = accept(listener, NULL, NULL);
+        while (!strstr(request, "include_usage")) {
+            ssize_t got = read(fd, request + used, sizeof request - 1 - used);
+            if (got <= 0) break;
+            used += (size_t)got;
+            request[used] = 0;
+        }
+        bad += !strstr(request, "\r\nAuthorization: Bearer a-key\r\n") ||
+               !strstr(request, "POST /v1/completions");
+        bad += write(fd, answer, sizeof answer - 1) != (ssize_t)sizeof answer - 1;
+        shutdown(fd, SHUT_WR);
+        while (read(fd, request, sizeof request) > 0) continue;
+        close(fd);
+    }
+    return bad;
+}
+
+static void check_another_endpoint(void)
+{
+    enum { REQUESTS = 3 };
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t bytes = sizeof at;
+    char there[64];
+    int status, fd = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK(fd >= 0 && !bind(fd, (struct sockaddr *)&at, sizeof at) && !listen(fd, 8), "no socket");
+    CHECK(!getsockname(fd, (struct sockaddr *)&at, &bytes), "no port");
+    snprintf(there, sizeof there, "http://127.0.0.1:%d", ntohs(at.sin_port));
+    pid_t pid = fork();
+    CHECK(pid >= 0, "no process");
+    if (!pid) _exit(serve_others(fd, REQUESTS));
+    close(fd);
+    const char *own = url;
+    url = there;
+    setenv("OPENAI_API_KEY", "a-key", 1);
+    json_t *o = run("--model theirs -n 3 -c 1 --max-tokens 4");
+    unsetenv("OPENAI_API_KEY");
+    url = own;
+    CHECK(number(o, "requests") == REQUESTS && number(o, "failed") == 0, "a request failed");
+    CHECK(number(o, "generated_tokens") == 4 * REQUESTS, "tokens are those of the usage, not of the chunks");
+    json_decref(o);
+    CHECK(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0,
+          "a request had no key, or was none");
+}
+
 static void check_refusals(void)
 {
     static const struct {
@@ -228,6 +292,7 @@ int main(void)
     check_arrivals();
     check_trace_file(&c);
     check_sweep(&c);
+    check_another_endpoint();
     check_refusals();
     cluster_down(&c);
     puts("the load is as it was asked for");

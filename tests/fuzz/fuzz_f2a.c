@@ -90,7 +90,7 @@ static void open_node(void)
     node->tracer = base ? afd_tracer_create(base) : NULL;
     if (!node->tracer) abort();
     node->trace = afd_tracer_trace(node->tracer);
-    node->report = afd_report_create(&(struct afd_report_config){model, node->wire, SHARDS, INSTANCES});
+    node->report = afd_report_create(&(struct afd_report_config){model, INSTANCES});
     if (!node->report || afd_slab_init(&node->slab, NULL, &node->wire, SLOTS, INSTANCES, SHARDS, &error))
         abort();
 }

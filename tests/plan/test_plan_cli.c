@@ -82,7 +82,7 @@ static void the_same_hardware_for_both(void **state)
     assert_string_equal(json_string_value(json_object_get(verdict, "reason")), "same_hardware");
     double three = json_number_value(json_object_get(ratio, "tokens_per_s_per_gpu")),
            four = json_number_value(
-               json_object_get(json_object_get(others, "4 stages"), "tokens_per_s_per_gpu")),
+               json_object_get(json_object_get(others, "stages_4"), "tokens_per_s_per_gpu")),
            routed = json_number_value(json_object_get(json_object_get(others, "routed"), "network_ms"));
     assert_true(four > 0 && four < three); /* 12.5 ms a stage instead of 16.7 */
     assert_true(routed > 0 && routed <= json_number_value(json_object_get(ratio, "network_ms")));
@@ -182,7 +182,9 @@ static void refusals(void **state)
         {"--model step3 --tpot-ms 0", "--tpot-ms"},
         {"--model step3 --svg /nowhere/x.svg", "/nowhere/x.svg"},
         {"--calibrate nothing.json", "--topology"},
-        {"--calibrate nothing.json --topology deploy/topologies/1a1f-local.yaml", "nothing.json"},
+        {"--calibrate nothing.json --topology deploy/topologies/1a1f-local.yaml",
+         "nothing.json: unable to open"},
+        {"--model step3 --hardware nothing.json", "nothing.json: unable to open"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         char arguments[256];

@@ -11,6 +11,7 @@
 
 #include "base/rng.h"
 #include "base/stages.h"
+#include "deploy/topology.h"
 #include "scheduler/event_log.h"
 #include "scheduler/history.h"
 #include "scheduler/trace_merge.h"
@@ -193,6 +194,37 @@ static void add_message(struct afd_trace_merge *m, int parts)
     e.kind = AFD_TRACE_ANSWER;
     e.peer = 1;
     if (parts > 3) add(m, 1, e, MS(18), MS(18));
+}
+
+/* Guards: an epoch, a rank that comes, goes or is lost, or a broken pair that is not drawn over everything.
+ */
+static void test_faults_and_epochs(void **state)
+{
+    static const struct {
+        uint32_t process;
+        struct afd_trace_event event;
+        const char *name;
+    } all[] = {
+        {0, {.kind = AFD_TRACE_EPOCH, .id = 12}, "epoch 12"},
+        {0, {.kind = AFD_TRACE_RANK_UP, .slot = AFD_ROLE_FFN, .peer = 4}, "ffn/4 is ready"},
+        {0, {.kind = AFD_TRACE_RANK_DOWN, .slot = AFD_ROLE_FFN, .peer = 4, .rows = 0}, "ffn/4 is lost"},
+        {0, {.kind = AFD_TRACE_RANK_DOWN, .slot = AFD_ROLE_ATTN, .peer = 2, .rows = 1}, "attn/2 is gone"},
+        {1, {.kind = AFD_TRACE_PAIR_DOWN, .peer = 1}, "attn/3 loses ffn/1"},
+        {1, {.kind = AFD_TRACE_PAIR_UP, .peer = 1}, "attn/3 reaches ffn/1"}};
+    enum { COUNT = sizeof all / sizeof *all };
+    struct afd_trace_merge *m = make();
+    const json_t *e;
+    (void)state;
+    for (int i = 0; i < COUNT; i++) add(m, all[i].process, all[i].event, MS(20 + i), MS(20 + i));
+    json_t *root = write_all(m);
+    for (int i = 0; i < COUNT; i++) {
+        assert_int_equal(count_events(root, "i", all[i].name, &e), 1);
+        assert_string_equal(json_string_value(json_object_get(e, "s")), "g");
+        double began_ms = all[i].process; /* a rank's trace began that much later */
+        assert_true(fabs(number_of(e, "ts") - 1000 * (20 + i + began_ms)) < 0.01);
+    }
+    json_decref(root);
+    afd_trace_merge_destroy(m);
 }
 
 /* Guards: a message whose arrows are missing, or bound to other times than its spans; clocks not applied. */
@@ -408,6 +440,7 @@ int main(void)
         cmocka_unit_test(test_bubbles),
         cmocka_unit_test(test_backward_arrows_are_counted),
         cmocka_unit_test(test_requests),
+        cmocka_unit_test(test_faults_and_epochs),
         cmocka_unit_test(test_hostile_events),
         cmocka_unit_test(test_history),
         cmocka_unit_test(test_event_log),
