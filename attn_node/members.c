@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "transport/nccl.h"
 
 /* Unread batches of member 0: those in flight there and, at a member that is behind, as many more. */
 enum { MAX_MESSAGES = 8, FIRST_RETRY_MS = 20, LAST_RETRY_MS = 1000 };
@@ -22,6 +23,7 @@ struct afd_members {
     uint32_t first; /* rank of member 0 */
     uint64_t epoch;
     struct afd_group *group;
+    void *nccl; /* what was opened here */
     struct event *retry, *absent;
     uint32_t retry_ms;
     int was_complete, failed, failure_reported;
@@ -37,12 +39,15 @@ uint32_t afd_members_list_rows(uint32_t hidden, uint64_t words)
 struct afd_group_config afd_members_group_of(const struct afd_topology *t, uint32_t rank, uint32_t hidden,
                                              uint32_t max_rows, uint64_t list_words)
 {
+    int is_nccl = t->transport.group == AFD_GROUP_NCCL && t->attn.device == AFD_DEVICE_CUDA;
     return (struct afd_group_config){.members = t->attn.tp,
                                      .self = rank % t->attn.tp,
                                      .max_rows = max_rows + afd_members_list_rows(hidden, list_words),
                                      .record_bytes = hidden * (uint32_t)sizeof(float),
                                      .columns = hidden,
-                                     .max_messages = MAX_MESSAGES};
+                                     .max_messages = MAX_MESSAGES,
+                                     .nccl = is_nccl ? &afd_nccl_calls : NULL,
+                                     .timeout_ms = t->scheduler.lease_ms};
 }
 
 static void connect_all(struct afd_members *m);
@@ -83,7 +88,12 @@ struct afd_members *afd_members_create(const struct afd_members_config *config, 
     m->config = *config;
     m->first = config->rank - config->group.self;
     m->retry_ms = FIRST_RETRY_MS;
-    m->group = afd_group_create(&config->group, config->memory, error_out);
+    enum afd_status status = AFD_OK;
+    if (config->group.nccl && !config->group.nccl_user) {
+        status = afd_nccl_open(config->gpu, &m->nccl, error_out);
+        m->config.group.nccl_user = m->nccl;
+    }
+    if (!status) m->group = afd_group_create(&m->config.group, config->memory, error_out);
     if (m->group) return m;
     afd_members_destroy(m);
     return NULL;
@@ -103,6 +113,7 @@ void afd_members_destroy(struct afd_members *m)
     if (!m) return;
     close_pairs(m);
     afd_group_destroy(m->group);
+    afd_nccl_close(m->nccl);
     if (m->retry) event_free(m->retry);
     if (m->absent) event_free(m->absent);
     free(m);

@@ -16,6 +16,9 @@
  * reduction: the two halves of an all-reduce between `attn` and `route`, with what stands between them in a
  * device of its own done once. Batches are numbered from 0; two at most are in flight.
  *
+ * With `transport.group: nccl` and GPUs the two are NCCL's broadcast and reduction, on communicators of their
+ * own; batches and the list's memory stay the CPU's (pinned).
+ *
  * A group forms once. Until it is complete a member that comes anew is waited for; after that the loss of one
  * (its pair ends, or the scheduler has not listed it for `absent_ms`) ends all: what they held of their
  * sequences is of no use without it. One thread; nothing blocks; the owner
@@ -45,8 +48,9 @@ struct afd_members_config {
     struct event_base *base;
     struct afd_transport *transport;
     uint32_t rank;
-    struct afd_group_config group;
-    void *memory; /* afd_group_bytes of it, registered */
+    struct afd_group_config group; /* with calls of NCCL and no user of them: members open and close it */
+    uint32_t gpu;                  /* for that, as compute.h counts them */
+    void *memory;                  /* afd_group_bytes of it, registered */
     uint32_t absent_ms;
 };
 

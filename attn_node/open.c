@@ -156,6 +156,7 @@ enum afd_status afd_attn_open_members(const struct afd_attn_node_config *own,
                                         .transport = transport,
                                         .rank = own->rank,
                                         .group = sizes->group,
+                                        .gpu = afd_rank_local(own->topology, AFD_ROLE_ATTN, own->rank),
                                         .memory = *memory_out,
                                         .absent_ms = own->topology->scheduler.lease_ms};
     *out = afd_members_create(&config, error);

@@ -1,6 +1,7 @@
 #!/bin/sh
 # gpu_1a1f.sh [BUILD]: one attention rank and one FFN rank that share one GPU, as two processes. First, on a tiny model: the
-# cluster on the GPU gives the tokens and log-probabilities of one on the CPU, bit for bit (numerics: portable). Then six
+# cluster on the GPU gives the tokens and log-probabilities of one on the CPU, bit for bit (numerics: portable), and so
+# with attention tp 2. Then six
 # layers of Step3's real sizes, four of them with 48 experts, with random weights: tokens/s, where both devices' time goes,
 # and from a trace how much of the time the two sides compute at once. One JSON object.
 #
@@ -14,8 +15,9 @@ work=$(mktemp -d)
 state=$work/state
 trap 'code=$?; "$afd" down --state "$state" >/dev/null 2>&1 || true; rm -rf "$work"; exit $code' EXIT INT TERM
 
-# cluster MODEL DEVICE NUMERICS ROWS KV
+# cluster MODEL DEVICE NUMERICS ROWS KV [TP]: of attention
 cluster() {
+    tp=${6:-1}
     cat >"$work/topology.yaml" <<END
 cluster: gpu-1a1f
 model: { path: $work/$1, max_context: 512 }
@@ -23,7 +25,7 @@ scheduler: { http: "127.0.0.1:0", control: "127.0.0.1:0" }
 pipeline: { microbatches: 3, max_rows: $4, a2f: $a2f, f2a: bf16, numerics: $3 }
 transport: { path: shm }
 pools:
-  attn: { instances: 1, device: { type: $2 }, kv_cache: { dtype: bf16, memory: $5 } }
+  attn: { instances: 1, ranks_per_instance: $tp, parallel: { dp: 1, tp: $tp }, device: { type: $2 }, kv_cache: { dtype: bf16, memory: $5 } }
   ffn:  { instances: 1, device: { type: $2 } }
 END
     "$afd" up "$work/topology.yaml" --state "$state" >"$work/up.log" 2>&1 || { cat "$work/up.log" >&2; exit 1; }
@@ -35,7 +37,7 @@ down() { "$afd" down --state "$state" >/dev/null; }
 # Eight sequences at once, for three micro-batches; greedy, and drawn by a seed.
 answers() {
     for temperature in 0 1; do
-        curl -sf "http://$http/v1/completions" -d "{\"model\": \"tiny\", \"prompt\": [65, 66, 67, 68], \"n\": 8,
+        curl -sf "http://$http/v1/completions" -d "{\"model\": \"$1\", \"prompt\": [65, 66, 67, 68], \"n\": 8,
             \"max_tokens\": 24, \"temperature\": $temperature, \"seed\": 5, \"logprobs\": 1, \"ignore_eos\": true}"
     done | python3 -c 'import json, sys
 text = sys.stdin.read()
@@ -51,11 +53,23 @@ a2f=bf16
 if [ "$device" = cuda ]; then other=cpu; else other=ref; fi
 for kind in "$other" "$device"; do
     cluster tiny "$kind" portable 16 32MiB
-    answers >"$work/answers.$kind"
+    answers tiny >"$work/answers.$kind"
     down
 done
 [ -s "$work/answers.$device" ] || { echo "gpu_1a1f.sh: no answers" >&2; exit 1; }
 cmp "$work/answers.$other" "$work/answers.$device" || { echo "gpu_1a1f.sh: $device and $other differ" >&2; exit 1; }
+
+# An attention group of two, on the same GPU: over pairs, since NCCL refuses two ranks on one. Sums of two members round otherwise than
+# one device's, so both kinds of device have them. Heads of 128: cuts fall on blocks.
+"$afd" model make "$work/cut" --preset fp8 --heads 4 --head-dim 128
+for kind in "$other" "$device"; do
+    cluster cut "$kind" portable 16 32MiB 2
+    answers cut >"$work/answers.$kind"
+    down
+done
+[ -s "$work/answers.$device" ] || { echo "gpu_1a1f.sh: no answers with attention tp 2" >&2; exit 1; }
+cmp "$work/answers.$other" "$work/answers.$device" ||
+    { echo "gpu_1a1f.sh: with attention tp 2 $device and $other differ" >&2; exit 1; }
 
 numerics=native
 if [ "$device" = cuda ]; then

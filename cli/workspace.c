@@ -17,7 +17,7 @@ void cli_work_bytes(const struct afd_topology *t, const struct afd_model *model,
                                        .max_batch_rows = afd_topology_batch_rows(t)};
     for (int role = 0; role < AFD_ROLE_COUNT; role++) {
         config.type = role == AFD_ROLE_FFN ? t->ffn.device : t->attn.device;
-        config.share = (struct afd_share){.ffn = role == AFD_ROLE_FFN, .ep = t->ffn.ep, .tp = 1};
+        config.share = (struct afd_share){.ffn = role == AFD_ROLE_FFN, .ep = t->ffn.ep, .tp = t->attn.tp};
         if (config.share.ffn) config.share.tp = t->ffn.tp, config.share.shards = 1;
         out[role] = afd_device_work_bytes(&config);
     }

@@ -80,8 +80,6 @@ static enum afd_status check_attention(const struct afd_device_config *c, struct
                             "layer %u: %u heads of %u over %u KV heads; expected a multiple", l, a->heads,
                             a->head_dim, a->kv_heads);
     }
-    if (c->type == AFD_DEVICE_CUDA && c->share.tp > 1)
-        return afd_fail(error_out, AFD_ERR_CONFIG, "attention tp %u; expected 1 on cuda", c->share.tp);
     return afd_heads_check(c->model, c->share.tp, error_out);
 }
 
@@ -247,7 +245,18 @@ static const struct afd_backend *backend_of(enum afd_device_type type)
 uint64_t afd_device_work_bytes(const struct afd_device_config *config)
 {
     const struct afd_backend *backend = backend_of(config->type);
-    return backend->work_bytes ? backend->work_bytes(config) : 0;
+    struct afd_device_config own = *config;
+    struct afd_model model;
+    struct afd_error error;
+    if (!backend->work_bytes) return 0;
+    struct afd_layer *layers = malloc(config->model->layer_count * sizeof *layers);
+    if (layers && !config->share.ffn && !afd_heads_check(config->model, config->share.tp, &error)) {
+        afd_heads_cut(config->model, config->share.tp, config->share.tp_index, layers, &model);
+        own.model = &model;
+    }
+    uint64_t bytes = backend->work_bytes(&own);
+    free(layers);
+    return bytes;
 }
 
 enum afd_status afd_device_create(const struct afd_device_config *config, struct afd_device **out,

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "model/heads.h"
 #include "model/random_weights.h"
 
 enum { ALIGN = 256 };
@@ -226,8 +227,11 @@ static uint64_t kv_bytes_of(const struct afd_device_config *c, const struct afd_
     uint64_t bytes = 0;
     for (uint32_t l = 0; l < c->model->layer_count; l++) {
         uint32_t group = groups->of_layer[l], windowed = group ? c->kv_window_blocks[group - 1] : 0;
-        bytes += afd_attn_kv_bytes(&c->model->layers[l].attn, c->kv_dtype) * c->kv_block_tokens *
-                 (windowed ? windowed : c->kv_blocks);
+        struct afd_attn_desc own = c->model->layers[l].attn;
+        struct afd_heads heads = afd_heads_of(c->model, l, c->share.tp, c->share.tp_index);
+        own.kv_heads = heads.kv_end - heads.kv_begin;
+        bytes +=
+            afd_attn_kv_bytes(&own, c->kv_dtype) * c->kv_block_tokens * (windowed ? windowed : c->kv_blocks);
     }
     return bytes;
 }
@@ -245,7 +249,8 @@ static enum afd_status cuda_fits(const struct afd_device *device, struct afd_err
     if (status) return status;
     afd_gpu_memory(gpu, &free_bytes, &total);
     if (!c->share.ffn) kv = kv_bytes_of(c, &groups);
-    uint64_t weights = afd_share_bytes(c->model, c->checkpoint, &c->share, 16), work = cuda_work_bytes(c);
+    uint64_t weights = afd_share_bytes(c->model, c->checkpoint, &c->share, 16),
+             work = afd_device_work_bytes(c);
     if (weights + kv + work > free_bytes)
         status =
             afd_fail(error_out, AFD_ERR_DEVICE_MEMORY,
@@ -377,15 +382,21 @@ static enum afd_status enqueue(struct afd_device *device, const struct afd_op *o
 {
     struct afd_cuda *cuda = device->state;
     const struct afd_wire_layout *wire = &device->config.wire;
+    enum afd_status status;
     switch (op->kind) {
     case AFD_OP_EMBED:
         return afd_cuda_embed(device, op);
     case AFD_OP_ATTN:
         return as_graph(device, op, afd_cuda_attn);
-    case AFD_OP_NORM: /* attention tp, which check_attention refuses */
+    case AFD_OP_NORM:
+        return afd_cuda_member_norm(device, op);
     case AFD_OP_HEADS:
-        break;
+        afd_cuda_member_take(device, op);
+        status = as_graph(device, op, afd_cuda_member_heads);
+        afd_cuda_member_give(device, op);
+        return status;
     case AFD_OP_ROUTE:
+        if (op->route.attn) afd_cuda_wire_rows(device, op, device->slots[op->slot].rows);
         return as_graph(device, op, afd_cuda_route);
     case AFD_OP_LOGITS:
         return afd_cuda_logits(device, op);
@@ -402,13 +413,14 @@ static enum afd_status enqueue(struct afd_device *device, const struct afd_op *o
 }
 
 /* Of an attention device one op a slot is under way, of an FFN device two: the next one's kernels are there
- * when one is done. */
+ * when one is done. So are the heads' behind the norm, with attention tp. */
 static enum afd_status cuda_begin(struct afd_device *device, const struct afd_op *op, uint64_t *token_out)
 {
     struct afd_cuda *cuda = device->state;
     int is_ffn = device->config.share.ffn;
     uint32_t stream = is_ffn ? 0 : op->slot;
-    if (cuda->under_way[stream] == (is_ffn ? AFD_CUDA_AHEAD : 1)) return AFD_AGAIN;
+    if (cuda->under_way[stream] == (is_ffn || op->kind == AFD_OP_HEADS ? AFD_CUDA_AHEAD : 1))
+        return AFD_AGAIN;
     if (!is_ffn) afd_cuda_use(device, stream);
     enum afd_status status = enqueue(device, op);
     if (status || op->quiet) return status;

@@ -10,6 +10,7 @@
 
 #include "compute/backend.h"
 #include "compute/cuda/gpu.h"
+#include "compute/cuda/kernels_proj.h"
 
 /* Where a layer's matrices are in the table, and its vectors in the GPU's memory. */
 struct afd_cuda_layer {
@@ -109,6 +110,7 @@ struct afd_cuda {
     void *memory;          /* the slots'; and what follows, of the slot whose op is put on its stream */
     const uint32_t *count; /* rows of what is put on the stream; NULL: the ops' own */
     float *norm, *low, *q, *o, *k, *v, *latent[2], *gates, *logits;
+    struct afd_gpu_sum given; /* attention tp: by the heads of the op that is put on the stream */
     struct afd_cuda_proj proj;
     struct afd_cuda_proj_size proj_size;
     struct afd_routed *routed;
@@ -147,7 +149,15 @@ void afd_cuda_weights_remove(struct afd_device *device, uint32_t shard);
 
 enum afd_status afd_cuda_embed(struct afd_device *device, const struct afd_op *op);
 enum afd_status afd_cuda_attn(struct afd_device *device, const struct afd_op *op);
-enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *op); /* cuda_proj.c */
+/* Attention tp: norm; heads, whose rows are taken before and given back behind its graph. */
+enum afd_status afd_cuda_member_norm(struct afd_device *device, const struct afd_op *op);
+enum afd_status afd_cuda_member_heads(struct afd_device *device, const struct afd_op *op);
+void afd_cuda_member_take(struct afd_device *device, const struct afd_op *op); /* cuda_proj.c, as the next */
+void afd_cuda_member_give(struct afd_device *device, const struct afd_op *op);
+/* cuda_proj.c. The rows, normed, in cuda->norm and as the wire has them; with attention tp before the graph
+ * of route, with what all heads gave. */
+void afd_cuda_wire_rows(struct afd_device *device, const struct afd_op *op, uint32_t rows);
+enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *op);
 enum afd_status afd_cuda_logits(struct afd_device *device, const struct afd_op *op);
 enum afd_status afd_cuda_ffn(struct afd_device *device, const struct afd_op *op);
 /* 1 when the layer's weights are of types that the tensor cores have, all of one, and numerics are native. */
@@ -190,6 +200,8 @@ void afd_cuda_attend_heads(struct afd_device *device, const struct afd_op *op, c
 void afd_cuda_proj_size(const struct afd_device_config *config, const struct afd_sizes *sizes,
                         struct afd_cuda_proj_size *out);
 enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd_op *op);
+enum afd_status afd_cuda_member_norm_native(struct afd_device *device, const struct afd_op *op);
+void afd_cuda_member_heads_native(struct afd_device *device, const struct afd_op *op);
 /* The rows that are asked for are in the slot's logit_rows. */
 enum afd_status afd_cuda_logits_native(struct afd_device *device, const struct afd_op *op);
 

@@ -72,8 +72,10 @@ enum afd_status afd_cuda_embed(struct afd_device *device, const struct afd_op *o
     }
     afd_gpu_copy(cuda->gpu, s->tokens, s->staged, (uint64_t)(blocks + used - s->staged) * sizeof *blocks);
     afd_cuda_flash_stage(device, op->slot);
-    AFD_CUDA_RUN(cuda, embed, rows, 1, .matrix = cuda->weights.table + AFD_CUDA_EMBED, .tokens = s->tokens,
-                 .x = s->x, .pitch = cuda->sizes.hidden_pitch, .hidden = device->config.model->hidden);
+    if (!device->config.share.tp_index)
+        AFD_CUDA_RUN(cuda, embed, rows, 1, .matrix = cuda->weights.table + AFD_CUDA_EMBED,
+                     .tokens = s->tokens, .x = s->x, .pitch = cuda->sizes.hidden_pitch,
+                     .hidden = device->config.model->hidden);
     for (uint32_t g = 0; g < device->ropes.count; g++)
         AFD_CUDA_RUN(cuda, rope_table, rows, 1, .low = cuda->weights.rope_low[g],
                      .high = cuda->weights.rope_high[g], .positions = s->positions, .out = s->rope[g],
@@ -273,25 +275,63 @@ static void latent(struct afd_device *device, const struct afd_op *op, const str
     afd_cuda_attend_heads(device, op, kv);
 }
 
-enum afd_status afd_cuda_attn(struct afd_device *device, const struct afd_op *op)
+/* From the normed rows in cuda->norm to the heads' sums in cuda->o. */
+static void attend_normed(struct afd_device *device, const struct afd_op *op)
 {
-    struct afd_cuda *cuda = device->state;
-    const struct afd_model *model = device->config.model;
-    const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    struct afd_cuda_slot *s = &cuda->slots[op->slot];
-    uint32_t rows = afd_cuda_rows(device, op->slot), pitch = cuda->sizes.hidden_pitch;
-    if (device->config.numerics == AFD_NUMERICS_NATIVE) return afd_cuda_attn_native(device, op);
     struct afd_gpu_kv kv = afd_cuda_kv_of(device, op->layer, op->slot);
-    enum afd_status status =
-        op->layer ? combine(device, op->slot, op->attn.partials, NULL, rows, s->x) : AFD_OK;
-    if (status) return status;
-    afd_cuda_rmsnorm(cuda, s->x, pitch, w->attn_norm, model->hidden, model->norm_eps, cuda->norm, pitch,
-                     rows);
-    if (model->layers[op->layer].attn.kind == AFD_ATTN_LATENT)
+    if (device->config.model->layers[op->layer].attn.kind == AFD_ATTN_LATENT)
         latent(device, op, &kv);
     else
         grouped(device, op, &kv);
-    afd_cuda_product(cuda, w->use + AFD_W_O, cuda->o, cuda->sizes.attn_pitch, s->x, pitch, rows, 1);
+}
+
+/* The residual stream, with what answered the layer before, and its norm. */
+static enum afd_status combine_and_norm(struct afd_device *device, const struct afd_op *op,
+                                        const struct afd_partials *partials, uint32_t rows, float *to,
+                                        uint32_t to_pitch)
+{
+    struct afd_cuda *cuda = device->state;
+    const struct afd_model *model = device->config.model;
+    float *x = cuda->slots[op->slot].x;
+    enum afd_status status = op->layer ? combine(device, op->slot, partials, NULL, rows, x) : AFD_OK;
+    if (!status)
+        afd_cuda_rmsnorm(cuda, x, cuda->sizes.hidden_pitch, cuda->weights.layers[op->layer].attn_norm,
+                         model->hidden, model->norm_eps, to, to_pitch, rows);
+    return status;
+}
+
+enum afd_status afd_cuda_member_norm(struct afd_device *device, const struct afd_op *op)
+{
+    if (device->config.numerics == AFD_NUMERICS_NATIVE) return afd_cuda_member_norm_native(device, op);
+    return combine_and_norm(device, op, op->norm.partials, device->slots[op->slot].rows, op->norm.to,
+                            device->config.model->hidden);
+}
+
+enum afd_status afd_cuda_member_heads(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_cuda *cuda = device->state;
+    uint32_t pitch = cuda->sizes.hidden_pitch;
+    if (device->config.numerics == AFD_NUMERICS_NATIVE) {
+        afd_cuda_member_heads_native(device, op);
+        return AFD_OK;
+    }
+    attend_normed(device, op);
+    afd_cuda_product(cuda, cuda->weights.layers[op->layer].use + AFD_W_O, cuda->o, cuda->sizes.attn_pitch,
+                     cuda->norm, pitch, afd_cuda_rows(device, op->slot), 0);
+    cuda->given = (struct afd_gpu_sum){.x = cuda->norm, .pitch = pitch, .count = 1};
+    return AFD_OK;
+}
+
+enum afd_status afd_cuda_attn(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_cuda *cuda = device->state;
+    uint32_t rows = afd_cuda_rows(device, op->slot), pitch = cuda->sizes.hidden_pitch;
+    if (device->config.numerics == AFD_NUMERICS_NATIVE) return afd_cuda_attn_native(device, op);
+    enum afd_status status = combine_and_norm(device, op, op->attn.partials, rows, cuda->norm, pitch);
+    if (status) return status;
+    attend_normed(device, op);
+    afd_cuda_product(cuda, cuda->weights.layers[op->layer].use + AFD_W_O, cuda->o, cuda->sizes.attn_pitch,
+                     cuda->slots[op->slot].x, pitch, rows, 1);
     return AFD_OK;
 }
 

@@ -227,24 +227,43 @@ int afd_cuda_heads_native(struct afd_device *device, const struct afd_cuda_heads
 
 /* ---- attention */
 
+/* Of the normed rows; how many. The gates' is the last. */
+static uint32_t first_products(const struct afd_device *device, uint32_t layer, struct product *out)
+{
+    struct afd_cuda *cuda = device->state;
+    const struct afd_sizes *z = &cuda->sizes;
+    const struct afd_attn_desc *a = &device->config.model->layers[layer].attn;
+    uint32_t use = cuda->weights.layers[layer].use, latent = a->kind == AFD_ATTN_LATENT, count = 0;
+    out[count++] = a->q_rank ? (struct product){use + AFD_W_Q_DOWN, z->q_rank_pitch, cuda->low, {0}}
+                             : (struct product){use + AFD_W_Q_UP, z->attn_pitch, cuda->q, {0}};
+    out[count++] = (struct product){use + (latent ? AFD_W_KV_DOWN : AFD_W_K), z->kv_pitch, cuda->k, {0}};
+    if (!latent) out[count++] = (struct product){use + AFD_W_V, z->kv_pitch, cuda->v, {0}};
+    if (a->head_gate)
+        out[count++] = (struct product){use + AFD_W_HEAD_GATE, z->heads_pitch, cuda->gates, {0}};
+    return count;
+}
+
+/* Normed rows for the first products. args->out is cuda->norm. */
+static void norm_for_heads(struct afd_device *device, uint32_t layer, struct afd_args_norm_rows *args,
+                           uint32_t rows)
+{
+    struct product first[AFD_PRODUCTS];
+    uint32_t count = first_products(device, layer, first);
+    norm_rows(device->state, args, kinds_of(device->state, first, count), rows);
+}
+
 /* Queries in cuda->q, rotated; the keys and values of the rows in the cache. Gates, where there are, in
- * *gates_out. `input`: the rows, and their norm. */
-static void project(struct afd_device *device, const struct afd_op *op, struct afd_args_norm_rows *input,
-                    const struct afd_gpu_kv *kv, struct afd_gpu_sum *gates_out)
+ * *gates_out. norm_for_heads has left the rows. */
+static void project(struct afd_device *device, const struct afd_op *op, const struct afd_gpu_kv *kv,
+                    struct afd_gpu_sum *gates_out)
 {
     struct afd_cuda *cuda = device->state;
     const struct afd_sizes *z = &cuda->sizes;
     const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    uint32_t rows = afd_cuda_rows(device, op->slot), latent = a->kind == AFD_ATTN_LATENT, count = 0;
+    uint32_t rows = afd_cuda_rows(device, op->slot), latent = a->kind == AFD_ATTN_LATENT;
     struct product first[AFD_PRODUCTS], up = {w->use + AFD_W_Q_UP, z->attn_pitch, cuda->q, {0}};
-    first[count++] =
-        a->q_rank ? (struct product){w->use + AFD_W_Q_DOWN, z->q_rank_pitch, cuda->low, {0}} : up;
-    first[count++] = (struct product){w->use + (latent ? AFD_W_KV_DOWN : AFD_W_K), z->kv_pitch, cuda->k, {0}};
-    if (!latent) first[count++] = (struct product){w->use + AFD_W_V, z->kv_pitch, cuda->v, {0}};
-    if (a->head_gate)
-        first[count++] = (struct product){w->use + AFD_W_HEAD_GATE, z->heads_pitch, cuda->gates, {0}};
-    norm_rows(cuda, input, kinds_of(cuda, first, count), rows);
+    uint32_t count = first_products(device, op->layer, first);
     run_products(cuda, first, count, cuda->norm, z->hidden_pitch, rows);
     if (a->head_gate) *gates_out = first[count - 1].sum;
     if (a->q_rank) {
@@ -272,55 +291,119 @@ static void project(struct afd_device *device, const struct afd_op *op, struct a
         .rope_dim = a->rope.dim, .interleaved = a->rope.interleaved, .eps = device->config.model->norm_eps);
 }
 
-enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd_op *op)
+/* From the rows that norm_for_heads has left to what the heads give. */
+static struct afd_gpu_sum heads_native(struct afd_device *device, const struct afd_op *op)
 {
     struct afd_cuda *cuda = device->state;
-    const struct afd_model *model = device->config.model;
-    const struct afd_attn_desc *a = &model->layers[op->layer].attn;
+    const struct afd_attn_desc *a = &device->config.model->layers[op->layer].attn;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
-    struct afd_cuda_slot *s = &cuda->slots[op->slot];
-    uint32_t rows = afd_cuda_rows(device, op->slot), pitch = cuda->sizes.hidden_pitch;
+    uint32_t rows = afd_cuda_rows(device, op->slot);
     struct afd_gpu_kv kv = afd_cuda_kv_of(device, op->layer, op->slot);
-    struct afd_args_norm_rows input = {.from = s->x,
-                                       .from_pitch = pitch,
-                                       .weight = w->attn_norm,
-                                       .out = cuda->norm,
-                                       .out_pitch = pitch,
-                                       .n = model->hidden,
-                                       .eps = model->norm_eps};
-    enum afd_status status = AFD_OK;
-    cuda->proj.used = 0;
-    if (op->layer) {
-        input.active = s->active;
-        input.sum = s->x;
-        input.sum_pitch = pitch;
-        input.stride = device->config.wire.f2a_stride;
-        input.dtype = device->config.wire.shape.f2a;
-        status = afd_cuda_partials(device, op->slot, op->attn.partials, input.partials);
-    }
-    if (status) return status;
     struct afd_args_norm_rows heads = {.from = cuda->o,
                                        .from_pitch = cuda->sizes.attn_pitch,
                                        .out = cuda->o,
                                        .out_pitch = cuda->sizes.attn_pitch,
                                        .gate_dim = a->head_dim,
                                        .n = a->heads * a->value_dim};
-    project(device, op, &input, &kv, &heads.gates);
+    cuda->proj.used = 0;
+    project(device, op, &kv, &heads.gates);
     afd_cuda_attend_heads(device, op, &kv);
-    struct product o = {w->use + AFD_W_O, pitch, cuda->norm, {0}};
+    struct product o = {w->use + AFD_W_O, cuda->sizes.hidden_pitch, cuda->norm, {0}};
     if (kinds_of(cuda, &o, 1) != ROWS_F32 || a->head_gate)
         norm_rows(cuda, &heads, kinds_of(cuda, &o, 1), rows);
     cuda->proj.used = 0;
     run_products(cuda, &o, 1, cuda->o, cuda->sizes.attn_pitch, rows);
+    return o.sum;
+}
+
+/* The residual stream, with what answered the layer before, and its norm. `out`: but where it goes. */
+static enum afd_status combine_and_norm(struct afd_device *device, const struct afd_op *op,
+                                        const struct afd_partials *partials, struct afd_args_norm_rows *out)
+{
+    struct afd_cuda *cuda = device->state;
+    const struct afd_model *model = device->config.model;
+    struct afd_cuda_slot *s = &cuda->slots[op->slot];
+    uint32_t pitch = cuda->sizes.hidden_pitch;
+    *out = (struct afd_args_norm_rows){.from = s->x,
+                                       .from_pitch = pitch,
+                                       .weight = cuda->weights.layers[op->layer].attn_norm,
+                                       .n = model->hidden,
+                                       .eps = model->norm_eps};
+    if (!op->layer) return AFD_OK;
+    out->active = s->active;
+    out->sum = s->x;
+    out->sum_pitch = pitch;
+    out->stride = device->config.wire.f2a_stride;
+    out->dtype = device->config.wire.shape.f2a;
+    return afd_cuda_partials(device, op->slot, partials, out->partials);
+}
+
+enum afd_status afd_cuda_attn_native(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_cuda *cuda = device->state;
+    struct afd_cuda_slot *s = &cuda->slots[op->slot];
+    uint32_t rows = afd_cuda_rows(device, op->slot), pitch = cuda->sizes.hidden_pitch;
+    struct afd_args_norm_rows input;
+    enum afd_status status = combine_and_norm(device, op, op->attn.partials, &input);
+    if (status) return status;
+    input.out = cuda->norm;
+    input.out_pitch = pitch;
+    norm_for_heads(device, op->layer, &input, rows);
+    struct afd_gpu_sum heads = heads_native(device, op);
     norm_rows(cuda,
               &(struct afd_args_norm_rows){.from = s->x,
                                            .from_pitch = pitch,
-                                           .add = o.sum,
+                                           .add = heads,
                                            .sum = s->x,
                                            .sum_pitch = pitch,
-                                           .n = model->hidden},
+                                           .n = device->config.model->hidden},
               0, rows);
     return AFD_OK;
+}
+
+/* ---- attention tp
+ *
+ * What is read of the owner's memory and written there lies in another batch's part of it each time, so it is
+ * not among a graph's kernels. */
+
+enum afd_status afd_cuda_member_norm_native(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_args_norm_rows args;
+    enum afd_status status = combine_and_norm(device, op, op->norm.partials, &args);
+    args.out = op->norm.to;
+    args.out_pitch = args.n;
+    if (!status) norm_rows(device->state, &args, ROWS_F32, device->slots[op->slot].rows);
+    return status;
+}
+
+void afd_cuda_member_take(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_cuda *cuda = device->state;
+    uint32_t hidden = device->config.model->hidden, rows = device->slots[op->slot].rows;
+    struct afd_args_norm_rows args = {.from = op->heads.from,
+                                      .from_pitch = hidden,
+                                      .out = cuda->norm,
+                                      .out_pitch = cuda->sizes.hidden_pitch,
+                                      .n = hidden};
+    if (device->config.numerics == AFD_NUMERICS_NATIVE)
+        norm_for_heads(device, op->layer, &args, rows);
+    else
+        norm_rows(cuda, &args, ROWS_F32, rows);
+}
+
+void afd_cuda_member_heads_native(struct afd_device *device, const struct afd_op *op)
+{
+    ((struct afd_cuda *)device->state)->given = heads_native(device, op);
+}
+
+void afd_cuda_member_give(struct afd_device *device, const struct afd_op *op)
+{
+    struct afd_cuda *cuda = device->state;
+    uint32_t hidden = device->config.model->hidden;
+    norm_rows(cuda,
+              &(struct afd_args_norm_rows){
+                  .add = cuda->given, .sum = op->heads.to, .sum_pitch = hidden, .n = hidden},
+              0, device->slots[op->slot].rows);
 }
 
 /* ---- route */
@@ -353,26 +436,33 @@ static void choose(struct afd_device *device, const struct afd_op *op)
     }
 }
 
-/* The normed rows, in cuda->norm and as the wire has them. */
-static void wire_rows(struct afd_device *device, const struct afd_op *op)
+void afd_cuda_wire_rows(struct afd_device *device, const struct afd_op *op, uint32_t rows)
 {
     struct afd_cuda *cuda = device->state;
     const struct afd_model *model = device->config.model;
     const struct afd_cuda_layer *w = &cuda->weights.layers[op->layer];
     const struct afd_cuda_slot *s = &cuda->slots[op->slot];
     enum afd_dtype type = device->config.wire.shape.a2f;
-    uint32_t rows = afd_cuda_rows(device, op->slot), pitch = cuda->sizes.hidden_pitch;
+    uint32_t pitch = cuda->sizes.hidden_pitch;
     uint32_t kinds = type == AFD_FP8 ? ROWS_E4M3 : type == AFD_BF16 ? ROWS_BF16 : 0;
-    struct afd_args_norm_rows args = {
+    struct afd_args_norm_rows plain = {
         .from = s->x, .from_pitch = pitch, .n = model->hidden, .eps = model->norm_eps};
+    struct afd_args_norm_rows args = plain;
+    if (op->route.attn) {
+        args.add = (struct afd_gpu_sum){.x = op->route.attn, .pitch = model->hidden, .count = 1};
+        args.sum = s->x;
+        args.sum_pitch = pitch;
+    }
     if (device->config.numerics == AFD_NUMERICS_NATIVE) {
         args.weight = w->ffn_norm;
         args.out = cuda->norm;
         args.out_pitch = pitch;
         kinds |= ROWS_F32;
     } else {
+        if (op->route.attn) norm_rows(cuda, &args, 0, rows);
         afd_cuda_rmsnorm(cuda, s->x, pitch, w->ffn_norm, model->hidden, model->norm_eps, cuda->norm, pitch,
                          rows);
+        args = plain;
         args.from = cuda->norm;
     }
     if (kinds) norm_rows(cuda, &args, kinds, rows);
@@ -384,7 +474,7 @@ enum afd_status afd_cuda_route(struct afd_device *device, const struct afd_op *o
     const struct afd_wire_layout *wire = &device->config.wire;
     struct afd_cuda_slot *s = &cuda->slots[op->slot];
     uint32_t rows = afd_cuda_rows(device, op->slot), hidden = wire->shape.hidden;
-    wire_rows(device, op);
+    if (!op->route.attn) afd_cuda_wire_rows(device, op, rows);
     choose(device, op);
     struct afd_args_route_count count = {.count = cuda->count,
                                          .active = s->active,

@@ -178,6 +178,24 @@ static void tensor_parallel(void **state)
     }
 }
 
+/* Guards a GPU that is a member of an attention group: rows that it takes or gives at another pitch, the
+ * residual stream without what the heads gave, a group's memory that a graph kept. */
+static void attention_members(void **state)
+{
+    (void)state;
+    const struct {
+        enum afd_tiny_family family;
+        uint32_t members;
+    } cases[] = {{AFD_TINY_STEP3, 2}, {AFD_TINY_STEP3, 3}, {AFD_TINY_QWEN3, 2}, {AFD_TINY_DEEPSEEK_V3, 2}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct afd_tiny_model tiny = afd_tiny_model_as(afd_tiny_model_small(), cases[i].family);
+        struct machine_config config = machine_plain(AFD_DEVICE_CPU);
+        tiny.dtype = AFD_BF16;
+        config.attn_tp = cases[i].members, config.a2f = i % 2 ? AFD_FP8 : AFD_F32;
+        compare(&tiny, config, 1);
+    }
+}
+
 static void odd_columns(void **state)
 {
     (void)state; /* rows of a matrix start at odd addresses, and end a vector short */
@@ -226,6 +244,7 @@ struct native_case {
     enum afd_kv_dtype kv;
     double tolerance;
     int heads_of_blocks; /* of fp8, whole: kv_b's parts keep their scales */
+    uint32_t attn_tp;
 };
 
 static void check_native(const struct native_case *n)
@@ -237,16 +256,16 @@ static void check_native(const struct native_case *n)
     tiny = afd_tiny_model_as(tiny, n->family);
     tiny.moe_layers = "", tiny.dtype = n->dtype, tiny.hidden = n->hidden, tiny.layers = 2;
     if (n->heads_of_blocks) tiny.head_dim = 160, tiny.rope_dim = 32, tiny.value_dim = 128, tiny.kv_rank = 144;
-    config.kv = n->kv;
+    config.kv = n->kv, config.attn_tp = n->attn_tp;
     machine_write(&tiny, dir);
     struct outcome expected = run(dir, config, RANDOM_CHUNKS);
     config.type = AFD_DEVICE_CUDA, config.numerics = AFD_NUMERICS_NATIVE;
     if (machine_has(config.type)) {
         struct outcome got = run(dir, config, RANDOM_CHUNKS), alone = run(dir, config, ALONE_AT_ONCE);
         double off = distance(&got, &expected);
-        print_message("%s, %s, hidden %u, kv %s: off by %.2g, at most %.2g\n",
+        print_message("%s, %s, hidden %u, kv %s, attention tp %u: off by %.2g, at most %.2g\n",
                       afd_tiny_family_name(tiny.family), afd_dtype_name(n->dtype), n->hidden,
-                      afd_kv_dtype_name(config.kv), off, n->tolerance);
+                      afd_kv_dtype_name(config.kv), n->attn_tp, off, n->tolerance);
         assert_true(off > 0 && off < n->tolerance);
         must_equal(&got, &alone, 0, "each sequence alone, at once");
         free(got.logits), free(alone.logits);
@@ -259,21 +278,34 @@ static void native(void **state)
 {
     (void)state;
     const struct native_case cases[] = {
-        {AFD_TINY_STEP3, AFD_BF16, 64, AFD_KV_BF16, 0.02, 0},
-        {AFD_TINY_STEP3P5, AFD_BF16, 520, AFD_KV_FP8, 0.02, 0},
-        {AFD_TINY_DEEPSEEK_V3, AFD_BF16, 64, AFD_KV_BF16, 0.02, 0},
-        {AFD_TINY_STEP3, AFD_FP8, 320, AFD_KV_BF16, 0.1, 0},
-        {AFD_TINY_DEEPSEEK_V3, AFD_FP8, 64, AFD_KV_BF16, 0.1, 0},
-        {AFD_TINY_DEEPSEEK_V3, AFD_FP8, 64, AFD_KV_BF16, 0.1, 1},
-        {AFD_TINY_QWEN3, AFD_F16, 64, AFD_KV_F16, 0.02, 0},
+        {AFD_TINY_STEP3, AFD_BF16, 64, AFD_KV_BF16, 0.02, 0, 1},
+        {AFD_TINY_STEP3P5, AFD_BF16, 520, AFD_KV_FP8, 0.02, 0, 1},
+        {AFD_TINY_DEEPSEEK_V3, AFD_BF16, 64, AFD_KV_BF16, 0.02, 0, 1},
+        {AFD_TINY_STEP3, AFD_FP8, 320, AFD_KV_BF16, 0.1, 0, 1},
+        {AFD_TINY_DEEPSEEK_V3, AFD_FP8, 64, AFD_KV_BF16, 0.1, 0, 1},
+        {AFD_TINY_DEEPSEEK_V3, AFD_FP8, 64, AFD_KV_BF16, 0.1, 1, 1},
+        {AFD_TINY_QWEN3, AFD_F16, 64, AFD_KV_F16, 0.02, 0, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_native(&cases[i]);
+}
+
+static void native_members(void **state)
+{
+    (void)state;
+    const struct native_case cases[] = {
+        {AFD_TINY_STEP3, AFD_BF16, 520, AFD_KV_BF16, 0.02, 0, 3},
+        {AFD_TINY_STEP3P5, AFD_BF16, 64, AFD_KV_FP8, 0.02, 0, 2},
+        {AFD_TINY_DEEPSEEK_V3, AFD_BF16, 64, AFD_KV_BF16, 0.02, 0, 2},
+        {AFD_TINY_QWEN3, AFD_F16, 64, AFD_KV_F16, 0.02, 0, 2},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_native(&cases[i]);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(weight_types),    cmocka_unit_test(fp8_weights),
-                                       cmocka_unit_test(tensor_parallel), cmocka_unit_test(odd_columns),
-                                       cmocka_unit_test(packed_kv),       cmocka_unit_test(native)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(weight_types),      cmocka_unit_test(fp8_weights),
+                                       cmocka_unit_test(tensor_parallel),   cmocka_unit_test(odd_columns),
+                                       cmocka_unit_test(packed_kv),         cmocka_unit_test(native),
+                                       cmocka_unit_test(attention_members), cmocka_unit_test(native_members)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -189,7 +189,7 @@ static void over_attention_members(void **state)
     struct machine_config config = machine_plain(AFD_DEVICE_REF);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         config.attn_tp = all[i].tp;
-        check(all[i].name, config, i % 2 ? 7 : 1, cpu_and_cuda, 1);
+        check(all[i].name, config, i % 2 ? 7 : 1, cpu_and_cuda, 2);
     }
 }
 
