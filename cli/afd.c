@@ -29,7 +29,7 @@ static const struct cli_command commands[] = {
      "which experts form a shard, from the load that was measured", cli_shards},
     {"complete", "PROMPT [--max-tokens N] ...", "stream one completion to the terminal", cli_complete},
     {"chat", "[--state DIR|NAME | --url URL] ...", "talk with the model; /exit leaves", cli_chat},
-    {"model", "info PATH | make DIR ... | convert PATH -o OUT --to FORMAT ...",
+    {"model", "info PATH [--attn-tp N --ep N --tp N] | make DIR ... | convert PATH -o OUT --to FORMAT ...",
      "what a checkpoint holds; a random tiny one; another format or type", cli_model},
     {"bench", "serve | stage | transport ...", "measure the cluster, its stages, or the data plane",
      cli_bench},

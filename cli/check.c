@@ -9,6 +9,7 @@
 #include "deploy/nic.h"
 #include "deploy/planner.h"
 #include "model/shards.h"
+#include "model/tensors.h"
 
 /* ---- the effective topology: every key with the value that is in force */
 
@@ -413,17 +414,27 @@ int cli_check(const struct cli_command *self, int argc, char **argv)
     struct afd_topology *topology = NULL;
     struct afd_model *model = NULL;
     struct afd_plan *plan = NULL;
+    struct cli_weights weights = {.error = &error};
     struct afd_plan_options plan_options = {.context = (uint32_t)context,
                                             .host_memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
                                                                  (uint64_t)sysconf(_SC_PAGESIZE)};
     enum afd_status status = afd_topology_load(file, &topology, &error);
     if (!status) status = afd_agreement_model(topology, &model, NULL, &error);
     if (!status) cli_work_bytes(topology, model, plan_options.work_bytes);
-    if (!status) status = afd_plan_make(topology, model, NULL, &plan_options, &plan, &error);
+    weights.model = model;
+    if (!status) status = cli_weights_open(topology->model_dir, &weights);
+    if (!status) status = afd_plan_make(topology, model, weights.checkpoint, &plan_options, &plan, &error);
     int result = status ? cli_fail("%s", error.text) : CLI_OK;
     struct hwloc_topology *machine = status || !afd_nic_is_wanted(topology) ? NULL : afd_nic_machine_open();
-    if (!status && json) cli_print_json(plan_json(topology, model, plan, machine));
+    json_t *facts = status || !json ? NULL : plan_json(topology, model, plan, machine);
+    if (facts) json_object_set_new(facts, "weights_found", json_boolean(weights.checkpoint != NULL));
+    if (facts) cli_print_json(facts);
     if (!status && !json) print_plan(topology, model, plan, machine);
+    if (!status && !json && !weights.checkpoint)
+        printf("note: %s has no weights (safetensors or GGUF): their bytes are reckoned from the "
+               "configuration\n",
+               topology->model_dir);
+    afd_checkpoint_close(weights.checkpoint);
     afd_nic_machine_close(machine);
     afd_plan_destroy(plan);
     afd_model_destroy(model);

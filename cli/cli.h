@@ -57,6 +57,19 @@ struct afd_topology;
 struct afd_model;
 void cli_work_bytes(const struct afd_topology *topology, const struct afd_model *model,
                     uint64_t out[AFD_ROLE_COUNT]);
+/* The checkpoint in `dir` (weights.c). Everything that a start would miss is refused by name: a file that is
+ * cut short, a tensor that is not there or has another shape, no tokenizer. Reads headers alone. A directory
+ * without weights is none to refuse: its topology can be planned, and `checkpoint` is then NULL. The caller
+ * closes it, after a failure too. */
+struct afd_checkpoint;
+struct afd_error;
+struct cli_weights {
+    const char *dir;
+    const struct afd_model *model;
+    struct afd_error *error;
+    struct afd_checkpoint *checkpoint;
+};
+enum afd_status cli_weights_open(const char *dir, struct cli_weights *weights);
 
 /* A table of text: columns are as wide as their widest cell; numbers go right. */
 struct cli_table;

@@ -15,6 +15,7 @@
 #include "deploy/launcher.h"
 #include "deploy/loading.h"
 #include "deploy/planner.h"
+#include "model/tensors.h"
 #include "proto/channel.h"
 
 static volatile int interrupted;
@@ -265,6 +266,7 @@ static int check_plan(const struct afd_topology *t)
     struct afd_error error;
     struct afd_model *model = NULL;
     struct afd_plan *plan = NULL;
+    struct cli_weights weights = {.error = &error};
     struct afd_plan_options options = {.host_memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) *
                                                             (uint64_t)sysconf(_SC_PAGESIZE)};
     enum afd_status status = afd_launcher_check(t, &error);
@@ -275,9 +277,14 @@ static int check_plan(const struct afd_topology *t)
     }
     if (!status) status = afd_agreement_model(t, &model, NULL, &error);
     if (!status) cli_work_bytes(t, model, options.work_bytes);
-    if (!status) status = afd_plan_make(t, model, NULL, &options, &plan, &error);
+    weights.model = model;
+    if (!status) status = cli_weights_open(t->model_dir, &weights);
+    if (!status && !weights.checkpoint && !is_elsewhere) /* whose words are those of what is not there */
+        status = afd_checkpoint_open(t->model_dir, &weights.checkpoint, &error);
+    if (!status) status = afd_plan_make(t, model, weights.checkpoint, &options, &plan, &error);
     for (uint32_t i = 0; plan && i < plan->warning_count; i++) printf("warning: %s\n", plan->warnings[i]);
     afd_plan_destroy(plan);
+    afd_checkpoint_close(weights.checkpoint);
     afd_model_destroy(model);
     return status ? cli_fail("%s", error.text) : CLI_OK;
 }

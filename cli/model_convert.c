@@ -174,9 +174,8 @@ int cli_model_convert(const struct cli_command *self, int argc, char **argv)
          "directory that is made; for GGUF also a file that ends in .gguf"},
         {"--to", 0, CLI_TEXT, &to, "safetensors or gguf"},
         {"--type", 0, CLI_TEXT, &job.type,
-         "of the matrices: f32, bf16, f16; fp8, awq, gptq (safetensors); q8_0, q6_k, q5_0, q5_1, q4_0, q4_1, "
-         "q4_k "
-         "(gguf); without it, what they are"},
+         "of the matrices: f32, bf16, f16; fp8, awq, gptq (safetensors); q8_0, q6_k, q5_k, q5_0, q5_1, q4_k, "
+         "q4_0, q4_1, iq4_nl, iq4_xs, q3_k, q2_k (gguf); without it, what they are"},
         {"--shard-size", 0, CLI_TEXT, &shard, "safetensors: 5GB and so on, files and an index"},
         {"--no-tokenizer", 0, CLI_FLAG, &job.no_tokenizer, "leave the tokenizer out"},
         {"--json", 0, CLI_FLAG, &json, "one object, tensor by tensor"},

@@ -53,8 +53,10 @@ struct afd_weight_table {
 enum afd_status afd_weight_table_load(const struct afd_device_config *config, struct afd_arena *arena,
                                       struct afd_weight_table *out, struct afd_error *error_out);
 void afd_weight_table_unload(struct afd_weight_table *table);
-/* The experts of one more shard, by the calling thread alone, while the device computes with the others. To
- * be unloaded also after a failure. */
+/* Bytes that the experts of `shards` will take. */
+uint64_t afd_weight_table_shard_bytes(const struct afd_device_config *config, uint64_t shards);
+/* The experts of one more shard, by the calling thread alone, while the device computes with the others;
+ * config->progress is told of its bytes. To be unloaded also after a failure. */
 enum afd_status afd_weight_table_add(const struct afd_device_config *config, struct afd_weight_table *table,
                                      uint32_t shard, struct afd_error *error_out);
 void afd_weight_table_remove(struct afd_weight_table *table, uint32_t shard);

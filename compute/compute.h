@@ -257,6 +257,8 @@ enum afd_status afd_device_load(struct afd_device *device, uint64_t shards, stru
  * may ask for the shards from now on; else the device is as before. */
 int afd_device_loaded(struct afd_device *device, uint64_t *shards_out, enum afd_status *status_out,
                       struct afd_error *error_out);
+/* How far the load under way is, from any thread. total 0: none is, or its bytes are not counted yet. */
+void afd_device_loading(const struct afd_device *device, uint64_t *done_out, uint64_t *total_out);
 /* Frees the experts of `shards`. No op that was submitted and has not completed asks for them. */
 void afd_device_drop(struct afd_device *device, uint64_t shards);
 

@@ -10,9 +10,11 @@ enum { NICE = 10 }; /* of the thread: the device's own threads come first */
 
 struct afd_loader {
     struct afd_device *device;
-    struct afd_device_config config; /* without the progress of create: that is the owner's thread's */
+    struct afd_device_config config; /* with the loader's progress: that of create is the owner's thread's */
     pthread_t thread;
     uint64_t shards; /* 0: none are being loaded */
+    uint64_t before; /* bytes of those of them that are loaded */
+    _Atomic uint64_t done, total;
     enum afd_status status;
     struct afd_error error;
     _Atomic int is_over;
@@ -35,12 +37,22 @@ static enum afd_status load_shard(struct afd_loader *l, uint32_t shard)
     return device->backend->add(device, shard, &l->error);
 }
 
+static void on_progress(uint64_t done, uint64_t total, void *user)
+{
+    struct afd_loader *l = user;
+    (void)total; /* of this shard */
+    atomic_store(&l->done, l->before + done);
+}
+
 static void *load_main(void *user)
 {
     struct afd_loader *l = user;
     setpriority(PRIO_PROCESS, (id_t)gettid(), NICE);
-    for (uint64_t left = l->shards; left && !l->status; left &= left - 1)
+    atomic_store(&l->total, afd_weight_table_shard_bytes(&l->config, l->shards));
+    for (uint64_t left = l->shards; left && !l->status; left &= left - 1) {
         l->status = load_shard(l, (uint32_t)__builtin_ctzll(left));
+        l->before = atomic_load(&l->done);
+    }
     if (l->status) remove_shards(l->device, l->shards);
     atomic_store(&l->is_over, 1);
     afd_queue_wake(l->device->queue);
@@ -74,8 +86,12 @@ enum afd_status afd_device_load(struct afd_device *device, uint64_t shards, stru
                         __builtin_popcountll(shards), __builtin_popcountll(held), most);
     l->device = device;
     l->config = *c;
-    l->config.progress = NULL;
+    l->config.progress = on_progress;
+    l->config.progress_user = l;
     l->shards = shards;
+    l->before = 0;
+    atomic_store(&l->total, 0);
+    atomic_store(&l->done, 0);
     l->status = AFD_OK;
     atomic_store(&l->is_over, 0);
     if (!pthread_create(&l->thread, NULL, load_main, l)) return AFD_OK;
@@ -96,8 +112,16 @@ int afd_device_loaded(struct afd_device *device, uint64_t *shards_out, enum afd_
     else
         atomic_fetch_or(&device->held, l->shards);
     l->shards = 0;
+    atomic_store(&l->total, 0);
     atomic_store(&l->is_over, 0);
     return 1;
+}
+
+void afd_device_loading(const struct afd_device *device, uint64_t *done_out, uint64_t *total_out)
+{
+    const struct afd_loader *l = device->loader;
+    *total_out = l ? atomic_load(&l->total) : 0;
+    *done_out = l ? atomic_load(&l->done) : 0;
 }
 
 void afd_device_drop(struct afd_device *device, uint64_t shards)

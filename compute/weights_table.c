@@ -125,7 +125,7 @@ static struct afd_weight_view copy_shape(const struct load *load, const struct a
 static uint64_t scale_bytes(const struct afd_weight_view *copy)
 {
     uint64_t down = (copy->rows + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
-    return copy->block ? down * copy->scale_pitch * sizeof *copy->scale : 0;
+    return copy->block ? down * copy->scale_pitch * sizeof(float) : 0;
 }
 
 static void copy_scales(const struct afd_weight_view *view, const struct afd_weight_view *copy, float *scale)
@@ -133,7 +133,7 @@ static void copy_scales(const struct afd_weight_view *view, const struct afd_wei
     for (uint32_t r = 0; r < copy->rows; r += AFD_FP8_BLOCK)
         for (uint32_t c = 0; c < copy->columns; c += AFD_FP8_BLOCK)
             scale[r / AFD_FP8_BLOCK * copy->scale_pitch + c / AFD_FP8_BLOCK] =
-                view->scale[c / AFD_FP8_BLOCK * view->scale_pitch + r / AFD_FP8_BLOCK];
+                afd_weight_scale(view, c / AFD_FP8_BLOCK * view->scale_pitch + r / AFD_FP8_BLOCK);
 }
 
 static void copy_matrix(const struct afd_weight_view *view, const struct afd_weight_view *copy, void *data)
@@ -426,12 +426,39 @@ enum afd_status afd_weight_table_load(const struct afd_device_config *config, st
     return status;
 }
 
+struct expert_bytes {
+    const struct afd_device_config *config;
+    uint64_t bytes;
+};
+
+/* What cannot be viewed is refused by name when it is loaded. */
+static enum afd_status add_expert_bytes(const struct afd_weight *weight, void *user)
+{
+    struct expert_bytes *sum = user;
+    struct afd_weight_view view;
+    struct afd_error unused;
+    if (is_of_shard(weight) &&
+        !afd_weight_view(sum->config->model, sum->config->checkpoint, weight, &view, &unused))
+        sum->bytes += afd_weight_held_bytes(&view);
+    return AFD_OK;
+}
+
+uint64_t afd_weight_table_shard_bytes(const struct afd_device_config *config, uint64_t shards)
+{
+    struct expert_bytes sum = {.config = config};
+    struct afd_share share = config->share;
+    share.shards = shards;
+    afd_weights_each(config->model, &share, add_expert_bytes, &sum);
+    return sum.bytes;
+}
+
 enum afd_status afd_weight_table_add(const struct afd_device_config *config, struct afd_weight_table *table,
                                      uint32_t shard, struct afd_error *error_out)
 {
     struct afd_member alone = {.core = -1};
     struct load load = {.config = config, .table = table, .error_out = error_out};
     struct afd_share one = share_of_shard(&config->share, shard);
+    load.total = afd_weight_table_shard_bytes(config, one.shards);
     load.team = (struct afd_team){.threads = 1, .members = &alone};
     if (afd_team_start(&load.team))
         return afd_fail(error_out, AFD_ERR_MEMORY, "cannot start a thread to load with");

@@ -126,7 +126,10 @@ static void fill_rank(struct afd_plan *plan, const struct afd_checkpoint *checkp
         share.shards = r->shards = instance_shards(t, r->instance);
     else
         r->kv_bytes = own_kv_bytes(plan, r->tp_index);
-    r->weight_bytes = afd_share_bytes(plan->model, checkpoint, &share, plan->element_bits);
+    if (role == AFD_ROLE_ATTN && rank >= t->attn.tp) /* as the same member of the group before */
+        r->weight_bytes = r[-(ptrdiff_t)t->attn.tp].weight_bytes;
+    else
+        r->weight_bytes = afd_share_bytes(plan->model, checkpoint, &share, plan->element_bits);
     r->buffer_bytes = share.ffn || !r->tp_index ? buffer_bytes(plan, role) : 0;
     r->work_bytes = options->work_bytes[role];
     r->total_bytes = r->weight_bytes + r->kv_bytes + r->buffer_bytes + r->work_bytes;

@@ -28,7 +28,7 @@ struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uin
     };
 }
 
-static void tell_loading(struct afd_ffn_node *node, uint64_t done, uint64_t total, afd_ns spent)
+void ffn_tell_loading(struct afd_ffn_node *node, uint64_t done, uint64_t total, afd_ns spent)
 {
     Afd__Loading loading = AFD__LOADING__INIT;
     Afd__Envelope e = AFD__ENVELOPE__INIT;
@@ -42,15 +42,18 @@ static void tell_loading(struct afd_ffn_node *node, uint64_t done, uint64_t tota
     afd_member_send(node->member, &e); /* not connected: the next one says more */
 }
 
+void ffn_loading(struct afd_ffn_node *node, uint64_t done, uint64_t total, afd_ns now)
+{
+    char line[AFD_LOADING_LINE_BYTES];
+    if (!afd_loading_step(&node->loading, done, total, now, line)) return;
+    afd_log_info("%s", line);
+    ffn_tell_loading(node, done, total, now - node->loading.begin);
+}
+
 static void on_progress(uint64_t done, uint64_t total, void *user)
 {
     struct afd_ffn_node *node = user;
-    char line[AFD_LOADING_LINE_BYTES];
-    afd_ns now = afd_now();
-    if (afd_loading_step(&node->loading, done, total, now, line)) {
-        afd_log_info("%s", line);
-        tell_loading(node, done, total, now - node->loading.begin);
-    }
+    ffn_loading(node, done, total, afd_now());
     event_base_loop(node->base, EVLOOP_ONCE | EVLOOP_NONBLOCK); /* signals, and the scheduler's connection */
     if (node->is_draining) {
         afd_log_info("told to stop while loading, at %llu of %llu MiB", (unsigned long long)done >> 20,

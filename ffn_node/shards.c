@@ -36,17 +36,20 @@ static void take_loaded(struct afd_ffn_node *node, afd_ns now)
 {
     struct afd_error error;
     enum afd_status status;
-    uint64_t shards;
+    uint64_t shards, done, total;
+    afd_device_loading(node->device, &done, &total);
+    ffn_loading(node, done, total, now);
     if (!afd_device_loaded(node->device, &shards, &status, &error)) return;
     node->is_loading = 0;
     if (status) { /* what it serves it goes on serving */
         afd_log_error("%d shards more cannot be loaded: %s", __builtin_popcountll(shards), error.text);
         node->unloadable |= shards;
+        ffn_tell_loading(node, 0, 0, 0);
         return;
     }
     ffn_hold(node, shards);
     afd_log_info("%d shards more are loaded, in %llu ms: %d of %u", __builtin_popcountll(shards),
-                 (unsigned long long)(now - node->load_began) / 1000000, __builtin_popcountll(node->held),
+                 (unsigned long long)(now - node->loading.begin) / 1000000, __builtin_popcountll(node->held),
                  node->topology->ffn.ep);
     set_held(node);
 }
@@ -64,7 +67,7 @@ static void begin_load(struct afd_ffn_node *node, afd_ns now)
     }
     afd_log_info("loads %d shards more", __builtin_popcountll(more));
     node->is_loading = 1;
-    node->load_began = now;
+    node->loading = afd_loading_begin(now);
 }
 
 /* Shards that a message asks for which came and is not answered. */

@@ -119,7 +119,7 @@ struct afd_ffn_node {
     struct afd_ffn_node_config config;
     const struct afd_topology *topology;
     const struct afd_model *model;
-    struct afd_loading loading;
+    struct afd_loading loading; /* of the first shards, then of those that come while it serves */
     struct afd_wire_layout wire;
     uint32_t slots, tp, self, instance, attn_ranks; /* attn_ranks: at the pool's largest */
     uint32_t max_batch_rows;
@@ -145,8 +145,7 @@ struct afd_ffn_node {
     uint64_t used_at;                /* set of these indexes */
     uint32_t heartbeat_ms, lease_ms;
     int is_assigned, is_ready, is_loading;
-    struct afd_health *health; /* NULL: none */
-    afd_ns load_began;
+    struct afd_health *health;   /* NULL: none */
     uint32_t listed_sources_all; /* attention ranks of every rail that Peers lists */
 
     /* since the shards are known: memory.c */
@@ -202,6 +201,10 @@ void ffn_tell_leave(struct afd_ffn_node *node, const char *why);
 struct afd_group_config ffn_group_config_of(const struct afd_ffn_node *node, uint32_t shards);
 enum afd_status ffn_load(struct afd_ffn_node *node, struct afd_error *error_out);
 void ffn_unload(struct afd_ffn_node *node);
+/* Says how far a load is, every few seconds: to the log and the scheduler. */
+void ffn_loading(struct afd_ffn_node *node, uint64_t done, uint64_t total, afd_ns now);
+/* To the scheduler; total 0: it loads no more, and nothing came of it. */
+void ffn_tell_loading(struct afd_ffn_node *node, uint64_t done, uint64_t total, afd_ns spent);
 
 /* shards.c */
 void ffn_hold(struct afd_ffn_node *node, uint64_t shards); /* they are loaded: gives them buffers */

@@ -52,6 +52,10 @@ static enum afd_status resolve(const char *path, char dir[PATH_MAX], char config
         if (slash == path) snprintf(dir, PATH_MAX, "/");
     }
     if (written >= PATH_MAX - 32) return afd_fail(error_out, AFD_ERR_CONFIG, "model path is too long");
+    if (S_ISDIR(info.st_mode) && stat(config, &info))
+        return afd_fail(error_out, AFD_ERR_IO,
+                        "%s: neither a config.json nor one GGUF model (a file .gguf, or the parts of one)",
+                        path);
     return AFD_OK;
 }
 

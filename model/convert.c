@@ -67,7 +67,16 @@ static const struct afd_store *fit_blocks(const struct afd_store *store, uint32_
 {
     if (store->kind != AFD_STORE_QUANT || columns % afd_quants[store->quant].values == 0) return store;
     if (columns % 32) return afd_store_find("f16");
-    return afd_store_find(store->quant == AFD_Q6_K ? "q8_0" : "q5_0");
+    switch (store->quant) {
+    case AFD_Q6_K:
+        return afd_store_find("q8_0");
+    case AFD_Q5_K:
+        return afd_store_find("q5_1");
+    case AFD_Q4_K:
+        return afd_store_find("q5_0");
+    default: /* 256 of them in fewer bits */
+        return afd_store_find("iq4_nl");
+    }
 }
 
 /* GGUF, quantized: norms, router and biases are float32; the head, or what is both, is kept finer. */

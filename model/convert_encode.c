@@ -19,8 +19,13 @@ static const struct afd_store stores[] = {
     {"q4_1", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_Q4_1, 0, 1},
     {"q5_0", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_Q5_0, 0, 1},
     {"q5_1", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_Q5_1, 0, 1},
+    {"q2_k", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_Q2_K, 0, 1},
+    {"q3_k", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_Q3_K, 0, 1},
     {"q4_k", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_Q4_K, 0, 1},
+    {"q5_k", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_Q5_K, 0, 1},
     {"q6_k", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_Q6_K, 0, 1},
+    {"iq4_nl", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_IQ4_NL, 0, 1},
+    {"iq4_xs", AFD_STORE_QUANT, AFD_DTYPE_COUNT, AFD_IQ4_XS, 0, 1},
 };
 enum { STORES = sizeof stores / sizeof *stores };
 
@@ -42,7 +47,8 @@ const struct afd_store *afd_store_of(enum afd_dtype dtype, const struct afd_quan
 
 const char *afd_convert_types(int to_gguf)
 {
-    return to_gguf ? "f32, bf16, f16, q8_0, q6_k, q5_0, q5_1, q4_0, q4_1, q4_k"
+    return to_gguf ? "f32, bf16, f16, q8_0, q6_k, q5_k, q5_0, q5_1, q4_k, q4_0, q4_1, iq4_nl, iq4_xs, q3_k, "
+                     "q2_k"
                    : "f32, bf16, f16, fp8, awq, gptq";
 }
 

@@ -379,8 +379,9 @@ static uint32_t file_type(const struct afd_store *store)
     static const struct {
         const char *name;
         uint32_t number;
-    } types[] = {{"f32", 0},  {"f16", 1},  {"q4_0", 2},  {"q4_1", 3},  {"q8_0", 7},
-                 {"q5_0", 8}, {"q5_1", 9}, {"q4_k", 14}, {"q6_k", 18}, {"bf16", 32}};
+    } types[] = {{"f32", 0},   {"f16", 1},   {"q4_0", 2},    {"q4_1", 3},    {"q8_0", 7},
+                 {"q5_0", 8},  {"q5_1", 9},  {"q2_k", 10},   {"q3_k", 11},   {"q4_k", 14},
+                 {"q5_k", 16}, {"q6_k", 18}, {"iq4_nl", 25}, {"iq4_xs", 30}, {"bf16", 32}};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         if (!strcmp(types[i].name, store->name)) return types[i].number;
     return 1024; /* guessed */

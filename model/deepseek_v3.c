@@ -20,6 +20,7 @@ static enum afd_status read_attention(const json_t *config, struct afd_model *mo
                                       struct afd_error *error_out)
 {
     uint32_t nope, rope;
+    int interleaved;
     float all = 0;
     enum afd_status status;
     *a = (struct afd_attn_desc){.kind = AFD_ATTN_LATENT, .kv_heads = 1};
@@ -29,8 +30,11 @@ static enum afd_status read_attention(const json_t *config, struct afd_model *mo
         (status = afd_json_uint(config, "qk_nope_head_dim", 1, AFD_MAX_HEAD_DIM, -1, &nope, error_out)) ||
         (status = afd_json_uint(config, "qk_rope_head_dim", 2, AFD_MAX_HEAD_DIM, -1, &rope, error_out)) ||
         (status = afd_json_uint(config, "v_head_dim", 1, AFD_MAX_HEAD_DIM, -1, &a->value_dim, error_out)) ||
+        (status = afd_json_bool(config, "rope_interleave", 1, &interleaved, error_out)) ||
         (status = afd_fields_rope(config, 10000, rope, model->max_context, &a->rope, error_out)))
         return status;
+    if (!interleaved)
+        return afd_fail(error_out, AFD_ERR_CONFIG, "rope_interleave: false is not supported; expected true");
     a->head_dim = nope + rope;
     a->rope.interleaved = 1;
     if ((uint64_t)a->heads * (nope + a->value_dim) > AFD_MAX_WIDTH ||
@@ -39,8 +43,7 @@ static enum afd_status read_attention(const json_t *config, struct afd_model *mo
                         a->heads, a->head_dim, a->value_dim, AFD_MAX_WIDTH);
     double scale = 1.0 / sqrt((double)a->head_dim);
     if (a->rope.scaling == AFD_ROPE_YARN) {
-        status = afd_json_real(json_object_get(config, "rope_scaling"), "mscale_all_dim", -1, 1e6, 0, &all,
-                               error_out);
+        status = afd_json_real(afd_fields_scaling(config), "mscale_all_dim", -1, 1e6, 0, &all, error_out);
         if (status) return status;
         double m =
             all > 0 && a->rope.factor > 1 ? 0.1 * (double)all * log((double)a->rope.factor) + 1.0 : 1.0;

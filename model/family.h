@@ -21,6 +21,8 @@ enum afd_status afd_fields_sizes(const json_t *config, double eps, struct afd_mo
  * it. */
 enum afd_status afd_fields_attention(const json_t *config, double theta, struct afd_model *model,
                                      struct afd_attn_desc *attn, struct afd_error *error_out);
+/* rope_parameters, as transformers writes since version 5, or rope_scaling; NULL: neither is there. */
+const json_t *afd_fields_scaling(const json_t *config);
 /* rope_theta and rope_scaling, or both inside rope_parameters, for `dim` channels; `theta` is the default,
  * and no rope_theta is read when it is negative: then -theta holds. */
 enum afd_status afd_fields_rope(const json_t *config, double theta, uint32_t dim, uint32_t max_context,

@@ -26,13 +26,19 @@ enum afd_status afd_fields_attention(const json_t *config, double theta, struct 
                                      struct afd_attn_desc *a, struct afd_error *error_out)
 {
     enum afd_status status;
+    float part;
     *a = (struct afd_attn_desc){.kind = AFD_ATTN_GROUPED};
     if ((status = afd_json_uint(config, "num_attention_heads", 1, AFD_MAX_HEADS, -1, &a->heads, error_out)) ||
         (status = afd_json_uint(config, "num_key_value_heads", 1, AFD_MAX_HEADS, a->heads, &a->kv_heads,
                                 error_out)) ||
         (status = afd_json_uint(config, "head_dim", 2, AFD_MAX_HEAD_DIM, model->hidden / a->heads,
-                                &a->head_dim, error_out)))
+                                &a->head_dim, error_out)) ||
+        (status = afd_json_real(config, "partial_rotary_factor", 0, 1e6, 1, &part, error_out)))
         return status;
+    if (part != 1.0f)
+        return afd_fail(error_out, AFD_ERR_CONFIG,
+                        "partial_rotary_factor: %g is not supported; expected 1: whole heads are rotated",
+                        (double)part);
     if (a->heads % a->kv_heads)
         return afd_fail(error_out, AFD_ERR_CONFIG,
                         "num_key_value_heads: %u does not divide the %u attention heads", a->kv_heads,
@@ -102,21 +108,24 @@ static enum afd_status read_scaling(const json_t *s, uint32_t max_context, struc
     return AFD_OK;
 }
 
+const json_t *afd_fields_scaling(const json_t *config)
+{
+    const char *key = afd_json_has(config, "rope_parameters") ? "rope_parameters" : "rope_scaling";
+    return afd_json_has(config, key) ? json_object_get(config, key) : NULL;
+}
+
 enum afd_status afd_fields_rope(const json_t *config, double theta, uint32_t dim, uint32_t max_context,
                                 struct afd_rope_desc *rope, struct afd_error *error_out)
 {
     *rope = (struct afd_rope_desc){.dim = dim, .magnitude = 1.0f, .theta = (float)-theta};
-    const json_t *scaling = json_object_get(config, "rope_scaling"), *owner = config;
-    if (afd_json_has(config, "rope_parameters")) {
-        scaling = json_object_get(config, "rope_parameters");
-        if (afd_json_has(scaling, "rope_theta")) owner = scaling;
-    }
+    const json_t *scaling = afd_fields_scaling(config),
+                 *owner = afd_json_has(scaling, "rope_theta") ? scaling : config;
     if (dim % 2)
         return afd_fail(error_out, AFD_ERR_CONFIG, "%u rotated channels; rotary pairs need an even number",
                         dim);
     enum afd_status status =
         theta < 0 ? AFD_OK : afd_json_real(owner, "rope_theta", 1, 1e12, theta, &rope->theta, error_out);
-    if (status || !scaling || json_is_null(scaling)) return status;
+    if (status || !scaling) return status;
     if (!json_is_object(scaling))
         return afd_fail(error_out, AFD_ERR_CONFIG, "rope_scaling: expected an object or null");
     return read_scaling(scaling, max_context, rope, error_out);

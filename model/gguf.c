@@ -7,6 +7,7 @@
  *
  * all little-endian; the data and every tensor in it begin on multiples of general.alignment (32). */
 #include "model/gguf.h"
+#include "model/json.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -348,6 +349,7 @@ static enum afd_status read_file(struct afd_gguf *g, struct file *file, struct a
     uint32_t magic, version = 0;
     uint64_t tensors, keys, alignment = DEFAULT_ALIGNMENT, *offsets = NULL;
     enum afd_status status = AFD_OK;
+    if (afd_is_lfs_pointer(file->map, file->bytes)) return afd_fail(error_out, AFD_ERR_CONFIG, AFD_LFS_WORDS);
     if (!take(&c, &magic, 4) || magic != 0x46554747u)
         return afd_fail(error_out, AFD_ERR_CONFIG, "does not begin with \"GGUF\"");
     if (!take(&c, &version, 4) || version < 2 || version > 3)

@@ -63,7 +63,9 @@ enum afd_status afd_json_load(const char *path, size_t limit, json_t **out, stru
     if (status) return status;
     json_error_t where;
     json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &where);
+    int is_pointer = afd_is_lfs_pointer(text, bytes);
     free(text);
+    if (is_pointer) return afd_fail(error_out, AFD_ERR_CONFIG, "%s: " AFD_LFS_WORDS, path);
     if (!root)
         return afd_fail(error_out, AFD_ERR_CONFIG, "%s:%d:%d: not JSON: %s", path, where.line, where.column,
                         where.text);
@@ -73,6 +75,12 @@ enum afd_status afd_json_load(const char *path, size_t limit, json_t **out, stru
     }
     *out = root;
     return AFD_OK;
+}
+
+int afd_is_lfs_pointer(const void *data, uint64_t bytes)
+{
+    static const char words[] = "version https://git-lfs";
+    return bytes >= strlen(words) && !memcmp(data, words, strlen(words));
 }
 
 int afd_json_has(const json_t *object, const char *key)

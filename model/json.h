@@ -19,6 +19,10 @@ enum afd_status afd_file_read(const char *path, size_t limit, char **data_out, s
  */
 enum afd_status afd_json_load(const char *path, size_t limit, json_t **out, struct afd_error *error_out);
 
+/* 1: the file is what git leaves in place of a large one that was not fetched. */
+int afd_is_lfs_pointer(const void *data, uint64_t bytes);
+#define AFD_LFS_WORDS "a pointer of Git LFS in place of the file; `git lfs pull` fetches it"
+
 /* 1 when the key is there and not null. */
 int afd_json_has(const json_t *object, const char *key);
 

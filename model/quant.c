@@ -319,6 +319,106 @@ static void encode_q4_k(const float *x, uint8_t *b)
     }
 }
 
+static void encode_q5_k(const float *x, uint8_t *b)
+{
+    float a[8], c[8];
+    memset(b, 0, 176);
+    group_scales(x, b, 31, a, c);
+    for (int i = 0; i < 256; i++) {
+        int g = i / 32, l = i % 32, q = a[g] > 0.0f ? nearest((x[i] + c[g]) / a[g], 0, 31) : 0;
+        b[48 + g / 2 * 32 + l] = (uint8_t)(b[48 + g / 2 * 32 + l] | (q & 15) << 4 * (g % 2));
+        b[16 + l] = (uint8_t)(b[16 + l] | q >> 4 << g);
+    }
+}
+
+static void encode_q2_k(const float *x, uint8_t *b)
+{
+    float scales[16], mins[16], high;
+    memset(b, 0, 84);
+    for (int g = 0; g < 16; g++) {
+        range(x + g * 16, 16, &mins[g], &high);
+        mins[g] = mins[g] < 0.0f ? -mins[g] : 0.0f; /* subtracted, and not negative */
+        scales[g] = high > -mins[g] ? (high + mins[g]) / 3.0f : 0.0f;
+    }
+    put_f16(b + 80, extreme(scales, 16) / 15.0f);
+    put_f16(b + 82, extreme(mins, 16) / 15.0f);
+    float d = f16_at(b + 80), m = f16_at(b + 82);
+    for (int i = 0; i < 256; i++) {
+        int g = i / 16, half = i / 128, s = i % 128 / 32, l = i % 32;
+        int scale = d > 0.0f ? nearest(scales[g] / d, 0, 15) : 0,
+            min = m > 0.0f ? nearest(mins[g] / m, 0, 15) : 0;
+        float a = d * (float)scale;
+        int q = a > 0.0f ? nearest((x[i] + m * (float)min) / a, 0, 3) : 0;
+        b[g] = (uint8_t)(scale | min << 4);
+        b[16 + half * 32 + l] = (uint8_t)(b[16 + half * 32 + l] | q << 2 * s);
+    }
+}
+
+/* Scales of `count` groups of equal size as steps of d, from -31 to 31, so that the largest value of a group
+ * becomes `top`; returns d, which is put at `at`. */
+static float signed_scales(const float *x, int count, float top, uint8_t *at, int *steps)
+{
+    float scales[16];
+    for (int g = 0; g < count; g++) scales[g] = extreme(x + g * (256 / count), 256 / count) / top;
+    put_f16(at, magnitude(extreme(scales, count)) / 31.0f);
+    float d = f16_at(at);
+    for (int g = 0; g < count; g++) steps[g] = d > 0.0f ? nearest(scales[g] / d, -31, 31) : 0;
+    return d;
+}
+
+static void encode_q3_k(const float *x, uint8_t *b)
+{
+    int steps[16];
+    memset(b, 0, 110);
+    float d = signed_scales(x, 16, -4.0f, b + 108, steps);
+    for (int g = 0; g < 16; g++) {
+        int scale = steps[g] + 32;
+        b[96 + g % 8] = (uint8_t)(b[96 + g % 8] | (scale & 15) << (g < 8 ? 0 : 4));
+        b[104 + g % 4] = (uint8_t)(b[104 + g % 4] | scale >> 4 << 2 * (g / 4));
+    }
+    for (int i = 0; i < 256; i++) {
+        int half = i / 128, s = i % 128 / 32, l = i % 32;
+        float a = d * (float)steps[i / 16];
+        int q = a != 0.0f ? nearest(x[i] / a + 4.0f, 0, 7) : 4;
+        b[32 + half * 32 + l] = (uint8_t)(b[32 + half * 32 + l] | (q & 3) << 2 * s);
+        b[l] = (uint8_t)(b[l] | q >> 2 << (half * 4 + s));
+    }
+}
+
+static int nearest_iq4(float x)
+{
+    int best = 0;
+    for (int q = 1; q < 16; q++)
+        if (magnitude(x - (float)afd_iq4_values[q]) < magnitude(x - (float)afd_iq4_values[best])) best = q;
+    return best;
+}
+
+/* 32 values in steps of `a`. */
+static void put_iq4(const float *x, float a, uint8_t *nibbles)
+{
+    for (int j = 0; j < 16; j++)
+        nibbles[j] = a != 0.0f ? (uint8_t)(nearest_iq4(x[j] / a) | nearest_iq4(x[j + 16] / a) << 4) : 0x88;
+}
+
+static void encode_iq4_nl(const float *x, uint8_t *b)
+{
+    put_f16(b, extreme(x, 32) / (float)afd_iq4_values[0]);
+    put_iq4(x, f16_at(b), b + 2);
+}
+
+static void encode_iq4_xs(const float *x, uint8_t *b)
+{
+    int steps[8];
+    memset(b, 0, 136);
+    float d = signed_scales(x, 8, (float)afd_iq4_values[0], b, steps);
+    for (int g = 0; g < 8; g++) {
+        int scale = steps[g] + 32;
+        b[2 + g / 4] = (uint8_t)(b[2 + g / 4] | scale >> 4 << 2 * (g % 4));
+        b[4 + g / 2] = (uint8_t)(b[4 + g / 2] | (scale & 15) << 4 * (g % 2));
+        put_iq4(x + g * 32, d * (float)steps[g], b + 8 + g * 16);
+    }
+}
+
 static void encode_q6_k(const float *x, uint8_t *b)
 {
     float scales[16];
@@ -345,13 +445,13 @@ const struct afd_quant afd_quants[AFD_QUANT_COUNT] = {
     [AFD_Q5_0] = {AFD_Q5_0, "Q5_0", 32, 22, decode_q5_0, encode_q5_0},
     [AFD_Q5_1] = {AFD_Q5_1, "Q5_1", 32, 24, decode_q5_1, encode_q5_1},
     [AFD_Q8_0] = {AFD_Q8_0, "Q8_0", 32, 34, decode_q8_0, encode_q8_0},
-    [AFD_Q2_K] = {AFD_Q2_K, "Q2_K", 256, 84, decode_q2_k, NULL},
-    [AFD_Q3_K] = {AFD_Q3_K, "Q3_K", 256, 110, decode_q3_k, NULL},
+    [AFD_Q2_K] = {AFD_Q2_K, "Q2_K", 256, 84, decode_q2_k, encode_q2_k},
+    [AFD_Q3_K] = {AFD_Q3_K, "Q3_K", 256, 110, decode_q3_k, encode_q3_k},
     [AFD_Q4_K] = {AFD_Q4_K, "Q4_K", 256, 144, decode_q4_k, encode_q4_k},
-    [AFD_Q5_K] = {AFD_Q5_K, "Q5_K", 256, 176, decode_q5_k, NULL},
+    [AFD_Q5_K] = {AFD_Q5_K, "Q5_K", 256, 176, decode_q5_k, encode_q5_k},
     [AFD_Q6_K] = {AFD_Q6_K, "Q6_K", 256, 210, decode_q6_k, encode_q6_k},
-    [AFD_IQ4_NL] = {AFD_IQ4_NL, "IQ4_NL", 32, 18, decode_iq4_nl, NULL},
-    [AFD_IQ4_XS] = {AFD_IQ4_XS, "IQ4_XS", 256, 136, decode_iq4_xs, NULL},
+    [AFD_IQ4_NL] = {AFD_IQ4_NL, "IQ4_NL", 32, 18, decode_iq4_nl, encode_iq4_nl},
+    [AFD_IQ4_XS] = {AFD_IQ4_XS, "IQ4_XS", 256, 136, decode_iq4_xs, encode_iq4_xs},
     [AFD_INT4_128] = {AFD_INT4_128, "INT4_128", 128, 68, decode_int4_128, NULL},
 };
 

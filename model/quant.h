@@ -34,7 +34,7 @@ struct afd_quant {
     const char *name;
     uint32_t values, bytes; /* of a block; `values` divides 128 or is a multiple of it */
     void (*decode)(const uint8_t *block, float *out);    /* out [values] */
-    void (*encode)(const float *values, uint8_t *block); /* round to nearest; NULL: not written by us */
+    void (*encode)(const float *values, uint8_t *block); /* round to nearest; NULL: INT4_128, which no file has */
 };
 
 extern const struct afd_quant afd_quants[AFD_QUANT_COUNT];

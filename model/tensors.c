@@ -130,30 +130,39 @@ out:
     return status;
 }
 
+static const char single_name[] = "model.safetensors", index_name[] = "model.safetensors.index.json";
+
+static int has_file(const char *dir, const char *name)
+{
+    char path[PATH_MAX];
+    return snprintf(path, sizeof path, "%s/%s", dir, name) < PATH_MAX && !access(path, F_OK);
+}
+
+int afd_checkpoint_exists(const char *dir)
+{
+    char gguf[PATH_MAX];
+    return afd_gguf_find(dir, gguf) || has_file(dir, AFD_RANDOM_WEIGHTS_FILE) || has_file(dir, single_name) ||
+           has_file(dir, index_name);
+}
+
 /* model.safetensors, or what the index names. */
 static enum afd_status list_files(const char *dir, struct afd_arena *arena, json_t **index_out,
                                   const char ***out, uint32_t *count_out, struct afd_error *error_out)
 {
-    static const char single[] = "model.safetensors";
     char path[PATH_MAX];
-    struct stat info;
     *index_out = NULL;
-    if (snprintf(path, sizeof path, "%s/%s.index.json", dir, single) >= PATH_MAX - NAME_MAX)
+    if (snprintf(path, sizeof path, "%s/%s", dir, index_name) >= PATH_MAX - NAME_MAX)
         return afd_fail(error_out, AFD_ERR_CONFIG, "model path is too long");
-    int indexed = !stat(path, &info);
-    path[strlen(path) - strlen(".index.json")] = 0;
-    if (!stat(path, &info)) {
+    if (has_file(dir, single_name)) {
         const char **names = afd_arena_alloc(arena, 1, sizeof *names);
-        if (!names) return afd_fail(error_out, AFD_ERR_MEMORY, "%s: no memory for its name", path);
-        names[0] = single;
+        if (!names) return afd_fail(error_out, AFD_ERR_MEMORY, "%s: no memory for a name", dir);
+        names[0] = single_name;
         *out = names;
         *count_out = 1;
         return AFD_OK;
     }
-    if (!indexed)
-        return afd_fail(error_out, AFD_ERR_IO,
-                        "%s: neither model.safetensors nor model.safetensors.index.json", dir);
-    strcat(path, ".index.json");
+    if (!has_file(dir, index_name))
+        return afd_fail(error_out, AFD_ERR_IO, "%s: neither %s nor %s", dir, single_name, index_name);
     return list_index(path, arena, index_out, out, count_out, error_out);
 }
 
@@ -186,7 +195,9 @@ static enum afd_status map_file(const char *dir, const char *name, struct file *
     file->bytes = (uint64_t)info.st_size;
     for (int i = LENGTH_BYTES - 1; i >= 0; i--)
         file->header_bytes = file->header_bytes << 8 | (unsigned char)file->map[i];
-    if (file->header_bytes > HEADER_LIMIT_BYTES || file->header_bytes > file->bytes - LENGTH_BYTES)
+    if (afd_is_lfs_pointer(file->map, file->bytes))
+        status = afd_fail(error_out, AFD_ERR_CONFIG, "%s: " AFD_LFS_WORDS, path);
+    else if (file->header_bytes > HEADER_LIMIT_BYTES || file->header_bytes > file->bytes - LENGTH_BYTES)
         status = afd_fail(error_out, AFD_ERR_CONFIG,
                           "%s: a header of %llu bytes in a file of %llu; at most %d are allowed", path,
                           (unsigned long long)file->header_bytes, (unsigned long long)file->bytes,
@@ -377,14 +388,15 @@ static enum afd_status link_scale(const struct afd_checkpoint *c, struct afd_ten
     uint32_t d = tensor->dims - 2;
     tensor->scale_rows = (tensor->shape[d] + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
     tensor->scale_columns = (tensor->shape[d + 1] + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
-    if (scale->dtype != AFD_F32 || scale->dims != tensor->dims ||
-        (d && scale->shape[0] != tensor->shape[0]) || scale->shape[d] != tensor->scale_rows ||
-        scale->shape[d + 1] != tensor->scale_columns)
+    int is_number = scale->dtype == AFD_F32 || scale->dtype == AFD_BF16 || scale->dtype == AFD_F16;
+    if (!is_number || scale->dims != tensor->dims || (d && scale->shape[0] != tensor->shape[0]) ||
+        scale->shape[d] != tensor->scale_rows || scale->shape[d + 1] != tensor->scale_columns)
         return afd_fail(error_out, AFD_ERR_CONFIG,
-                        "tensor %s: expected F32 with %u dimensions, the last two [%llu, %llu]", name,
-                        tensor->dims, (unsigned long long)tensor->scale_rows,
+                        "tensor %s: expected F32, BF16 or F16 with %u dimensions, the last two [%llu, %llu]",
+                        name, tensor->dims, (unsigned long long)tensor->scale_rows,
                         (unsigned long long)tensor->scale_columns);
     tensor->scale = scale->data;
+    tensor->scale_dtype = scale->dtype;
     return AFD_OK;
 }
 

@@ -23,8 +23,10 @@ struct afd_tensor {
     uint64_t shape[AFD_MAX_DIMS]; /* row-major, outermost first */
     const void *data;             /* in the mapping, aligned to the element */
     uint64_t bytes;
-    /* block-FP8 only: NAME_scale_inv, float32 [.., ceil(out/128), ceil(in/128)]; w = q * scale */
-    const float *scale;
+    /* block-FP8 only: NAME_scale_inv [.., ceil(out/128), ceil(in/128)]; w = q * scale. Float32 as DeepSeek
+     * writes them, or 16 bits as Qwen does. */
+    const void *scale;
+    enum afd_dtype scale_dtype;
     uint64_t scale_rows, scale_columns; /* of one matrix */
 };
 
@@ -42,6 +44,8 @@ enum afd_random_kind { AFD_RANDOM_FP8, AFD_RANDOM_BF16, AFD_RANDOM_INT4, AFD_RAN
  * for a GGUF model; or random weights, where DIR says so. */
 enum afd_status afd_checkpoint_open(const char *dir, struct afd_checkpoint **out,
                                     struct afd_error *error_out);
+/* 1: there is something to open, whole or not. */
+int afd_checkpoint_exists(const char *dir);
 /* One without files or tensors: every weight has random values (random_weights.h). */
 enum afd_status afd_checkpoint_random(enum afd_random_kind kind, struct afd_checkpoint **out,
                                       struct afd_error *error_out);

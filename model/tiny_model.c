@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "model/family.h"
 #include "model/tensors.h"
+#include "model/weight_read.h"
 
 enum { BLOCK = AFD_FP8_BLOCK, NAME_BYTES = AFD_TENSOR_NAME_BYTES + 16, HEADER_LINE_BYTES = 320 };
 
@@ -36,6 +37,7 @@ struct build {
     const struct afd_family *family;
     struct item *items;
     uint32_t count, room, lanes;
+    enum afd_dtype scale_dtype; /* of FP8 blocks: as the family's publisher keeps them */
 };
 
 static int add(struct build *b, const char *name, uint32_t dims, const uint64_t *shape, enum afd_dtype dtype,
@@ -108,7 +110,7 @@ static int add_tensor(struct build *b, enum afd_weight_use use, uint32_t layer, 
     if (dtype != AFD_FP8) return 0;
     shape[1] = (shape[1] + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
     shape[2] = (shape[2] + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK;
-    return add(b, name, 3 - skip, shape + skip, AFD_F32, 0, 0, 1);
+    return add(b, name, 3 - skip, shape + skip, b->scale_dtype, 0, 0, 1);
 }
 
 /* All tensors of a use; kv_b, which K_UP and V_UP share, once. */
@@ -166,7 +168,8 @@ static float block_scale(const struct build *b, const struct item *item, uint64_
             if (x < 0) x = -x;
             if (x > largest) largest = x;
         }
-    return largest > 0 ? largest / 448.0f : 1.0f;
+    float scale = largest > 0 ? largest / 448.0f : 1.0f;
+    return b->scale_dtype == AFD_BF16 ? afd_bf16_to_float(afd_float_to_bf16(scale)) : scale;
 }
 
 static void fill_fp8(const struct build *b, const struct item *item, uint8_t *out, float *scales)
@@ -277,7 +280,8 @@ static int fill_file(const struct build *b, uint32_t file, char *data)
         if (q && s) {
             fill_fp8(b, item, q, s);
             if (file_of(b, i) == file) memcpy(data + item->begin, q, element_count(item));
-            if (file_of(b, i + 1) == file) memcpy(data + scale->begin, s, element_count(scale) * sizeof *s);
+            for (uint64_t k = 0; file_of(b, i + 1) == file && k < element_count(scale); k++)
+                afd_narrow_put(data + scale->begin, scale->dtype, k, s[k]);
         }
         int bad = !q || !s;
         free(q);
@@ -379,6 +383,8 @@ enum afd_status afd_tiny_model_write(const struct afd_tiny_model *tiny, const ch
     if (!status) {
         b.model = model;
         b.family = afd_family_find(model->architecture);
+        b.scale_dtype =
+            tiny->family == AFD_TINY_QWEN3 || tiny->family == AFD_TINY_QWEN3_MOE ? AFD_BF16 : AFD_F32;
         status = write_weights(&b, dir, error_out);
     }
     if (!status) status = afd_tiny_tokenizer_write(tiny->vocab, dir, error_out);

@@ -70,7 +70,7 @@ void afd_weight_values(const struct afd_weight_view *view, uint32_t row, uint32_
     afd_weight_read(view, row, column, n, out);
     for (uint32_t i = 0; view->block && i < n; i++) {
         uint32_t r = view->transposed ? column + i : row, c = view->transposed ? row : column + i;
-        out[i] =
-            out[i] * view->scale[(view->block_row + r) / view->block * view->scale_pitch + c / view->block];
+        uint64_t at = (view->block_row + r) / view->block * view->scale_pitch + c / view->block;
+        out[i] = out[i] * afd_weight_scale(view, at);
     }
 }

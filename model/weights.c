@@ -512,7 +512,9 @@ enum afd_status afd_weight_view(const struct afd_model *model, const struct afd_
         out->block = AFD_FP8_BLOCK;
         out->block_row = stored.stacked ? 0 : (uint32_t)(first % AFD_FP8_BLOCK);
         out->scale_pitch = tensor->scale_columns;
-        out->scale = tensor->scale + block * tensor->scale_columns + weight->in_begin / AFD_FP8_BLOCK;
+        uint64_t at = block * tensor->scale_columns + weight->in_begin / AFD_FP8_BLOCK;
+        out->scale_dtype = tensor->scale_dtype;
+        out->scale = (const char *)tensor->scale + at * afd_dtype_bytes(tensor->scale_dtype);
     }
     return AFD_OK;
 }
@@ -530,7 +532,7 @@ static enum afd_status add_bytes(const struct afd_weight *weight, void *user)
     struct afd_weight_view view;
     struct afd_error unused;
     uint64_t rows = weight->out_end - weight->out_begin, columns = weight->in_end - weight->in_begin;
-    uint64_t bits = sum->element_bits;
+    uint64_t bits = sum->element_bits, scale_bytes = sizeof(float);
     if (afd_weight_is_wide(weight->use) && bits < 16) bits = 16;
     if (afd_weight_is_vector(weight->use) || weight->use == AFD_W_ROUTER) bits = 16;
     if (sum->checkpoint && !afd_weight_view(sum->model, sum->checkpoint, weight, &view, &unused)) {
@@ -539,6 +541,7 @@ static enum afd_status add_bytes(const struct afd_weight *weight, void *user)
             return AFD_OK;
         }
         bits = 8 * afd_dtype_bytes(view.dtype);
+        if (view.block) scale_bytes = afd_dtype_bytes(view.scale_dtype);
     } else if (is_int4(sum->model) && !afd_weight_is_wide(weight->use) && !is_head(weight->use) &&
                columns % AFD_INT4_GROUP == 0) {
         sum->bytes += rows * (columns / AFD_INT4_GROUP) * afd_quants[AFD_INT4_128].bytes;
@@ -546,7 +549,7 @@ static enum afd_status add_bytes(const struct afd_weight *weight, void *user)
     }
     sum->bytes += (rows * columns * bits + 7) / 8;
     if (bits == 8)
-        sum->bytes += sizeof(float) * ((rows + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK) *
+        sum->bytes += scale_bytes * ((rows + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK) *
                       ((columns + AFD_FP8_BLOCK - 1) / AFD_FP8_BLOCK);
     return AFD_OK;
 }

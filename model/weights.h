@@ -97,9 +97,10 @@ struct afd_weight_view {
     uint32_t rows, columns;        /* of the slice */
     uint64_t row_bytes;            /* pitch of the stored matrix */
     const void *data;
-    const float *scale;   /* block-FP8: scale of the block that holds element (0, 0) of the slice */
-    uint64_t scale_pitch; /* floats from one row of blocks to the next */
-    uint32_t block;       /* 128, or 0 */
+    const void *scale;          /* block-FP8: scale of the block that holds element (0, 0) of the slice */
+    enum afd_dtype scale_dtype; /* of these: F32, BF16 or F16 */
+    uint64_t scale_pitch;       /* scales from one row of blocks to the next */
+    uint32_t block;             /* 128, or 0 */
     /* A head's part of a stored kv_b matrix. Transposed: element (r, c) of the slice is column r of stored
      * row c, which starts at data + c * row_bytes. */
     int transposed;

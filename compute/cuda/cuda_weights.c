@@ -57,6 +57,20 @@ static void put_decoded(struct upload *u, const struct afd_weight_view *view, ch
     free(row);
 }
 
+/* Scales that are stored in 16 bits, a row of blocks at a time: [down][pitch] float32. */
+static void put_wide_scales(struct upload *u, const struct afd_weight_view *view, char *to, uint64_t pitch,
+                            uint64_t down)
+{
+    float *row = to ? malloc(pitch * sizeof *row) : NULL;
+    if (to && !row) u->status = AFD_ERR_MEMORY;
+    for (uint64_t r = 0; row && r < down; r++) {
+        for (uint64_t i = 0; i < pitch; i++) row[i] = afd_weight_scale(view, r * view->scale_pitch + i);
+        uint64_t bytes = pitch * sizeof *row;
+        put(u, to + r * bytes, bytes, row, bytes, bytes, 1);
+    }
+    free(row);
+}
+
 /* 64 rows of int4 into `words`, from `row` on; from the slice's last row on zeros, or what nobody reads. */
 static void pack_tiles(const struct afd_weight_view *view, uint32_t row, uint32_t *words)
 {
@@ -128,7 +142,10 @@ static void put_matrix(struct upload *u, const struct afd_matrix *matrix, uint32
     uint64_t scale_bytes = m->scale_pitch * sizeof *m->scale;
     char *scale = place(u, down * scale_bytes);
     m->scale = (const float *)(const void *)scale;
-    put(u, scale, scale_bytes, view->scale, view->scale_pitch * sizeof *view->scale, scale_bytes, down);
+    if (view->scale_dtype == AFD_F32)
+        put(u, scale, scale_bytes, view->scale, view->scale_pitch * sizeof(float), scale_bytes, down);
+    else
+        put_wide_scales(u, view, scale, m->scale_pitch, down);
 }
 
 static void put_experts(struct upload *u, uint32_t shard)

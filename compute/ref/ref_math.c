@@ -45,7 +45,8 @@ void afd_ref_matvec(const struct afd_weight_view *w, const float *x, float *y)
             float block = 0.0f;
             afd_weight_read(w, r, begin, n, weights);
             for (uint32_t k = 0; k < n; k++) block = fmaf(x[begin + k], weights[k], block);
-            if (w->block) block = w->scale[r / w->block * w->scale_pitch + begin / AFD_DOT_BLOCK] * block;
+            if (w->block)
+                block = afd_weight_scale(w, r / w->block * w->scale_pitch + begin / AFD_DOT_BLOCK) * block;
             y[r] = y[r] + block;
         }
     }

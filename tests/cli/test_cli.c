@@ -114,6 +114,75 @@ static void check_prints_facts(void **state)
     expect_words("none: within one host");
 }
 
+/* What the layers and the ranks take is the whole checkpoint: each layer's bytes, the members of a group. */
+static void ranks_add_up(void)
+{
+    json_int_t whole[2] = {0}, layers = 0;
+    for (int cut = 0; cut < 2; cut++) {
+        size_t i;
+        json_t *one;
+        expect(0, run("$afd model info tests/reference/fixtures/qwen3_moe --json %s",
+                      cut ? "--attn-tp 2 --tp 3" : ""));
+        json_t *info = parse_output();
+        assert_int_equal(json_array_size(json_object_get(info, "ranks")), cut ? 5 : 2);
+        json_array_foreach(json_object_get(info, "ranks"), i, one)
+        {
+            whole[cut] += json_integer_value(json_object_get(one, "weights"));
+        }
+        layers = 0;
+        json_array_foreach(json_object_get(info, "layers"), i, one)
+        {
+            layers += json_integer_value(json_object_get(one, "bytes"));
+        }
+        assert_int_equal(whole[0], json_integer_value(json_object_get(info, "parameters")));
+        assert_true(layers > 0 && layers < json_integer_value(json_object_get(info, "bytes")));
+        json_decref(info);
+    }
+    /* of 3 layers the norms of Q's and K's heads, which each member has; nothing else is held twice */
+    assert_int_equal(whole[1] - whole[0], 3 * 2 * 24);
+    expect(2, run("$afd model info tests/reference/fixtures/qwen3_moe --ep 65"));
+    expect_words("expected 1 to 64");
+}
+
+/* Each spoils what lies in $d. */
+static const struct {
+    const char *spoil, *words;
+} spoilt[] = {
+    {"rm $d/tokenizer.json", "tokenizer.json: cannot open"},
+    {"truncate -s 100000 $d/model-00002-of-00003.safetensors", "model-00002-of-00003.safetensors: tensor"},
+    {"rm $d/model-00003-of-00003.safetensors", "model-00003-of-00003.safetensors: No such file"},
+    {"printf 'version https://git-lfs.github.com/spec/v1' > $d/model-00001-of-00003.safetensors",
+     "a pointer of Git LFS"},
+    {"printf 'version https://git-lfs.github.com/spec/v1' > $d/tokenizer.json", "a pointer of Git LFS"},
+    {"sed -i 's/\"num_hidden_layers\": 4/\"num_hidden_layers\": 5/' $d/config.json",
+     "made: tensor model.layers.4.input_layernorm.weight: not in the checkpoint"},
+    {"sed -i 's/\"intermediate_size\": 128/\"intermediate_size\": 96/' $d/config.json",
+     "the model's configuration asks for [96, 64]"},
+    {"rm $d/*", "neither a config.json nor one GGUF model"},
+};
+
+/* Guards: a checkpoint that is found to be useless by ranks that load it, minutes later, and not by check. */
+static void check_looks_at_the_weights(void **state)
+{
+    (void)state;
+    expect(0, run("mkdir -p %s/w && printf 'model: { path: made }\n' > %s/w/t.yaml", home, home));
+    for (size_t i = 0; i < sizeof spoilt / sizeof *spoilt; i++) {
+        expect(0, run("$afd model make %s/w/made --family qwen3_moe --moe-layers 1 --files 3", home));
+        expect(0, run("$afd check %s/w/t.yaml", home));
+        expect(0, run("d=%s/w/made; %s", home, spoilt[i].spoil));
+        expect(1, run("$afd check %s/w/t.yaml", home));
+        expect_words(spoilt[i].words);
+        expect(1, run("$afd up %s/w/t.yaml", home));
+        expect_words(spoilt[i].words);
+        expect(0, run("rm -r %s/w/made", home));
+    }
+    expect(0, run("$afd model make %s/w/made && rm %s/w/made/model*", home, home));
+    expect(0, run("$afd check %s/w/t.yaml", home)); /* it may be planned .. */
+    expect_words("has no weights");
+    expect(1, run("$afd up %s/w/t.yaml", home)); /* .. and not run */
+    expect_words("neither model.safetensors nor model.safetensors.index.json");
+}
+
 static void model_info_counts_a_checkpoint(void **state)
 {
     (void)state;
@@ -125,6 +194,7 @@ static void model_info_counts_a_checkpoint(void **state)
     assert_true(json_integer_value(json_object_get(info, "parameters")) >
                 json_integer_value(json_object_get(info, "active_parameters")));
     json_decref(info);
+    ranks_add_up();
     expect(1, run("$afd model info %s", home));
     expect(2, run("$afd model weigh %s", home));
 }
@@ -388,6 +458,7 @@ int main(void)
         cmocka_unit_test(the_table_is_the_help),
         cmocka_unit_test(a_bad_topology_is_told_with_its_place),
         cmocka_unit_test(check_prints_facts),
+        cmocka_unit_test(check_looks_at_the_weights),
         cmocka_unit_test(model_info_counts_a_checkpoint),
         cmocka_unit_test(a_model_is_made),
         cmocka_unit_test(a_model_is_converted),

@@ -151,14 +151,18 @@ static void weight_types(void **state)
     }
 }
 
+/* Scales in float32, and in bf16 as Qwen's checkpoints have them. */
 static void fp8_weights(void **state)
 {
     (void)state;
-    struct afd_tiny_model tiny = afd_tiny_model_fp8();
-    struct machine_config config = machine_plain(AFD_DEVICE_CPU);
-    config.a2f = AFD_FP8, config.f2a = AFD_BF16, config.kv = AFD_KV_BF16;
-    config.ep = 2;
-    compare(&tiny, config, 2);
+    const enum afd_tiny_family families[] = {AFD_TINY_STEP3, AFD_TINY_QWEN3_MOE};
+    for (size_t i = 0; i < 2; i++) {
+        struct afd_tiny_model tiny = afd_tiny_model_as(afd_tiny_model_fp8(), families[i]);
+        struct machine_config config = machine_plain(AFD_DEVICE_CPU);
+        config.a2f = AFD_FP8, config.f2a = AFD_BF16, config.kv = AFD_KV_BF16;
+        config.ep = 2;
+        compare(&tiny, config, 2);
+    }
 }
 
 static void tensor_parallel(void **state)

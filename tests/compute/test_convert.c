@@ -233,10 +233,11 @@ static void types_round_as_little_as_they_must(void **state)
         const char *type;
         double rms;
         int gguf;
-    } types[] = {{"bf16", 0.003, 0}, {"f16", 0.0005, 0}, {"fp8", 0.04, 0},   {"awq", 0.12, 0},
-                 {"gptq", 0.12, 0},  {"bf16", 0.003, 1}, {"f16", 0.0005, 1}, {"q8_0", 0.01, 1},
-                 {"q6_k", 0.03, 1},  {"q5_0", 0.06, 1},  {"q5_1", 0.06, 1},  {"q4_0", 0.12, 1},
-                 {"q4_1", 0.12, 1},  {"q4_k", 0.12, 1}};
+    } types[] = {{"bf16", 0.003, 0},  {"f16", 0.0005, 0}, {"fp8", 0.04, 0},   {"awq", 0.12, 0},
+                 {"gptq", 0.12, 0},   {"bf16", 0.003, 1}, {"f16", 0.0005, 1}, {"q8_0", 0.01, 1},
+                 {"q6_k", 0.03, 1},   {"q5_0", 0.06, 1},  {"q5_1", 0.06, 1},  {"q4_0", 0.12, 1},
+                 {"q4_1", 0.12, 1},   {"q4_k", 0.12, 1},  {"q5_k", 0.06, 1},  {"iq4_nl", 0.12, 1},
+                 {"iq4_xs", 0.12, 1}, {"q3_k", 0.25, 1},  {"q2_k", 0.45, 1}};
     static const enum afd_tiny_family families[] = {AFD_TINY_QWEN3_MOE, AFD_TINY_LLAMA, AFD_TINY_DEEPSEEK_V3};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
         for (size_t f = i % 3; f < 3; f += 3) { /* each type with one family */

@@ -57,8 +57,9 @@ static void product(const struct afd_kernels *k, enum afd_dtype dtype, uint32_t 
     struct afd_weight_view *w = &m.view;
     w->row_bytes = (uint64_t)in * afd_dtype_bytes(dtype);
     for (uint64_t i = 0; i < (uint64_t)out * in; i++) afd_narrow_put(at, dtype, i, random_float(i, 1));
-    for (uint32_t i = 0; i < 64; i++) scale[i] = 0.5f + random_float(i, 2) * 0.1f;
-    if (dtype == AFD_FP8) w->scale = scale, w->scale_pitch = 8, w->block = 128;
+    const enum afd_dtype scale_dtype = (enum afd_dtype)(out % 3); /* F32, BF16, F16 */
+    for (uint32_t i = 0; i < 64; i++) afd_narrow_put(scale, scale_dtype, i, 0.5f + random_float(i, 2) * 0.1f);
+    if (dtype == AFD_FP8) w->scale = scale, w->scale_dtype = scale_dtype, w->scale_pitch = 8, w->block = 128;
     void *panels = aligned_alloc(64, (afd_panels_bytes(w) + 63) / 64 * 64);
     memset(panels, 0xff, afd_panels_bytes(w)); /* NaN where nothing is written */
     afd_panels_pack(w, 0, (out + AFD_PANEL - 1) / AFD_PANEL, panels);

@@ -131,8 +131,9 @@ static void encoders(void **state)
 {
     (void)state;
     static const double worst[AFD_QUANT_COUNT] = {
-        [AFD_Q4_0] = 0.14,  [AFD_Q4_1] = 0.07, [AFD_Q5_0] = 0.07, [AFD_Q5_1] = 0.035,
-        [AFD_Q8_0] = 0.005, [AFD_Q4_K] = 0.12, [AFD_Q6_K] = 0.04};
+        [AFD_Q4_0] = 0.14,  [AFD_Q4_1] = 0.07, [AFD_Q5_0] = 0.07,  [AFD_Q5_1] = 0.035,
+        [AFD_Q8_0] = 0.005, [AFD_Q2_K] = 0.55, [AFD_Q3_K] = 0.3,   [AFD_Q4_K] = 0.12,
+        [AFD_Q5_K] = 0.06,  [AFD_Q6_K] = 0.04, [AFD_IQ4_NL] = 0.2, [AFD_IQ4_XS] = 0.2};
     float x[AFD_QUANT_MAX_VALUES], y[AFD_QUANT_MAX_VALUES];
     uint8_t block[AFD_QUANT_MAX_BYTES];
     for (int q = 0; q < AFD_QUANT_COUNT; q++) {

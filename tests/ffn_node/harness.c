@@ -109,9 +109,13 @@ static void on_message(struct afd_channel *channel, const Afd__Envelope *m, void
     struct h_rank *r = rank_of(h, channel);
     if (m->body_case == AFD__ENVELOPE__BODY_REGISTER)
         on_register(h, channel, m->register_);
-    else if (r && m->body_case == AFD__ENVELOPE__BODY_READY)
+    else if (r && m->body_case == AFD__ENVELOPE__BODY_READY) {
         r->is_ready = 1;
-    else if (r && m->body_case == AFD__ENVELOPE__BODY_HEARTBEAT)
+        r->shards = (uint32_t)m->ready->n_shards;
+    } else if (r && m->body_case == AFD__ENVELOPE__BODY_LOADING) {
+        r->loaded_bytes = m->loading->bytes;
+        r->loading_bytes = m->loading->total_bytes;
+    } else if (r && m->body_case == AFD__ENVELOPE__BODY_HEARTBEAT)
         on_heartbeat(r, m->heartbeat);
     else if (r && m->body_case == AFD__ENVELOPE__BODY_LEAVE)
         r->has_left = 1;
@@ -213,6 +217,12 @@ void h_drain(struct harness *h)
     }
 }
 
+void h_assign(struct harness *h, uint32_t shards)
+{
+    h->assign_shards = shards;
+    for (uint32_t i = 0; i < h->tp; i++) send_assign(h, h->ranks[i].channel, shards);
+}
+
 void h_leave_out(struct harness *h, int is_left_out)
 {
     struct afd_error error;
@@ -221,7 +231,7 @@ void h_leave_out(struct harness *h, int is_left_out)
     h->deaf_fd = is_left_out ? afd_listen("127.0.0.1:0", &port, &error) : 0;
     if (h->deaf_fd < 0) fail_msg("%s", error.text);
     if (h->deaf_fd) snprintf(h->deaf, sizeof h->deaf, "127.0.0.1:%d", port);
-    for (uint32_t i = 0; i < h->tp; i++) send_assign(h, h->ranks[i].channel, h->assign_shards);
+    h_assign(h, h->assign_shards);
     send_peers(h);
 }
 

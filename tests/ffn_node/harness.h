@@ -20,7 +20,9 @@ struct h_rank { /* an FFN rank as the scheduler and the process table see it */
     int is_running, is_listed, is_ready, has_left, exit_status;
     struct afd_channel *channel;
     uint64_t incarnation, steps, rows, expert_rows, stage_ns;
-    uint32_t unreachable; /* set of ranks, by its last heartbeat */
+    uint32_t unreachable;                 /* set of ranks, by its last heartbeat */
+    uint32_t shards;                      /* that its last Ready named */
+    uint64_t loaded_bytes, loading_bytes; /* by its last Loading; 0: it said nothing */
     char address[AFD_ADDRESS_BYTES];
 };
 
@@ -63,6 +65,7 @@ void h_stop(struct harness *h);
 void h_rank_start(struct harness *h, uint32_t rank);
 void h_rank_kill(struct harness *h, uint32_t rank); /* makes the process end by itself, and waits for it */
 void h_drain(struct harness *h);
+void h_assign(struct harness *h, uint32_t shards); /* to all, while they serve */
 /* The scheduler leaves the instance out, or no more; meanwhile leases are short, and rank 0 is at an address
  * where nobody answers. */
 void h_leave_out(struct harness *h, int is_left_out);

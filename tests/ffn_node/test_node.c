@@ -352,13 +352,69 @@ static void test_spare(void **state)
     h_stop(h);
 }
 
+/* ---- more shards while it serves. A load that is held back is not over, however small the model is. */
+
+static _Atomic int holds_load;
+
+int __real_afd_device_loaded(struct afd_device *device, uint64_t *shards_out, enum afd_status *status_out,
+                             struct afd_error *error_out);
+int __wrap_afd_device_loaded(struct afd_device *device, uint64_t *shards_out, enum afd_status *status_out,
+                             struct afd_error *error_out);
+int __wrap_afd_device_loaded(struct afd_device *device, uint64_t *shards_out, enum afd_status *status_out,
+                             struct afd_error *error_out)
+{
+    return holds_load ? 0 : __real_afd_device_loaded(device, shards_out, status_out, error_out);
+}
+
+static int has_shards(struct harness *h, void *user)
+{
+    return h->ranks[0].shards == *(uint32_t *)user;
+}
+
+static int says_it_loads(struct harness *h, void *user)
+{
+    (void)user;
+    return h->ranks[0].loading_bytes != 0;
+}
+
+static uint64_t bytes_of(const struct harness *h, uint64_t shards)
+{
+    struct afd_share share = {.ffn = 1, .shards = shards, .ep = h->ep, .tp = 1};
+    return afd_share_bytes(h->model, h->checkpoint, &share, 0);
+}
+
+/* Guards: an operator who scales out, or has lost shards, and cannot see whether those that load elsewhere
+ * come. The bytes are those of the experts that are missing. */
+static void test_shards_that_come(void **state)
+{
+    struct traffic t;
+    uint32_t one = 1, two = 2;
+    (void)state;
+    struct harness *h = h_start(1, 2, 2, "f32", "auto");
+    h->assign_shards = 1;
+    h_wait_ready(h);
+    h_wait(h, has_shards, &one);
+    assert_int_equal(h->ranks[0].loading_bytes, 0); /* the first ones took no time to speak of */
+    holds_load = 1;
+    h_assign(h, 2);
+    h_wait(h, says_it_loads, NULL);
+    assert_int_equal(h->ranks[0].loading_bytes, bytes_of(h, 3) - bytes_of(h, 1));
+    assert_true(h->ranks[0].loaded_bytes <= h->ranks[0].loading_bytes);
+    assert_int_equal(h->ranks[0].shards, 1);
+    holds_load = 0;
+    h_wait(h, has_shards, &two);
+    for (uint32_t i = 0; i < 2; i++) h_connect(h, i);
+    run_traffic(h, &t, 2, 11);
+    h_stop(h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_one_rank),    cmocka_unit_test(test_members),
         cmocka_unit_test(test_violations),  cmocka_unit_test(test_lost_pairs),
         cmocka_unit_test(test_lost_member), cmocka_unit_test(test_members_out_of_reach),
-        cmocka_unit_test(test_spare),
+        cmocka_unit_test(test_spare),       cmocka_unit_test(test_shards_that_come),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -59,8 +59,8 @@ void afd_fuzz_use(void *opened, const char *dir)
         assert(afd_checkpoint_find(c, tensor->name) == tensor);
         afd_fuzz_touch(tensor->data, tensor->bytes);
         if (tensor->scale && tensor->bytes)
-            afd_fuzz_touch(&tensor->scale[tensor->scale_rows * tensor->scale_columns - 1],
-                           sizeof *tensor->scale);
+            afd_fuzz_touch(tensor->scale,
+                           tensor->scale_rows * tensor->scale_columns * afd_dtype_bytes(tensor->scale_dtype));
     }
     use_weights(dir, c);
     afd_checkpoint_close(c);

@@ -43,6 +43,7 @@ uint32_t __wrap_afd_device_poll(struct afd_device *device, struct afd_device_eve
 enum afd_status __wrap_afd_device_load(struct afd_device *device, uint64_t shards, struct afd_error *error);
 int __wrap_afd_device_loaded(struct afd_device *device, uint64_t *shards_out, enum afd_status *status_out,
                              struct afd_error *error_out);
+void __wrap_afd_device_loading(const struct afd_device *device, uint64_t *done_out, uint64_t *total_out);
 void __wrap_afd_device_drop(struct afd_device *device, uint64_t shards);
 enum afd_status __wrap_afd_pair_put(struct afd_pair *pair, uint16_t region, const void *from, uint32_t bytes,
                                     uint16_t sequence);
@@ -80,6 +81,13 @@ int __wrap_afd_device_loaded(struct afd_device *device, uint64_t *shards_out, en
     *status_out = AFD_OK;
     loading = 0;
     return 1;
+}
+
+void __wrap_afd_device_loading(const struct afd_device *device, uint64_t *done_out, uint64_t *total_out)
+{
+    (void)device;
+    *done_out = 1;
+    *total_out = loading ? 4 : 0;
 }
 
 void __wrap_afd_device_drop(struct afd_device *device, uint64_t shards)

@@ -37,7 +37,8 @@ static void weights_are_finite_and_differ(void **state)
         negative += x < 0;
     }
     assert_true(negative > 640 * 7168 / 3 && negative < 640 * 7168 * 2 / 3);
-    for (uint32_t i = 0; i < 5 * 56; i++) assert_true(a.scale[i] >= 0.01f && a.scale[i] <= 0.03f);
+    for (uint32_t i = 0; i < 5 * 56; i++)
+        assert_true(afd_weight_scale(&a, i) >= 0.01f && afd_weight_scale(&a, i) <= 0.03f);
     weight.index = 6;
     assert_int_equal(afd_random_weights_view(random, &weight, &b, &error), AFD_OK);
     assert_memory_not_equal(a.data, b.data, 7168);

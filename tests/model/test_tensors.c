@@ -109,7 +109,7 @@ static void test_bad_scales_are_refused(void **state)
                    "tensor w: fp8");
     expect_refusal(dir,
                    "{" WEIGHT ",\"w_scale_inv\":{\"dtype\":\"F32\",\"shape\":[2,1],\"data_offsets\":[0,8]}}",
-                   268, "tensor w_scale_inv: expected F32 with 2 dimensions, the last two [1, 2]");
+                   268, "tensor w_scale_inv: expected F32, BF16 or F16 with 2 dimensions, the last two [1, 2]");
     expect_refusal(dir,
                    "{" WEIGHT ",\"w_scale_inv\":{\"dtype\":\"BF16\",\"shape\":[1,4],\"data_offsets\":[0,8]}}",
                    268, "tensor w_scale_inv");

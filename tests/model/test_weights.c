@@ -11,6 +11,7 @@
 
 #include "base/half.h"
 #include "model/tiny_model.h"
+#include "model/weight_read.h"
 #include "model/weights.h"
 #include "tests/model/scratch.h"
 
@@ -160,7 +161,7 @@ static float element(const struct afd_weight_view *v, uint32_t row, uint32_t col
     if (v->dtype == AFD_F32) return ((const float *)at)[column];
     if (v->dtype == AFD_BF16) return afd_bf16_to_float(((const uint16_t *)at)[column]);
     if (v->dtype == AFD_F16) return afd_f16_to_float(((const uint16_t *)at)[column]);
-    float scale = v->scale[row / v->block * v->scale_pitch + column / v->block];
+    float scale = afd_weight_scale(v, row / v->block * v->scale_pitch + column / v->block);
     return afd_e4m3_to_float(((const uint8_t *)at)[column]) * scale;
 }
 
@@ -196,12 +197,12 @@ static enum afd_status compare_slice(const struct afd_weight *w, void *user)
 /* Guards: a slice that starts at the wrong row, expert or scale block. fp8 keeps 3 bits of mantissa: half a
  * step of the largest binade is 16 of 448, with matrices of deviation 1.5/sqrt(160) at most and 3.5
  * deviations. */
-static void compare_dtypes(enum afd_dtype dtype, double tolerance)
+static void compare_dtypes(enum afd_tiny_family family, enum afd_dtype dtype, double tolerance)
 {
     char dirs[2][64];
     struct afd_error error;
     struct compare c = {.worst = 0};
-    struct afd_tiny_model tiny = afd_tiny_model_fp8();
+    struct afd_tiny_model tiny = afd_tiny_model_as(afd_tiny_model_fp8(), family);
     for (int i = 0; i < 2; i++) {
         tiny.dtype = i ? AFD_F32 : dtype;
         scratch_dir(dirs[i]);
@@ -229,10 +230,33 @@ static void compare_dtypes(enum afd_dtype dtype, double tolerance)
 static void test_views_point_at_the_bytes(void **state)
 {
     (void)state;
-    compare_dtypes(AFD_F32, 0);
-    compare_dtypes(AFD_BF16, 4.0 / 256); /* embeddings reach 4; bf16 keeps 8 bits */
-    compare_dtypes(AFD_F16, 4.0 / 2048);
-    compare_dtypes(AFD_FP8, 4.0 / 256); /* the wide ones dominate; blocks reach 0.42 * 16/448 = 0.015 */
+    compare_dtypes(AFD_TINY_STEP3, AFD_F32, 0);
+    compare_dtypes(AFD_TINY_STEP3, AFD_BF16, 4.0 / 256); /* embeddings reach 4; bf16 keeps 8 bits */
+    compare_dtypes(AFD_TINY_STEP3, AFD_F16, 4.0 / 2048);
+    compare_dtypes(AFD_TINY_STEP3, AFD_FP8,
+                   4.0 / 256); /* the wide ones dominate; blocks reach 0.42 * 16/448 = 0.015 */
+}
+
+/* Guards: Qwen's FP8 checkpoints, whose scales are bf16: read as float32 they are other numbers, of other
+ * places. */
+static void test_scales_of_16_bits(void **state)
+{
+    struct afd_tiny_model tiny = afd_tiny_model_as(afd_tiny_model_fp8(), AFD_TINY_QWEN3_MOE);
+    struct afd_checkpoint *checkpoint;
+    struct afd_error error;
+    char dir[64];
+    (void)state;
+    scratch_dir(dir);
+    assert_int_equal(afd_tiny_model_write(&tiny, dir, &error), AFD_OK);
+    assert_int_equal(afd_checkpoint_open(dir, &checkpoint, &error), AFD_OK);
+    const struct afd_tensor *q = afd_checkpoint_find(checkpoint, "model.layers.1.self_attn.q_proj.weight");
+    assert_non_null(q);
+    assert_int_equal(q->dtype, AFD_FP8);
+    assert_int_equal(q->scale_dtype, AFD_BF16);
+    afd_checkpoint_close(checkpoint);
+    scratch_remove(dir);
+    compare_dtypes(AFD_TINY_QWEN3_MOE, AFD_FP8, 4.0 / 256);
+    compare_dtypes(AFD_TINY_QWEN3, AFD_FP8, 4.0 / 256);
 }
 
 /* Guards: a checkpoint of another shape or without a tensor is used. */
@@ -299,6 +323,7 @@ int main(void)
         cmocka_unit_test(test_parts_of_every_shard_are_held_once),
         cmocka_unit_test(test_cut_covers_and_respects_granules),
         cmocka_unit_test(test_views_point_at_the_bytes),
+        cmocka_unit_test(test_scales_of_16_bits),
         cmocka_unit_test(test_mismatch_is_refused_by_name),
         cmocka_unit_test(test_bytes_with_and_without_a_checkpoint_agree),
     };

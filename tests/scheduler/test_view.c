@@ -161,6 +161,54 @@ static void test_loading(void **state)
     while (loader == 1) fixture_pump(f); /* refused */
 }
 
+static void wait_loading(struct fixture *f, int loads)
+{
+    for (int is_there = !loads; is_there != loads;) {
+        json_t *loading = loading_of(f, "ffn", 0);
+        is_there = !json_is_null(loading);
+        json_decref(loading);
+        if (is_there != loads) fixture_pump(f);
+    }
+}
+
+static void say(struct fake_rank *rank, int is_ready, uint64_t total_bytes)
+{
+    uint32_t shards[] = {0, 1};
+    Afd__Loading loading = AFD__LOADING__INIT;
+    Afd__Ready ready = AFD__READY__INIT;
+    Afd__Envelope e = AFD__ENVELOPE__INIT;
+    loading.bytes = 7;
+    loading.total_bytes = total_bytes;
+    ready.epoch = rank->epoch;
+    ready.shards = shards;
+    ready.n_shards = rank->shards;
+    e.body_case = is_ready ? AFD__ENVELOPE__BODY_READY : AFD__ENVELOPE__BODY_LOADING;
+    if (is_ready)
+        e.ready = &ready;
+    else
+        e.loading = &loading;
+    assert_int_equal(afd_member_send(rank->member, &e), AFD_OK);
+}
+
+/* Guards: shards that a serving rank takes over (scaling, lost ones) and that nobody sees coming; one that is
+ * shown to load for ever though it could not. */
+static void test_shards_that_come(void **state)
+{
+    struct fixture *f = *state;
+    struct fake_rank *rank = &f->ranks[2];
+    assert_true(rank->shards <= 2);
+    wait_loading(f, 0);
+    for (int is_ready = 0; is_ready < 2; is_ready++) { /* the end of it: given up, or there */
+        say(rank, 0, 4000);
+        wait_loading(f, 1);
+        say(rank, is_ready, 0);
+        wait_loading(f, 0);
+    }
+    int status;
+    free(ask_text(f, "GET", "/ready", NULL, &status));
+    assert_int_equal(status, 200); /* it served all the while */
+}
+
 /* Guards: a page that could run what a name brings in. */
 static void test_page_has_a_policy(void **state)
 {
@@ -239,6 +287,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_small_endpoints, setup, teardown),
         cmocka_unit_test_setup_teardown(test_loading, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_shards_that_come, setup, teardown),
         cmocka_unit_test_setup_teardown(test_page_has_a_policy, setup, teardown),
         cmocka_unit_test_setup_teardown(test_trace_of_silent_and_lying_ranks, setup, teardown),
         cmocka_unit_test_setup_teardown(test_client_leaves, setup, teardown),
