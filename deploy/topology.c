@@ -362,10 +362,6 @@ static enum afd_status check_pool(const struct afd_yaml *d, const char *name, co
 static enum afd_status check_parallel(const struct afd_yaml *d, const struct afd_topology *t,
                                       struct afd_error *error)
 {
-    if (t->attn.tp > 1 && t->attn.device == AFD_DEVICE_CUDA)
-        return afd_yaml_fail(d, "pools.attn.parallel.tp", error,
-                             "pools.attn.parallel.tp is %u, which device type cuda lacks; expected tp: 1",
-                             t->attn.tp);
     if (t->attn.dp * t->attn.tp != t->attn.ranks_per_instance)
         return afd_yaml_fail(d, t->attn.tp > 1 ? "pools.attn.parallel.tp" : "pools.attn.parallel.dp", error,
                              "pools.attn.parallel is dp %u x tp %u with %u ranks an instance, which are dp "

@@ -135,8 +135,6 @@ static const struct mistake mistakes[] = {
      "dp x tp: 8"},
     {MODEL "pools: { attn: { ranks_per_instance: 8, parallel: { tp: 3 } } }\n", "2:57",
      "pools.attn.parallel is dp 2 x tp 3 with 8 ranks an instance"},
-    {MODEL "pools: { attn: { device: { type: cuda }, ranks_per_instance: 2, parallel: { tp: 2 } } }\n",
-     "2:81", "pools.attn.parallel.tp is 2, which device type cuda lacks; expected tp: 1"},
     {MODEL "pools: { ffn: { ranks_per_instance: 8, parallel: { ep: 2, tp: 4 } } }\n", "2:63",
      "pools.ffn.parallel.tp is 4 with 8 ranks an instance"},
     {MODEL "pools: { ffn: { ranks_per_instance: 128 } }\n", "2:37",
@@ -335,6 +333,21 @@ static void auto_follows_the_devices(void **state)
     assert_false(t->pipeline.gather_auto);
     assert_int_equal(t->pipeline.gather_us, 0);
     assert_int_equal(afd_topology_spin_us(t, 1), 7);
+    afd_topology_destroy(t);
+}
+
+/* Guards: attention tp that the GPU has refused by the file that asks for it; members of a group on two
+ * hosts, whose every layer would wait for the network between them. */
+static void attention_groups_of_gpus(void **state)
+{
+    (void)state;
+    struct afd_topology *t = load_good(
+        MODEL "pools: { attn: { instances: 2, hosts: [a, b], device: { type: cuda }, ranks_per_instance: 4, "
+              "parallel: { dp: 2, tp: 2 } }, ffn: { device: { type: cuda } } }\n"
+              "transport: { group: nccl }\n");
+    assert_int_equal(t->attn.tp, 2);
+    for (uint32_t rank = 0; rank < 8; rank++)
+        assert_string_equal(afd_rank_host(t, AFD_ROLE_ATTN, rank), rank < 4 ? "a" : "b");
     afd_topology_destroy(t);
 }
 
@@ -595,6 +608,7 @@ int main(void)
         cmocka_unit_test(a_missing_file_is_named),
         cmocka_unit_test(every_key_but_the_model_has_a_default),
         cmocka_unit_test(auto_follows_the_devices),
+        cmocka_unit_test(attention_groups_of_gpus),
         cmocka_unit_test(the_network_is_taken_as_written),
         cmocka_unit_test(ranks_of_a_host_are_counted),
         cmocka_unit_test(hosts_are_dealt_out),
