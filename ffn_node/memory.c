@@ -143,7 +143,6 @@ static enum afd_status create_slab(struct afd_ffn_node *node, struct afd_error *
     uint64_t data_bytes = node->tp > 1 ? afd_group_data_bytes(&node->group_config) : 0;
     if (!data_bytes) return AFD_OK;
     node->group_config.data = afd_device_alloc_local(node->device, data_bytes);
-    if (node->device) afd_rows_memory_close(node->device, &node->rows_memory);
     if (node->group_config.data) return AFD_OK;
     return afd_fail(error, AFD_ERR_DEVICE_MEMORY, "no %llu MiB of the device's for the rows of a group",
                     (unsigned long long)data_bytes >> 20);
@@ -244,5 +243,6 @@ void ffn_unload(struct afd_ffn_node *node)
         afd_device_free(node->device, node->slab);
     }
     if (node->group_config.data) afd_device_free_local(node->device, node->group_config.data);
+    if (node->device) afd_rows_memory_close(node->device, &node->rows_memory);
     afd_device_destroy(node->device);
 }
