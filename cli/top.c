@@ -132,12 +132,9 @@ int cli_top(const struct cli_command *self, int argc, char **argv)
     setlocale(LC_CTYPE, "");
     view.is_utf8 = !strcmp(nl_langinfo(CODESET), "UTF-8");
     take_signals(); /* before curses, which would take those that nobody has */
-    int is_known;
-    if (setupterm(NULL, STDOUT_FILENO, &is_known) != OK)
-        return cli_fail("top: TERM names no terminal that is known; try TERM=xterm");
-    int places_cursor = tigetstr("cup") != NULL;
-    del_curterm(cur_term);
-    if (!places_cursor)
+    int look = top_terminal_look();
+    if (look < 0) return cli_fail("top: TERM names no terminal that is known; try TERM=xterm");
+    if (look > 0)
         return cli_fail("top: TERM=%s is a terminal that only prints lines; try `afd status`",
                         getenv("TERM"));
     SCREEN *screen = newterm(NULL, stdout, stdin);

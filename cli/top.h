@@ -13,6 +13,9 @@ struct top_view {
     int is_utf8;
 };
 
+/* The terminal of TERM, before curses is started: 0: it can place the cursor; 1: it only prints lines; -1:
+ * nobody knows it. */
+int top_terminal_look(void);
 /* Once curses is started: the colours. */
 void top_init_colours(void);
 /* The same process among a cluster's ranks; NULL: it is not there. */
